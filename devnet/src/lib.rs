@@ -1,0 +1,1 @@
+//! An embedded Filecoin chain behind Lotus JSON-RPC that verifies every proof.

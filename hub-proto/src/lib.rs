@@ -1,0 +1,1 @@
+//! The versioned hub contract: `.proto` files, generated code, and a typed client.

@@ -1,0 +1,1 @@
+//! Chain-head follower: reorgs, null rounds, gaps.

@@ -1,0 +1,1 @@
+//! Bytes between hub and spokes: descriptors over a Unix socket, HTTP ranges otherwise.

@@ -1,0 +1,1 @@
+//! Durable state with pending effects, on an embedded transactional store.

@@ -1,0 +1,1 @@
+//! Which piece holds a multihash, and where.

@@ -1,0 +1,1 @@
+//! Service trait, readiness, drain, admin endpoint, telemetry.

@@ -1,0 +1,1 @@
+//! Layered configuration: defaults, a TOML file, the environment; unknown keys refused.

@@ -1,0 +1,1 @@
+//! Hosts the public services of a storage provider.

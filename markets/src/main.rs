@@ -1,0 +1,2 @@
+//! Hosts the public services of a storage provider.
+fn main() {}

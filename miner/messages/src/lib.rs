@@ -1,0 +1,1 @@
+//! One writer per sending address: nonce, signature, journal, push, wait.

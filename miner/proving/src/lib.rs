@@ -1,0 +1,1 @@
+//! WindowPoSt, WinningPoSt, block production and the mined-block log.

@@ -1,0 +1,1 @@
+//! The sealing state machine and the runner of its effects.

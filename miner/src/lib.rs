@@ -1,0 +1,1 @@
+//! The hub: sealing, proving, mining.

@@ -1,0 +1,2 @@
+//! The hub: sealing, proving, mining.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Multihash index of the pieces, IPNI advertisement chain, lookups.

@@ -1,0 +1,1 @@
+//! Trustless gateway and piece retrieval.

@@ -1,0 +1,1 @@
+//! Lifecycle and restart order on one host.

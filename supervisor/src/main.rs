@@ -1,0 +1,2 @@
+//! Lifecycle and restart order on one host.
+fn main() {}

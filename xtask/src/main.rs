@@ -1,0 +1,2 @@
+//! The one-command tools: demo, test, ci, gen.
+fn main() {}
