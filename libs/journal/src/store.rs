@@ -1,0 +1,368 @@
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use lotus_types::Kind;
+use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::JournalKey;
+
+/// What can go wrong with the store.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// Another process has the file open.
+    #[error("the journal {} is in use by another process", path.display())]
+    Locked {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The disk is full: nothing of the transaction was written.
+    #[error("no space left on the disk of the journal")]
+    DiskFull,
+    /// The file can not be read or written.
+    #[error("journal: {0}")]
+    Store(Box<redb::Error>),
+    /// A record does not have the form that this version expects.
+    #[error("record in table {table} does not decode: {why}")]
+    Decode {
+        /// The table.
+        table: &'static str,
+        /// The decoder's words.
+        why: String,
+    },
+    /// A record that can not be written.
+    #[error("record for table {table} does not encode: {why}")]
+    Encode {
+        /// The table.
+        table: &'static str,
+        /// The encoder's words.
+        why: String,
+    },
+}
+
+impl JournalError {
+    /// Who must act.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Locked { .. } => Kind::Config,
+            Self::DiskFull => Kind::Capacity,
+            Self::Store(_) | Self::Decode { .. } | Self::Encode { .. } => Kind::Fatal,
+        }
+    }
+
+    /// What to do.
+    #[must_use]
+    pub fn fix(&self) -> String {
+        match self {
+            Self::Locked { path } => format!(
+                "stop the other process (`fuser {}` names it), or give this one its own --repo",
+                path.display()
+            ),
+            Self::DiskFull => "free space on the disk that holds the repo; it is retried".into(),
+            Self::Store(_) => "check the disk; restore the repo from a backup if it is damaged".into(),
+            Self::Decode { .. } | Self::Encode { .. } => {
+                "run the release that wrote this repo, or restore a backup".into()
+            }
+        }
+    }
+}
+
+impl<E: Into<redb::Error>> From<E> for JournalError {
+    fn from(e: E) -> Self {
+        match e.into() {
+            redb::Error::Io(io) if io.kind() == std::io::ErrorKind::StorageFull => Self::DiskFull,
+            other => Self::Store(Box::new(other)),
+        }
+    }
+}
+
+/// A named table with ordered keys. Values are stored as DAG-CBOR.
+pub struct Map<K, V> {
+    name: &'static str,
+    types: PhantomData<fn(K) -> V>,
+}
+
+impl<K, V> Map<K, V> {
+    /// The table of this name. Two maps of one name must have the same types.
+    #[must_use]
+    pub const fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            types: PhantomData,
+        }
+    }
+}
+
+impl<K, V> Clone for Map<K, V> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<K, V> Copy for Map<K, V> {}
+
+impl<K, V> fmt::Debug for Map<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+type Bytes = TableDefinition<'static, &'static [u8], &'static [u8]>;
+
+impl<K: JournalKey, V: Serialize + DeserializeOwned> Map<K, V> {
+    const fn table(self) -> Bytes {
+        TableDefinition::new(self.name)
+    }
+
+    fn key(k: &K) -> Vec<u8> {
+        let mut out = Vec::with_capacity(48);
+        k.encode(&mut out);
+        out
+    }
+
+    fn value(self, bytes: &[u8]) -> Result<V, JournalError> {
+        serde_ipld_dagcbor::from_slice(bytes).map_err(|e| JournalError::Decode {
+            table: self.name,
+            why: e.to_string(),
+        })
+    }
+
+    fn pair(self, k: &[u8], v: &[u8]) -> Result<(K, V), JournalError> {
+        match K::decode(k) {
+            Some((key, [])) => Ok((key, self.value(v)?)),
+            _ => Err(JournalError::Decode {
+                table: self.name,
+                why: "the key has another form".into(),
+            }),
+        }
+    }
+
+    fn get_in(
+        self,
+        t: &impl ReadableTable<&'static [u8], &'static [u8]>,
+        k: &K,
+    ) -> Result<Option<V>, JournalError> {
+        match t.get(Self::key(k).as_slice())? {
+            Some(v) => self.value(v.value()).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn scan_in(
+        self,
+        t: &impl ReadableTable<&'static [u8], &'static [u8]>,
+        after: Option<&K>,
+        limit: usize,
+    ) -> Result<Vec<(K, V)>, JournalError> {
+        let after = after.map(Self::key);
+        let from = match &after {
+            Some(k) => Bound::Excluded(k.as_slice()),
+            None => Bound::Unbounded,
+        };
+        t.range::<&[u8]>((from, Bound::Unbounded))?
+            .take(limit)
+            .map(|item| {
+                let (k, v) = item?;
+                self.pair(k.value(), v.value())
+            })
+            .collect()
+    }
+
+    fn last_in(
+        self,
+        t: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    ) -> Result<Option<(K, V)>, JournalError> {
+        match t.last()? {
+            Some((k, v)) => self.pair(k.value(), v.value()).map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
+/// The store: one file, one process at a time. Clones share it.
+#[derive(Clone)]
+pub struct Journal {
+    db: Arc<Database>,
+}
+
+impl fmt::Debug for Journal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Journal")
+    }
+}
+
+impl Journal {
+    /// Opens the file, or creates it; repairs it after a crash.
+    pub fn open(path: &Path) -> Result<Self, JournalError> {
+        match Database::create(path) {
+            Ok(db) => Ok(Self { db: Arc::new(db) }),
+            Err(redb::DatabaseError::DatabaseAlreadyOpen) => Err(JournalError::Locked {
+                path: path.to_owned(),
+            }),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Runs `f` in one durable transaction: when this returns `Ok` everything is on disk, when it
+    /// returns `Err` nothing is. Writers wait for each other.
+    pub fn write<R, E: From<JournalError>>(
+        &self,
+        f: impl FnOnce(&mut Tx) -> Result<R, E>,
+    ) -> Result<R, E> {
+        let tx = self.db.begin_write().map_err(JournalError::from)?;
+        let mut tx = Tx { tx };
+        let out = f(&mut tx)?;
+        tx.tx.commit().map_err(JournalError::from)?;
+        Ok(out)
+    }
+
+    /// Runs `f` over one consistent view; never waits for a writer.
+    pub fn read<R, E: From<JournalError>>(
+        &self,
+        f: impl FnOnce(&View) -> Result<R, E>,
+    ) -> Result<R, E> {
+        let tx = self.db.begin_read().map_err(JournalError::from)?;
+        f(&View { tx })
+    }
+}
+
+/// A write transaction.
+pub struct Tx {
+    tx: redb::WriteTransaction,
+}
+
+impl fmt::Debug for Tx {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tx")
+    }
+}
+
+impl Tx {
+    /// The value at `k`.
+    pub fn get<K: JournalKey, V: Serialize + DeserializeOwned>(
+        &self,
+        map: &Map<K, V>,
+        k: &K,
+    ) -> Result<Option<V>, JournalError> {
+        map.get_in(&self.tx.open_table(map.table())?, k)
+    }
+
+    /// Sets the value at `k`.
+    pub fn put<K: JournalKey, V: Serialize + DeserializeOwned>(
+        &mut self,
+        map: &Map<K, V>,
+        k: &K,
+        v: &V,
+    ) -> Result<(), JournalError> {
+        let bytes = serde_ipld_dagcbor::to_vec(v).map_err(|e| JournalError::Encode {
+            table: map.name,
+            why: e.to_string(),
+        })?;
+        self.tx
+            .open_table(map.table())?
+            .insert(Map::<K, V>::key(k).as_slice(), bytes.as_slice())?;
+        Ok(())
+    }
+
+    /// Removes and returns the value at `k`.
+    pub fn remove<K: JournalKey, V: Serialize + DeserializeOwned>(
+        &mut self,
+        map: &Map<K, V>,
+        k: &K,
+    ) -> Result<Option<V>, JournalError> {
+        let mut table = self.tx.open_table(map.table())?;
+        let old = table.remove(Map::<K, V>::key(k).as_slice())?;
+        old.map(|v| map.value(v.value())).transpose()
+    }
+
+    /// Up to `limit` entries with keys above `after`, in key order.
+    pub fn scan<K: JournalKey, V: Serialize + DeserializeOwned>(
+        &self,
+        map: &Map<K, V>,
+        after: Option<&K>,
+        limit: usize,
+    ) -> Result<Vec<(K, V)>, JournalError> {
+        map.scan_in(&self.tx.open_table(map.table())?, after, limit)
+    }
+
+    /// The entry with the largest key.
+    pub fn last<K: JournalKey, V: Serialize + DeserializeOwned>(
+        &self,
+        map: &Map<K, V>,
+    ) -> Result<Option<(K, V)>, JournalError> {
+        map.last_in(&self.tx.open_table(map.table())?)
+    }
+
+    /// Number of entries.
+    pub fn len<K: JournalKey, V: Serialize + DeserializeOwned>(
+        &self,
+        map: &Map<K, V>,
+    ) -> Result<u64, JournalError> {
+        Ok(self.tx.open_table(map.table())?.len()?)
+    }
+}
+
+/// A read transaction.
+pub struct View {
+    tx: redb::ReadTransaction,
+}
+
+impl fmt::Debug for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("View")
+    }
+}
+
+impl View {
+    /// `None` when nothing was ever written to the map.
+    fn table<K: JournalKey, V: Serialize + DeserializeOwned>(
+        &self,
+        map: &Map<K, V>,
+    ) -> Result<Option<redb::ReadOnlyTable<&'static [u8], &'static [u8]>>, JournalError> {
+        match self.tx.open_table(map.table()) {
+            Ok(t) => Ok(Some(t)),
+            Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// The value at `k`.
+    pub fn get<K: JournalKey, V: Serialize + DeserializeOwned>(
+        &self,
+        map: &Map<K, V>,
+        k: &K,
+    ) -> Result<Option<V>, JournalError> {
+        self.table(map)?.map_or(Ok(None), |t| map.get_in(&t, k))
+    }
+
+    /// Up to `limit` entries with keys above `after`, in key order.
+    pub fn scan<K: JournalKey, V: Serialize + DeserializeOwned>(
+        &self,
+        map: &Map<K, V>,
+        after: Option<&K>,
+        limit: usize,
+    ) -> Result<Vec<(K, V)>, JournalError> {
+        self.table(map)?
+            .map_or(Ok(Vec::new()), |t| map.scan_in(&t, after, limit))
+    }
+
+    /// The entry with the largest key.
+    pub fn last<K: JournalKey, V: Serialize + DeserializeOwned>(
+        &self,
+        map: &Map<K, V>,
+    ) -> Result<Option<(K, V)>, JournalError> {
+        self.table(map)?.map_or(Ok(None), |t| map.last_in(&t))
+    }
+
+    /// Number of entries.
+    pub fn len<K: JournalKey, V: Serialize + DeserializeOwned>(
+        &self,
+        map: &Map<K, V>,
+    ) -> Result<u64, JournalError> {
+        self.table(map)?.map_or(Ok(0), |t| Ok(t.len()?))
+    }
+}
