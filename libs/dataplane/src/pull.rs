@@ -1,0 +1,175 @@
+use std::collections::HashMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_RANGE, ETAG, IF_RANGE, RANGE};
+use http::{HeaderMap, StatusCode};
+use lotus_types::Kind;
+use tokio::sync::mpsc;
+
+use crate::DataError;
+
+/// A ranged GET that can go on where an earlier one stopped.
+#[derive(Clone, Debug)]
+pub struct HttpPull {
+    /// Where.
+    pub url: String,
+    /// Headers to send, such as `authorization`.
+    pub headers: HashMap<String, String>,
+    /// First byte wanted.
+    pub from: u64,
+    /// Bytes that the whole resource has at most. One more is [`DataError::TooLong`].
+    pub limit: u64,
+    /// Longest silence before the answer and between two reads.
+    pub idle: Duration,
+    /// ETag of the earlier part: the server refuses to continue another content.
+    pub etag: Option<String>,
+}
+
+/// What a finished pull knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pulled {
+    /// End of the bytes delivered, counted from the start of the resource.
+    pub end: u64,
+    /// The resource's ETag, to resume with.
+    pub etag: Option<String>,
+}
+
+/// A client for the data plane: no redirects, connects within `connect`.
+pub fn http_client(connect: Duration) -> Result<reqwest::Client, DataError> {
+    // Already installed by another part of the process: just as good.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    reqwest::Client::builder()
+        .connect_timeout(connect)
+        .redirect(reqwest::redirect::Policy::none())
+        .build()
+        .map_err(|e| DataError::Unreachable {
+            at: "the HTTP client".into(),
+            why: e.to_string(),
+        })
+}
+
+/// Pulls `pull.url` from byte `pull.from` to its end into `sink`, waiting while the sink is full.
+/// On an error the bytes already sent are good: resume at their end.
+pub async fn pull_http(
+    client: &reqwest::Client,
+    pull: &HttpPull,
+    sink: &mpsc::Sender<Bytes>,
+) -> Result<Pulled, DataError> {
+    let at = || pull.url.clone();
+    let silent = || DataError::Silent {
+        at: at(),
+        after: pull.idle,
+    };
+    let mut request = client.get(&pull.url);
+    for (name, value) in &pull.headers {
+        request = request.header(name, value);
+    }
+    if pull.from > 0 {
+        request = request.header(RANGE, format!("bytes={}-", pull.from));
+        if let Some(etag) = &pull.etag {
+            request = request.header(IF_RANGE, etag);
+        }
+    }
+    let mut response = tokio::time::timeout(pull.idle, request.send())
+        .await
+        .map_err(|_| silent())?
+        .map_err(|e| lost(pull, &e))?;
+    let etag = header(response.headers(), ETAG.as_str());
+    if let (Some(old), Some(new)) = (&pull.etag, &etag)
+        && old != new
+    {
+        return Err(DataError::Changed { at: at() });
+    }
+
+    // Bytes of the answer that the caller has already.
+    let mut skip = match response.status() {
+        StatusCode::OK => pull.from,
+        StatusCode::PARTIAL_CONTENT => {
+            let range = header(response.headers(), CONTENT_RANGE.as_str());
+            match range.as_deref().and_then(range_start) {
+                Some(start) if start <= pull.from => pull.from - start,
+                _ => {
+                    return Err(DataError::Protocol {
+                        at: at(),
+                        what: format!("asked for bytes {}-, got {range:?}", pull.from),
+                    });
+                }
+            }
+        }
+        // Everything was here already.
+        StatusCode::RANGE_NOT_SATISFIABLE if pull.from > 0 => {
+            let range = header(response.headers(), CONTENT_RANGE.as_str());
+            let total = range
+                .as_deref()
+                .and_then(|r| r.strip_prefix("bytes */")?.parse().ok());
+            return if total == Some(pull.from) {
+                Ok(Pulled {
+                    end: pull.from,
+                    etag,
+                })
+            } else {
+                Err(DataError::Changed { at: at() })
+            };
+        }
+        StatusCode::NOT_FOUND
+        | StatusCode::GONE
+        | StatusCode::UNAUTHORIZED
+        | StatusCode::FORBIDDEN => {
+            return Err(DataError::UnknownToken { at: at() });
+        }
+        status => {
+            let passing = status.is_server_error()
+                || matches!(
+                    status,
+                    StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT
+                );
+            return Err(DataError::Refused {
+                at: at(),
+                kind: if passing { Kind::Transport } else { Kind::Data },
+                message: format!("HTTP status {status}"),
+            });
+        }
+    };
+
+    let mut end = pull.from;
+    loop {
+        let chunk = tokio::time::timeout(pull.idle, response.chunk())
+            .await
+            .map_err(|_| silent())?
+            .map_err(|e| lost(pull, &e))?;
+        let Some(mut chunk) = chunk else {
+            return Ok(Pulled { end, etag });
+        };
+        let dropped = usize::try_from(skip).unwrap_or(usize::MAX).min(chunk.len());
+        skip -= dropped as u64;
+        let chunk = chunk.split_off(dropped);
+        if chunk.is_empty() {
+            continue;
+        }
+        end = end.saturating_add(chunk.len() as u64);
+        if end > pull.limit {
+            return Err(DataError::TooLong {
+                at: at(),
+                limit: pull.limit,
+            });
+        }
+        sink.send(chunk).await.map_err(|_| DataError::Stopped)?;
+    }
+}
+
+fn lost(pull: &HttpPull, e: &reqwest::Error) -> DataError {
+    DataError::Unreachable {
+        at: pull.url.clone(),
+        why: std::error::Error::source(e).map_or_else(|| e.to_string(), |s| format!("{e}: {s}")),
+    }
+}
+
+fn header(headers: &HeaderMap, name: &str) -> Option<String> {
+    Some(headers.get(name)?.to_str().ok()?.into())
+}
+
+/// `bytes 5-9/10` starts at 5.
+fn range_start(s: &str) -> Option<u64> {
+    s.strip_prefix("bytes ")?.split_once('-')?.0.parse().ok()
+}
