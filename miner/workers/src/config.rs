@@ -1,0 +1,85 @@
+use std::path::PathBuf;
+use std::time::Duration;
+
+use lotus_types::Generation;
+use serde::{Deserialize, Serialize};
+
+use crate::Class;
+
+/// `[workers]` in the hub's config.toml: the processes that do the heavy work.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WorkersConfig {
+    /// Seal worker processes. Each seals one sector step at a time on all cores it gets.
+    pub seal_workers: u32,
+    /// Prove worker processes. Two, so that a block's proof does not wait for a deadline's.
+    pub prove_workers: u32,
+    /// Nice value of seal workers, 0 to 19. Prove workers run at normal priority.
+    pub seal_nice: i32,
+    /// Seconds without a heartbeat after which a worker is killed.
+    pub silence_secs: u64,
+    /// Seconds that one seal task may take before its worker is killed.
+    pub seal_task_secs: u64,
+    /// Seconds that one prove task may take before its worker is killed.
+    pub prove_task_secs: u64,
+    /// How many workers may die over one task before its caller hears of it.
+    pub deaths_per_task: u32,
+    /// Seconds that workers get to leave when the hub stops.
+    pub stop_secs: u64,
+}
+
+impl Default for WorkersConfig {
+    fn default() -> Self {
+        Self {
+            seal_workers: 1,
+            prove_workers: 2,
+            seal_nice: 10,
+            silence_secs: 60,
+            seal_task_secs: 24 * 3600,
+            prove_task_secs: 1800,
+            deaths_per_task: 3,
+            stop_secs: 5,
+        }
+    }
+}
+
+impl WorkersConfig {
+    pub(crate) const fn count(&self, class: Class) -> u32 {
+        match class {
+            Class::Seal => self.seal_workers,
+            Class::Prove => self.prove_workers,
+        }
+    }
+
+    pub(crate) const fn task_limit(&self, class: Class) -> Duration {
+        Duration::from_secs(match class {
+            Class::Seal => self.seal_task_secs,
+            Class::Prove => self.prove_task_secs,
+        })
+    }
+}
+
+/// What a [`Pool`](crate::Pool) needs beside its settings.
+#[derive(Clone, Debug)]
+pub struct PoolConfig {
+    /// `[workers]`.
+    pub settings: WorkersConfig,
+    /// Directory of the socket `workers.sock`.
+    pub run_dir: PathBuf,
+    /// Directory of the workers' logs, `worker-<class>-<n>.log`.
+    pub log_dir: PathBuf,
+    /// The program that runs as `<exe> worker --class <class> --socket <path> ...`.
+    pub exe: PathBuf,
+    /// Further arguments of that command, such as telemetry settings.
+    pub worker_args: Vec<String>,
+    /// The hub's generation: workers of another one are refused.
+    pub generation: Generation,
+}
+
+impl PoolConfig {
+    /// The socket that workers attach to.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.run_dir.join("workers.sock")
+    }
+}

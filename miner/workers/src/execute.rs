@@ -1,0 +1,196 @@
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Write};
+use std::path::PathBuf;
+
+use lotus_proofs::{
+    PieceInfo, PostSector, ProofError, Prover, SealingSector, UnpaddedOffset, WindowPost,
+    add_pieces,
+};
+
+use crate::{Output, PostFile, Task};
+
+/// Does a task on this thread. Blocking, for minutes or hours.
+pub fn execute(prover: &dyn Prover, task: &Task) -> Result<Output, ProofError> {
+    match task {
+        Task::AddPieces {
+            size,
+            layout,
+            pieces,
+            unsealed,
+        } => {
+            let mut open = |want: &PieceInfo| -> io::Result<Box<dyn Read>> {
+                let path = pieces
+                    .iter()
+                    .find(|p| p.cid == want.cid)
+                    .map(|p| &p.path)
+                    .ok_or_else(|| {
+                        io::Error::new(
+                            io::ErrorKind::NotFound,
+                            format!("no file was given for piece {}", want.cid),
+                        )
+                    })?;
+                // Bounded: a file that is longer than the piece must not fill the sector.
+                Ok(Box::new(File::open(path)?.take(want.raw_size)))
+            };
+            add_pieces(unsealed, *size, layout, &mut open)?;
+            Ok(Output::Done)
+        }
+        Task::PreCommit1 {
+            sector,
+            size,
+            ticket,
+            layout,
+            unsealed,
+            sealed,
+            cache,
+        } => prover
+            .pre_commit1(
+                &sealing(*sector, *size),
+                ticket,
+                layout,
+                unsealed,
+                sealed,
+                cache,
+            )
+            .map(Output::PreCommit1),
+        Task::PreCommit2 {
+            sector,
+            size,
+            pc1,
+            sealed,
+            cache,
+        } => prover
+            .pre_commit2(&sealing(*sector, *size), pc1, sealed, cache)
+            .map(Output::Commitments),
+        Task::Commit {
+            sector,
+            size,
+            ticket,
+            seed,
+            layout,
+            commitments,
+            sealed,
+            cache,
+        } => prover
+            .commit(
+                &sealing(*sector, *size),
+                ticket,
+                seed,
+                layout,
+                commitments,
+                sealed,
+                cache,
+            )
+            .map(Output::Proof),
+        Task::Finalize {
+            sector,
+            size,
+            cache,
+        } => prover
+            .finalize(&sealing(*sector, *size), cache)
+            .map(|()| Output::Done),
+        Task::Unseal {
+            sector,
+            size,
+            ticket,
+            comm_d,
+            sealed,
+            cache,
+            scratch,
+            out,
+            offset,
+            len,
+        } => {
+            let file = File::create(out)?;
+            let mut writer = BufWriter::with_capacity(1 << 20, &file);
+            prover.unseal(
+                &sealing(*sector, *size),
+                ticket,
+                comm_d,
+                sealed,
+                cache,
+                scratch,
+                &mut writer,
+                UnpaddedOffset(*offset),
+                *len,
+            )?;
+            writer.flush()?;
+            drop(writer);
+            file.sync_all()?;
+            Ok(Output::Done)
+        }
+        Task::WindowPost {
+            miner,
+            size,
+            randomness,
+            sectors,
+        } => Ok(
+            match prover.window_post(*miner, *size, randomness, &post_sectors(sectors))? {
+                WindowPost::Proved(proof) => Output::Proof(proof),
+                WindowPost::Faulty(sectors) => Output::Faulty(sectors),
+            },
+        ),
+        Task::WinningPost {
+            miner,
+            size,
+            randomness,
+            sectors,
+        } => prover
+            .winning_post(*miner, *size, randomness, &post_sectors(sectors))
+            .map(Output::Proof),
+    }
+}
+
+const fn sealing(id: lotus_types::SectorId, size: lotus_types::SectorSize) -> SealingSector {
+    SealingSector { id, size }
+}
+
+fn post_sectors(files: &[PostFile]) -> Vec<PostSector> {
+    files.iter().map(PostSector::from).collect()
+}
+
+/// Directory or file whose growth shows how far a task is, and the bytes it will hold.
+pub(crate) struct Growth {
+    pub(crate) path: PathBuf,
+    pub(crate) expected: u64,
+}
+
+impl Task {
+    /// What to watch for progress; `None` for tasks too short to tell.
+    pub(crate) fn growth(&self) -> Option<Growth> {
+        match self {
+            Self::AddPieces { size, unsealed, .. } => Some(Growth {
+                path: unsealed.clone(),
+                expected: size.bytes(),
+            }),
+            // One file of labels per layer, and the tree over the data: twice the sector.
+            Self::PreCommit1 { size, cache, .. } => Some(Growth {
+                path: cache.clone(),
+                expected: (layers(*size) + 2) * size.bytes(),
+            }),
+            // The labels are there already; tree C is as large as a sector and a seventh (arity
+            // 8), tree R keeps a little.
+            Self::PreCommit2 { size, cache, .. } => Some(Growth {
+                path: cache.clone(),
+                expected: size.bytes() / 7 * 8,
+            }),
+            Self::Unseal { out, len, .. } => Some(Growth {
+                path: out.clone(),
+                expected: *len,
+            }),
+            Self::Commit { .. }
+            | Self::Finalize { .. }
+            | Self::WindowPost { .. }
+            | Self::WinningPost { .. } => None,
+        }
+    }
+}
+
+/// Layers of the stacked graph. Source: filecoin-proofs, `constants.rs`, `LAYERS`.
+const fn layers(size: lotus_types::SectorSize) -> u64 {
+    use lotus_types::SectorSize as S;
+    match size {
+        S::S2KiB | S::S8MiB | S::S512MiB => 2,
+        S::S32GiB | S::S64GiB => 11,
+    }
+}

@@ -1,0 +1,305 @@
+use std::collections::{HashMap, VecDeque};
+use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::supervise::ChildHandle;
+use crate::{Class, Output, PoolConfig, Task, WorkError, server, supervise};
+
+/// Tasks that may wait per class. A hub has a few per sector in flight.
+const QUEUE_LIMIT: usize = 1024;
+
+/// Told how far a task is, 0 to 1, about once a second.
+pub type Progress = Arc<dyn Fn(f64) + Send + Sync>;
+
+/// Workers that are attached now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Attached {
+    /// Seal workers.
+    pub seal: u32,
+    /// Prove workers.
+    pub prove: u32,
+}
+
+impl Attached {
+    /// The count of one class.
+    #[must_use]
+    pub const fn of(&self, class: Class) -> u32 {
+        match class {
+            Class::Seal => self.seal,
+            Class::Prove => self.prove,
+        }
+    }
+
+    fn of_mut(&mut self, class: Class) -> &mut u32 {
+        match class {
+            Class::Seal => &mut self.seal,
+            Class::Prove => &mut self.prove,
+        }
+    }
+}
+
+/// Where the hub sends heavy work. Clones share one pool.
+#[derive(Clone)]
+pub struct Pool(Arc<Shared>);
+
+/// Runs the pool's socket and its worker processes.
+pub struct Runner(Arc<Shared>);
+
+impl Pool {
+    /// A pool and what runs it. Tasks may be queued before the runner starts.
+    #[must_use]
+    pub fn new(config: PoolConfig) -> (Self, Runner) {
+        let shared = Arc::new(Shared {
+            config,
+            queues: Mutex::default(),
+            wake: [Notify::new(), Notify::new()],
+            attached: watch::Sender::new(Attached::default()),
+            children: Mutex::default(),
+            sessions: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            next_id: AtomicU64::new(1),
+        });
+        (Self(shared.clone()), Runner(shared))
+    }
+
+    /// Runs a task in a worker of its class and waits for its output.
+    ///
+    /// A worker that dies over a [repeatable](Task::is_repeatable) task is replaced and the task
+    /// repeated, a few times; then the error is of kind [`Transport`](lotus_types::Kind::Transport).
+    /// Dropping the future withdraws a task that waits; one that runs ends unheard.
+    pub async fn run(&self, task: Task, progress: Option<Progress>) -> Result<Output, WorkError> {
+        let step = task.name();
+        let class = task.class();
+        let (reply, answer) = oneshot::channel();
+        let spec = serde_json::to_vec(&task).map_err(|e| WorkError::BadAnswer {
+            step,
+            why: e.to_string(),
+        })?;
+        let job = Job {
+            id: format!(
+                "{}-{step}",
+                self.0.next_id.fetch_add(1, Ordering::Relaxed)
+            ),
+            step,
+            class,
+            urgent: task.is_urgent(),
+            repeatable: task.is_repeatable(),
+            spec,
+            traceparent: lotus_runtime::trace::current(),
+            deaths: 0,
+            progress,
+            reply,
+        };
+        self.0.push(job)?;
+        let began = Instant::now();
+        let result = answer
+            .await
+            .unwrap_or(Err(WorkError::Stopping { step }));
+        let outcome = result.as_ref().map_or_else(|e| e.kind().as_str(), |_| "ok");
+        metrics::histogram!("lotus_miner_task_seconds", "step" => step, "outcome" => outcome)
+            .record(began.elapsed().as_secs_f64());
+        result
+    }
+
+    /// How many workers are attached, as it changes. The hub is ready when each class it
+    /// configured has one.
+    #[must_use]
+    pub fn attached(&self) -> watch::Receiver<Attached> {
+        self.0.attached.subscribe()
+    }
+
+    /// Tasks that wait for a worker of this class.
+    #[must_use]
+    pub fn waiting(&self, class: Class) -> usize {
+        self.0.queues().of(class).len()
+    }
+}
+
+impl Runner {
+    /// Serves the socket and keeps the workers running until `stop`. Returns after the workers
+    /// have left or were killed.
+    pub fn run(self, stop: CancellationToken) -> impl Future<Output = Result<(), WorkError>> + Send {
+        async move {
+            let shared = self.0;
+            let listener = server::bind(&shared.config.socket())?;
+            let end = shared.stop.clone();
+            let mut tasks = tokio::task::JoinSet::new();
+            tasks.spawn(server::serve(shared.clone(), listener));
+            for class in Class::ALL {
+                for n in 0..shared.config.settings.count(class) {
+                    tasks.spawn(supervise::keep_one(shared.clone(), class, n));
+                }
+            }
+            stop.cancelled().await;
+            end.cancel();
+            let all_left = async {
+                while let Some(ended) = tasks.join_next().await {
+                    if let Err(e) = ended {
+                        tracing::error!(error = %e, "a part of the worker pool panicked");
+                    }
+                }
+                shared.sessions.close();
+                shared.sessions.wait().await;
+            };
+            // Workers have `stop_secs`, then they are killed; the rest takes no time, unless a
+            // process that this pool did not start hangs on the socket.
+            let limit = Duration::from_secs(shared.config.settings.stop_secs.saturating_add(5));
+            if tokio::time::timeout(limit, all_left).await.is_err() {
+                tracing::warn!("a worker still hangs on the socket: leaving it behind");
+            }
+            // Dropping the jobs tells their callers.
+            *shared.queues() = Queues::default();
+            Ok(())
+        }
+    }
+}
+
+/// A task on its way to a worker.
+pub(crate) struct Job {
+    pub(crate) id: String,
+    pub(crate) step: &'static str,
+    pub(crate) class: Class,
+    urgent: bool,
+    pub(crate) repeatable: bool,
+    pub(crate) spec: Vec<u8>,
+    pub(crate) traceparent: String,
+    /// Workers that died over it.
+    pub(crate) deaths: u32,
+    pub(crate) progress: Option<Progress>,
+    pub(crate) reply: oneshot::Sender<Result<Output, WorkError>>,
+}
+
+impl Job {
+    pub(crate) fn finish(self, result: Result<Output, WorkError>) {
+        if self.reply.send(result).is_err() {
+            tracing::debug!(task = self.id, "the caller no longer waits for this task");
+        }
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Queues {
+    seal: VecDeque<Job>,
+    prove: VecDeque<Job>,
+}
+
+impl Queues {
+    const fn of(&self, class: Class) -> &VecDeque<Job> {
+        match class {
+            Class::Seal => &self.seal,
+            Class::Prove => &self.prove,
+        }
+    }
+
+    const fn of_mut(&mut self, class: Class) -> &mut VecDeque<Job> {
+        match class {
+            Class::Seal => &mut self.seal,
+            Class::Prove => &mut self.prove,
+        }
+    }
+}
+
+/// What the pool's handle, its socket and its supervisors share.
+pub(crate) struct Shared {
+    pub(crate) config: PoolConfig,
+    queues: Mutex<Queues>,
+    wake: [Notify; 2],
+    attached: watch::Sender<Attached>,
+    /// Worker processes that this pool started, by pid.
+    pub(crate) children: Mutex<HashMap<u32, ChildHandle>>,
+    /// Attached streams.
+    pub(crate) sessions: TaskTracker,
+    pub(crate) stop: CancellationToken,
+    next_id: AtomicU64,
+}
+
+/// A poisoned lock means that a thread panicked in a few lines that keep no invariant open.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn queues(&self) -> MutexGuard<'_, Queues> {
+        lock(&self.queues)
+    }
+
+    fn wake(&self, class: Class) -> &Notify {
+        match class {
+            Class::Seal => &self.wake[0],
+            Class::Prove => &self.wake[1],
+        }
+    }
+
+    fn push(&self, job: Job) -> Result<(), WorkError> {
+        let class = job.class;
+        {
+            let mut queues = self.queues();
+            // Under the lock, as the runner cancels first and empties the queues after.
+            if self.stop.is_cancelled() {
+                return Err(WorkError::Stopping { step: job.step });
+            }
+            let queue = queues.of_mut(class);
+            if queue.len() >= QUEUE_LIMIT {
+                return Err(WorkError::QueueFull {
+                    class: class.as_str(),
+                    limit: QUEUE_LIMIT,
+                });
+            }
+            let at = if job.urgent {
+                queue.iter().position(|j| !j.urgent).unwrap_or(queue.len())
+            } else {
+                queue.len()
+            };
+            queue.insert(at, job);
+        }
+        self.wake(class).notify_one();
+        Ok(())
+    }
+
+    /// Puts a task whose worker died before all others.
+    pub(crate) fn push_back(&self, job: Job) {
+        let class = job.class;
+        self.queues().of_mut(class).push_front(job);
+        self.wake(class).notify_one();
+    }
+
+    /// The next task of a class. Cancel-safe: a task leaves the queue only when it is returned.
+    pub(crate) async fn next(&self, class: Class) -> Job {
+        loop {
+            let notified = self.wake(class).notified();
+            {
+                let mut queues = self.queues();
+                let queue = queues.of_mut(class);
+                while let Some(job) = queue.pop_front() {
+                    if job.reply.is_closed() {
+                        continue;
+                    }
+                    if !queue.is_empty() {
+                        self.wake(class).notify_one();
+                    }
+                    return job;
+                }
+            }
+            notified.await;
+        }
+    }
+
+    /// Counts a worker of `class` in (+1) or out (-1).
+    pub(crate) fn count_attached(&self, class: Class, joins: bool) {
+        self.attached.send_modify(|a| {
+            let n = a.of_mut(class);
+            *n = if joins {
+                n.saturating_add(1)
+            } else {
+                n.saturating_sub(1)
+            };
+            metrics::gauge!("lotus_miner_workers_attached", "class" => class.as_str()).set(*n);
+        });
+    }
+}

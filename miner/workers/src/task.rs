@@ -1,0 +1,333 @@
+use std::fmt;
+use std::path::PathBuf;
+
+use lotus_proofs::{PlacedPiece, PostSector, SealedCommitments, Seed, Ticket};
+use lotus_types::{ActorId, Commitment, PieceCid, SectorId, SectorNumber, SectorSize};
+use serde::{Deserialize, Serialize};
+
+/// Which worker processes run a task. The classes never share a process, so that sealing cannot
+/// starve or crash proving.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Class {
+    /// Sealing and unsealing: long, may wait, niced.
+    Seal,
+    /// WindowPoSt and WinningPoSt: short, on the clock, normal priority.
+    Prove,
+}
+
+impl Class {
+    /// Every class.
+    pub const ALL: [Self; 2] = [Self::Seal, Self::Prove];
+
+    /// Name on the wire, in logs and in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Seal => "seal",
+            Self::Prove => "prove",
+        }
+    }
+
+    /// The class of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|c| c.as_str() == name)
+    }
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Where the raw bytes of a piece are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PieceFile {
+    /// The piece.
+    pub cid: PieceCid,
+    /// Its raw payload: complete and verified.
+    pub path: PathBuf,
+}
+
+/// A sector to prove and where its replica is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PostFile {
+    /// Number within the miner.
+    pub number: SectorNumber,
+    /// The replica's commitment, as on chain.
+    pub comm_r: Commitment,
+    /// The replica.
+    pub sealed: PathBuf,
+    /// Its cache directory.
+    pub cache: PathBuf,
+}
+
+impl From<&PostFile> for PostSector {
+    fn from(f: &PostFile) -> Self {
+        Self {
+            number: f.number,
+            comm_r: f.comm_r,
+            sealed: f.sealed.clone(),
+            cache: f.cache.clone(),
+        }
+    }
+}
+
+/// One step of heavy work: plain data, so that it can cross to another process.
+///
+/// Paths are the caller's: give attempt directories and rename them when the task is done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "snake_case")]
+pub enum Task {
+    /// Writes the pieces, Fr32-padded and verified, into `unsealed`. [`Output::Done`].
+    AddPieces {
+        /// Size of the sector.
+        size: SectorSize,
+        /// Every piece of the sector at its place, fillers included.
+        layout: Vec<PlacedPiece>,
+        /// The raw files of the pieces that are no fillers.
+        pieces: Vec<PieceFile>,
+        /// File to write.
+        unsealed: PathBuf,
+    },
+    /// Labels the graph. [`Output::PreCommit1`].
+    PreCommit1 {
+        /// The sector.
+        sector: SectorId,
+        /// Size of the sector.
+        size: SectorSize,
+        /// Sealing randomness.
+        #[serde(with = "hex32")]
+        ticket: Ticket,
+        /// Every piece of the sector at its place, fillers included.
+        layout: Vec<PlacedPiece>,
+        /// The sector's data.
+        unsealed: PathBuf,
+        /// Replica to write.
+        sealed: PathBuf,
+        /// Cache directory to fill.
+        cache: PathBuf,
+    },
+    /// Encodes the replica and builds its trees. Cannot be done twice over one
+    /// [`Task::PreCommit1`]. [`Output::Commitments`].
+    PreCommit2 {
+        /// The sector.
+        sector: SectorId,
+        /// Size of the sector.
+        size: SectorSize,
+        /// What `PreCommit1` gave.
+        #[serde(with = "base64_bytes")]
+        pc1: Vec<u8>,
+        /// Replica, encoded in place.
+        sealed: PathBuf,
+        /// Cache directory.
+        cache: PathBuf,
+    },
+    /// Makes the seal proof. [`Output::Proof`].
+    Commit {
+        /// The sector.
+        sector: SectorId,
+        /// Size of the sector.
+        size: SectorSize,
+        /// Sealing randomness.
+        #[serde(with = "hex32")]
+        ticket: Ticket,
+        /// Interactive randomness.
+        #[serde(with = "hex32")]
+        seed: Seed,
+        /// Every piece of the sector at its place, fillers included.
+        layout: Vec<PlacedPiece>,
+        /// What `PreCommit2` gave.
+        commitments: SealedCommitments,
+        /// The replica.
+        sealed: PathBuf,
+        /// Cache directory.
+        cache: PathBuf,
+    },
+    /// Drops what only sealing needs from the cache. [`Output::Done`].
+    Finalize {
+        /// The sector.
+        sector: SectorId,
+        /// Size of the sector.
+        size: SectorSize,
+        /// Cache directory.
+        cache: PathBuf,
+    },
+    /// Writes a range of the sector's raw data to `out`. [`Output::Done`].
+    Unseal {
+        /// The sector.
+        sector: SectorId,
+        /// Size of the sector.
+        size: SectorSize,
+        /// Sealing randomness.
+        #[serde(with = "hex32")]
+        ticket: Ticket,
+        /// The sector's data commitment.
+        comm_d: Commitment,
+        /// The replica.
+        sealed: PathBuf,
+        /// Cache directory: only read.
+        cache: PathBuf,
+        /// Existing directory for temporary files.
+        scratch: PathBuf,
+        /// File to write: created or truncated, then synced.
+        out: PathBuf,
+        /// First payload byte.
+        offset: u64,
+        /// Number of payload bytes.
+        len: u64,
+    },
+    /// Proves one partition. [`Output::Proof`] or [`Output::Faulty`].
+    WindowPost {
+        /// The miner.
+        miner: ActorId,
+        /// Size of its sectors.
+        size: SectorSize,
+        /// The deadline's challenge.
+        #[serde(with = "hex32")]
+        randomness: [u8; 32],
+        /// The partition's sectors; bad ones already replaced.
+        sectors: Vec<PostFile>,
+    },
+    /// Proves the sectors that a block's election chose. [`Output::Proof`].
+    WinningPost {
+        /// The miner.
+        miner: ActorId,
+        /// Size of its sectors.
+        size: SectorSize,
+        /// The block's challenge.
+        #[serde(with = "hex32")]
+        randomness: [u8; 32],
+        /// The challenged sectors, in the order of the challenge.
+        sectors: Vec<PostFile>,
+    },
+}
+
+impl Task {
+    /// The processes that run it.
+    #[must_use]
+    pub const fn class(&self) -> Class {
+        match self {
+            Self::WindowPost { .. } | Self::WinningPost { .. } => Class::Prove,
+            Self::AddPieces { .. }
+            | Self::PreCommit1 { .. }
+            | Self::PreCommit2 { .. }
+            | Self::Commit { .. }
+            | Self::Finalize { .. }
+            | Self::Unseal { .. } => Class::Seal,
+        }
+    }
+
+    /// Name in logs and metrics.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::AddPieces { .. } => "add_pieces",
+            Self::PreCommit1 { .. } => "pre_commit1",
+            Self::PreCommit2 { .. } => "pre_commit2",
+            Self::Commit { .. } => "commit",
+            Self::Finalize { .. } => "finalize",
+            Self::Unseal { .. } => "unseal",
+            Self::WindowPost { .. } => "window_post",
+            Self::WinningPost { .. } => "winning_post",
+        }
+    }
+
+    /// Whether it goes before others of its class: a block lasts seconds, a deadline minutes.
+    #[must_use]
+    pub const fn is_urgent(&self) -> bool {
+        matches!(self, Self::WinningPost { .. })
+    }
+
+    /// Whether the pool may give it to another worker when one died over it. `PreCommit2`
+    /// consumes its input, so its caller must go back to `PreCommit1`.
+    #[must_use]
+    pub const fn is_repeatable(&self) -> bool {
+        !matches!(self, Self::PreCommit2 { .. })
+    }
+}
+
+/// What a task gives.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "output", content = "value", rename_all = "snake_case")]
+pub enum Output {
+    /// The files are written.
+    Done,
+    /// Opaque input of `PreCommit2`.
+    PreCommit1(#[serde(with = "base64_bytes")] Vec<u8>),
+    /// What the replica commits to.
+    Commitments(SealedCommitments),
+    /// Proof bytes.
+    Proof(#[serde(with = "base64_bytes")] Vec<u8>),
+    /// No proof: these sectors are missing, unreadable or wrong.
+    Faulty(Vec<SectorNumber>),
+}
+
+/// Bytes as base64 text: a third of their size as a JSON list of numbers.
+mod base64_bytes {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(&STANDARD.encode(bytes))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<u8>, D::Error> {
+        STANDARD
+            .decode(String::deserialize(d)?)
+            .map_err(D::Error::custom)
+    }
+}
+
+/// 32 bytes as hexadecimal text.
+mod hex32 {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8; 32], s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(&hex::encode(bytes))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<[u8; 32], D::Error> {
+        let mut out = [0; 32];
+        hex::decode_to_slice(String::deserialize(d)?, &mut out).map_err(D::Error::custom)?;
+        Ok(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tasks_and_outputs_cross_a_process_boundary() {
+        let sector = SectorId {
+            miner: ActorId(1000),
+            number: SectorNumber(3),
+        };
+        let task = Task::PreCommit2 {
+            sector,
+            size: SectorSize::S2KiB,
+            pc1: vec![0, 255, 7],
+            sealed: "/s".into(),
+            cache: "/c".into(),
+        };
+        let text = serde_json::to_string(&task).unwrap();
+        assert_eq!(serde_json::from_str::<Task>(&text).unwrap(), task);
+        assert!(!task.is_repeatable());
+        for out in [
+            Output::Done,
+            Output::Proof(vec![1; 100]),
+            Output::Faulty(vec![SectorNumber(1)]),
+        ] {
+            let text = serde_json::to_string(&out).unwrap();
+            assert_eq!(serde_json::from_str::<Output>(&text).unwrap(), out);
+        }
+        let short = r#"{"step":"winning_post","miner":1,"size":2048,"randomness":"00","sectors":[]}"#;
+        assert!(serde_json::from_str::<Task>(short).is_err());
+    }
+}
