@@ -1,1 +1,19 @@
-//! Service trait, readiness, drain, admin endpoint, telemetry.
+//! What every process of the product shares: the service trait, readiness, the admin endpoint,
+//! telemetry, signals and back-off.
+
+pub mod addr_file;
+pub mod admin;
+mod backoff;
+mod fault;
+mod health;
+pub mod notify;
+mod service;
+pub mod signals;
+pub mod telemetry;
+pub mod trace;
+
+pub use backoff::Backoff;
+pub use fault::Fault;
+pub use health::{Component, Health};
+pub use service::{Cx, Ready, Service};
+pub use tokio_util::sync::CancellationToken;

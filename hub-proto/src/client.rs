@@ -1,0 +1,250 @@
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use tokio::sync::watch;
+use tokio_stream::Stream;
+use tokio_stream::StreamExt as _;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Endpoint;
+
+use crate::v1::{
+    Event, HelloRequest, HelloResponse, SubscribeRequest, capacity_client::CapacityClient,
+    chain_client::ChainClient, events_client::EventsClient, hub_client::HubClient as Hub,
+    pieces_client::PiecesClient, sectors_client::SectorsClient, unsealed_client::UnsealedClient,
+};
+use crate::{API_VERSION, HubError};
+
+/// `[hub]` of a client's configuration.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HubConfig {
+    /// `unix:/path/hub.sock` on the hub's host, else `http://host:port`.
+    pub addr: String,
+    /// Seconds a connection attempt may take.
+    pub connect_secs: u64,
+    /// Seconds a call may take. Streams have no end.
+    pub call_secs: u64,
+}
+
+impl Default for HubConfig {
+    fn default() -> Self {
+        Self {
+            addr: "http://127.0.0.1:2345".into(),
+            connect_secs: 5,
+            call_secs: 30,
+        }
+    }
+}
+
+/// Puts the current trace context on every call.
+type Interceptor = fn(tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status>;
+
+/// The channel below the typed clients.
+pub type Channel = InterceptedService<tonic::transport::Channel, Interceptor>;
+
+/// A connection to the hub that re-dials by itself. Clones share it.
+#[derive(Clone)]
+pub struct HubClient {
+    channel: Channel,
+    hello: Arc<watch::Sender<HelloResponse>>,
+    addr: Arc<str>,
+    who: Arc<HelloRequest>,
+    call: Duration,
+}
+
+impl std::fmt::Debug for HubClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "HubClient({})", self.addr)
+    }
+}
+
+macro_rules! clients {
+    ($($(#[$doc:meta])* $name:ident: $client:ident),* $(,)?) => {$(
+        $(#[$doc])*
+        #[must_use]
+        pub fn $name(&self) -> $client<Channel> {
+            $client::new(self.channel.clone())
+        }
+    )*};
+}
+
+impl HubClient {
+    /// Dials the hub and says hello. `service` names the caller ("retrieval", "cli"), `instance`
+    /// tells replicas apart, and `interceptor` runs on every call: it adds the trace context.
+    pub async fn connect(
+        cfg: &HubConfig,
+        service: &str,
+        instance: &str,
+        interceptor: Interceptor,
+    ) -> Result<Self, HubError> {
+        let channel = dial(cfg)?;
+        let who = HelloRequest {
+            major: API_VERSION.0,
+            minor: API_VERSION.1,
+            service: service.into(),
+            instance: instance.into(),
+        };
+        let client = Self {
+            channel: InterceptedService::new(channel, interceptor),
+            hello: Arc::new(watch::Sender::new(HelloResponse::default())),
+            addr: cfg.addr.as_str().into(),
+            who: Arc::new(who),
+            call: Duration::from_secs(cfg.call_secs.max(1)),
+        };
+        client.say_hello().await?;
+        Ok(client)
+    }
+
+    /// Says hello again, after the hub may have been replaced.
+    pub async fn say_hello(&self) -> Result<HelloResponse, HubError> {
+        let request = (*self.who).clone();
+        let answer = tokio::time::timeout(self.call, async { self.hub().hello(request).await })
+            .await
+            .map_err(|_| self.silent("no answer in time"))?
+            .map_err(|s| match s.code() {
+                tonic::Code::Unavailable | tonic::Code::Unknown => self.silent(s.message()),
+                _ => HubError::from(s),
+            })?
+            .into_inner();
+        if answer.major != API_VERSION.0 {
+            return Err(HubError::ApiMismatch {
+                hub: format!("{}.{}", answer.major, answer.minor),
+                ours: format!("{}.{}", API_VERSION.0, API_VERSION.1),
+            });
+        }
+        self.hello.send_replace(answer.clone());
+        Ok(answer)
+    }
+
+    fn silent(&self, why: &str) -> HubError {
+        HubError::Silent {
+            addr: self.addr.to_string(),
+            why: why.into(),
+        }
+    }
+
+    /// The hub's last hello.
+    #[must_use]
+    pub fn hello(&self) -> HelloResponse {
+        self.hello.borrow().clone()
+    }
+
+    /// A request with the deadline of a unary call.
+    #[must_use]
+    pub fn request<T>(&self, message: T) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        request.set_timeout(self.call);
+        request
+    }
+
+    clients! {
+        /// Version, identity, safety of a restart.
+        hub: Hub,
+        /// Room for pieces.
+        capacity: CapacityClient,
+        /// Piece hand-off.
+        pieces: PiecesClient,
+        /// Sectors, read only.
+        sectors: SectorsClient,
+        /// Reading unsealed bytes.
+        unsealed: UnsealedClient,
+        /// The event stream; [`events_stream`] keeps it going.
+        events: EventsClient,
+        /// Relayed chain reads.
+        chain: ChainClient,
+    }
+}
+
+fn dial(cfg: &HubConfig) -> Result<tonic::transport::Channel, HubError> {
+    let bad = || HubError::BadAddress {
+        addr: cfg.addr.clone(),
+    };
+    let tune = |e: Endpoint| {
+        e.connect_timeout(Duration::from_secs(cfg.connect_secs.max(1)))
+            .http2_keep_alive_interval(Duration::from_secs(20))
+            .keep_alive_timeout(Duration::from_secs(10))
+            .keep_alive_while_idle(true)
+    };
+    if let Some(path) = cfg.addr.strip_prefix("unix:") {
+        let path = PathBuf::from(path);
+        // The URI only fills the :authority header.
+        let endpoint = tune(Endpoint::from_static("http://hub"));
+        return Ok(
+            endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
+                let path = path.clone();
+                async move {
+                    let stream = tokio::net::UnixStream::connect(path).await?;
+                    Ok::<_, std::io::Error>(TokioIo::new(stream))
+                }
+            })),
+        );
+    }
+    if !cfg.addr.starts_with("http://") {
+        return Err(bad());
+    }
+    let endpoint = Endpoint::from_shared(cfg.addr.clone()).map_err(|_| bad())?;
+    Ok(tune(endpoint).connect_lazy())
+}
+
+/// The hub's events from `from_seq` on, without gap or repeat, for as long as it is polled: after
+/// any break it says hello, subscribes again behind the last event, and goes on.
+///
+/// Ends only with an error that waiting can not mend, such as events that are no longer kept
+/// (`OUT_OF_RANGE`): then list the state anew and start from the present.
+pub fn events_stream(
+    client: HubClient,
+    from_seq: u64,
+    topics: &[&str],
+) -> impl Stream<Item = Result<Event, HubError>> + Send + 'static {
+    let topics: Vec<String> = topics.iter().map(|t| (*t).to_owned()).collect();
+    async_stream::stream! {
+        let mut next = from_seq;
+        let mut wait = FIRST_WAIT;
+        loop {
+            let request = SubscribeRequest { from_seq: next, topics: topics.clone() };
+            let failure = match client.events().subscribe(request).await {
+                Ok(answer) => {
+                    let mut events = answer.into_inner();
+                    loop {
+                        match events.next().await {
+                            Some(Ok(event)) => {
+                                wait = FIRST_WAIT;
+                                // Head events repeat the last durable number.
+                                let head = matches!(event.what, Some(crate::v1::event::What::Head(_)));
+                                if !head {
+                                    next = event.seq + 1;
+                                }
+                                yield Ok(event);
+                            }
+                            Some(Err(status)) => break HubError::from(status),
+                            None => break client.silent("event stream ended"),
+                        }
+                    }
+                }
+                Err(status) => HubError::from(status),
+            };
+            if !failure.kind().is_retryable() {
+                yield Err(failure);
+                return;
+            }
+            tracing::info!(%failure, next, "hub events interrupted; subscribing again");
+            tokio::time::sleep(jitter(wait)).await;
+            wait = (wait * 2).min(LONGEST_WAIT);
+            if let Err(e) = client.say_hello().await
+                && !e.kind().is_retryable()
+            {
+                yield Err(e);
+                return;
+            }
+        }
+    }
+}
+
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
+fn jitter(d: Duration) -> Duration {
+    d.mul_f64(rand::random_range(0.5..1.0))
+}
