@@ -1,0 +1,136 @@
+//! dag-pb nodes and the UnixFS data in them.
+
+use bytes::Bytes;
+use cid::Cid;
+use prost::Message;
+
+use crate::{BadNode, DAG_PB, Link};
+
+/// UnixFS `Data.Type`. Source: ipfs/specs, unixfs.md.
+pub(crate) mod kind {
+    pub(crate) const RAW: i32 = 0;
+    pub(crate) const DIRECTORY: i32 = 1;
+    pub(crate) const FILE: i32 = 2;
+    pub(crate) const SYMLINK: i32 = 4;
+    pub(crate) const HAMT_SHARD: i32 = 5;
+}
+
+/// `unixfs.pb.Data`; permissions and times are left out.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Data {
+    #[prost(int32, required, tag = "1")]
+    pub(crate) kind: i32,
+    #[prost(bytes = "bytes", optional, tag = "2")]
+    pub(crate) data: Option<Bytes>,
+    #[prost(uint64, optional, tag = "3")]
+    pub(crate) filesize: Option<u64>,
+    #[prost(uint64, repeated, packed = "false", tag = "4")]
+    pub(crate) blocksizes: Vec<u64>,
+    #[prost(uint64, optional, tag = "5")]
+    pub(crate) hash_type: Option<u64>,
+    #[prost(uint64, optional, tag = "6")]
+    pub(crate) fanout: Option<u64>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PbLink {
+    #[prost(bytes = "bytes", optional, tag = "1")]
+    hash: Option<Bytes>,
+    #[prost(string, optional, tag = "2")]
+    name: Option<String>,
+    #[prost(uint64, optional, tag = "3")]
+    size: Option<u64>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PbNode {
+    #[prost(bytes = "bytes", optional, tag = "1")]
+    data: Option<Bytes>,
+    #[prost(message, repeated, tag = "2")]
+    links: Vec<PbLink>,
+}
+
+/// A decoded dag-pb node.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) links: Vec<Named>,
+    /// The UnixFS data; `None` when the node's data is not UnixFS.
+    pub(crate) unixfs: Option<Data>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Named {
+    pub(crate) name: String,
+    pub(crate) link: Link,
+}
+
+impl Node {
+    pub(crate) fn decode(bytes: &Bytes) -> Result<Self, BadNode> {
+        let bad = |why: String| BadNode { codec: DAG_PB, why };
+        let node = PbNode::decode(bytes.clone()).map_err(|e| bad(e.to_string()))?;
+        let mut links = Vec::with_capacity(node.links.len());
+        for l in node.links {
+            let hash = l.hash.ok_or_else(|| bad("a link without a hash".into()))?;
+            let (link, len) = Link::read(&hash).map_err(|e| bad(e.to_string()))?;
+            if len != hash.len() {
+                return Err(bad("bytes after the CID of a link".into()));
+            }
+            links.push(Named {
+                name: l.name.unwrap_or_default(),
+                link,
+            });
+        }
+        let unixfs = node.data.and_then(|d| Data::decode(d).ok());
+        Ok(Self { links, unixfs })
+    }
+
+    pub(crate) fn kind(&self) -> Option<i32> {
+        self.unixfs.as_ref().map(|d| d.kind)
+    }
+
+    /// Length of the file, if this is one.
+    pub(crate) fn file_size(&self) -> Option<u64> {
+        let data = self.unixfs.as_ref()?;
+        if !matches!(data.kind, kind::RAW | kind::FILE) {
+            return None;
+        }
+        let own = data.data.as_ref().map_or(0, |d| d.len() as u64);
+        let sum = data
+            .blocksizes
+            .iter()
+            .fold(own, |a, b| a.saturating_add(*b));
+        Some(data.filesize.unwrap_or(sum))
+    }
+}
+
+/// A link as it is written.
+pub(crate) struct NewLink {
+    pub(crate) name: String,
+    pub(crate) cid: Cid,
+    /// Bytes of the linked DAG, `Tsize`.
+    pub(crate) size: u64,
+}
+
+/// Encodes a node in the canonical form: links before data, each field of a link present.
+pub(crate) fn encode(links: &[NewLink], data: &Data) -> Vec<u8> {
+    let mut out = PbNode {
+        data: None,
+        links: links
+            .iter()
+            .map(|l| PbLink {
+                hash: Some(l.cid.to_bytes().into()),
+                name: Some(l.name.clone()),
+                size: Some(l.size),
+            })
+            .collect(),
+    }
+    .encode_to_vec();
+    out.extend(
+        PbNode {
+            data: Some(data.encode_to_vec().into()),
+            links: Vec::new(),
+        }
+        .encode_to_vec(),
+    );
+    out
+}
