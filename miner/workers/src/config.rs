@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use lotus_runtime::telemetry::TelemetryConfig;
 use lotus_types::Generation;
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +27,11 @@ pub struct WorkersConfig {
     pub deaths_per_task: u32,
     /// Seconds that workers get to leave when the hub stops.
     pub stop_secs: u64,
+    /// Threads of one seal worker; 0 is one per CPU.
+    pub seal_threads: u32,
+    /// Directory in which workers keep graph parents, about 1.75 times the sector's size; may be
+    /// shared by repos. Empty is /var/tmp/filecoin-parents.
+    pub parent_cache: PathBuf,
 }
 
 impl Default for WorkersConfig {
@@ -39,6 +45,8 @@ impl Default for WorkersConfig {
             prove_task_secs: 1800,
             deaths_per_task: 3,
             stop_secs: 5,
+            seal_threads: 0,
+            parent_cache: PathBuf::new(),
         }
     }
 }
@@ -70,8 +78,8 @@ pub struct PoolConfig {
     pub log_dir: PathBuf,
     /// The program that runs as `<exe> worker --class <class> --socket <path> ...`.
     pub exe: PathBuf,
-    /// Further arguments of that command, such as telemetry settings.
-    pub worker_args: Vec<String>,
+    /// The hub's telemetry settings, which its workers take over.
+    pub telemetry: TelemetryConfig,
     /// The hub's generation: workers of another one are refused.
     pub generation: Generation,
 }

@@ -3,9 +3,9 @@ use std::io::{self, BufWriter, Read, Write};
 use std::path::PathBuf;
 
 use lotus_proofs::{
-    PieceInfo, PostSector, ProofError, Prover, SealingSector, UnpaddedOffset, WindowPost,
-    add_pieces,
+    PostSector, ProofError, Prover, SealingSector, UnpaddedOffset, WindowPost, add_pieces,
 };
+use lotus_types::PieceInfo;
 
 use crate::{Output, PostFile, Task};
 
@@ -101,7 +101,11 @@ pub fn execute(prover: &dyn Prover, task: &Task) -> Result<Output, ProofError> {
             offset,
             len,
         } => {
-            let file = File::create(out)?;
+            let io = |source| ProofError::Io {
+                path: out.clone(),
+                source,
+            };
+            let file = File::create(out).map_err(io)?;
             let mut writer = BufWriter::with_capacity(1 << 20, &file);
             prover.unseal(
                 &sealing(*sector, *size),
@@ -114,9 +118,9 @@ pub fn execute(prover: &dyn Prover, task: &Task) -> Result<Output, ProofError> {
                 UnpaddedOffset(*offset),
                 *len,
             )?;
-            writer.flush()?;
+            writer.flush().map_err(io)?;
             drop(writer);
-            file.sync_all()?;
+            file.sync_all().map_err(io)?;
             Ok(Output::Done)
         }
         Task::WindowPost {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lotus_runtime::Backoff;
+use lotus_runtime::telemetry::LogFormat;
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
 
@@ -122,9 +123,23 @@ fn spawn(shared: &Shared, class: Class, name: &str) -> io::Result<Child> {
         .args(["--name", name]);
     if class == Class::Seal {
         command.args(["--nice", &config.settings.seal_nice.to_string()]);
+        if config.settings.seal_threads > 0 {
+            let threads = config.settings.seal_threads.to_string();
+            command.env("RAYON_NUM_THREADS", threads);
+        }
+    }
+    if !config.settings.parent_cache.as_os_str().is_empty() {
+        command.env("FIL_PROOFS_PARENT_CACHE", &config.settings.parent_cache);
+    }
+    let telemetry = &config.telemetry;
+    command.args(["--log", &telemetry.log]);
+    if telemetry.format == LogFormat::Json {
+        command.arg("--log-json");
+    }
+    if !telemetry.otlp_endpoint.is_empty() {
+        command.args(["--otlp-endpoint", &telemetry.otlp_endpoint]);
     }
     command
-        .args(&config.worker_args)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)

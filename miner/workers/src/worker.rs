@@ -9,6 +9,7 @@ use hub_proto::worker::v1::{
 };
 use hyper_util::rt::TokioIo;
 use lotus_proofs::Vanilla;
+use lotus_runtime::telemetry::{self, LogFormat, TelemetryConfig};
 use lotus_runtime::{Fault, trace};
 use lotus_types::Kind;
 use rustix::process::{getpriority_process, setpriority_process};
@@ -46,22 +47,47 @@ pub struct WorkerArgs {
     /// Nice value, 0 to 19
     #[arg(long, default_value_t = 0)]
     pub nice: i32,
+    /// Log filter, such as info
+    #[arg(long, default_value = "info")]
+    pub log: String,
+    /// Write log lines as JSON
+    #[arg(long)]
+    pub log_json: bool,
+    /// OTLP endpoint for traces
+    #[arg(long, default_value = "")]
+    pub otlp_endpoint: String,
 }
 
 /// Runs a worker until its hub stops it, dies, or is unreachable. The body of
-/// `lotus-miner worker`; call it from `main`'s thread, outside any async runtime, and return from
-/// `main` right after.
+/// `lotus-miner worker`; call it from `main`'s thread, outside any async runtime and before any
+/// telemetry is set up, and return from `main` right after.
 ///
 /// A proof cannot be interrupted, so its thread is left behind: returning from `main` ends it,
 /// within milliseconds of the hub's death and in the middle of work.
 pub fn worker_main(args: &WorkerArgs) -> Result<(), Fault> {
-    if args.nice != 0 {
-        lower_priority(args.nice);
-    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let result = runtime.block_on(serve(args));
+    let result = runtime.block_on(async {
+        let format = if args.log_json {
+            LogFormat::Json
+        } else {
+            LogFormat::Text
+        };
+        let _telemetry = telemetry::init(
+            "lotus-miner-worker",
+            &TelemetryConfig {
+                log: args.log.clone(),
+                format,
+                otlp_endpoint: args.otlp_endpoint.clone(),
+            },
+        )?;
+        // Before the proof library starts its threads, which inherit the priority.
+        if args.nice != 0 {
+            lower_priority(args.nice);
+        }
+        serve(args).await
+    });
     runtime.shutdown_background();
     result
 }
