@@ -1,0 +1,171 @@
+use std::cmp::{Ordering, Reverse};
+use std::collections::{BinaryHeap, HashMap};
+use std::future::Future;
+use std::sync::Arc;
+
+use cid::Cid;
+use lotus_types::Address;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use crate::sender::Shared;
+use crate::{SendError, SendRequest};
+
+/// A request on its way to the writer of its address.
+pub(crate) struct Job {
+    pub(crate) order: u64,
+    /// Sending address in key form.
+    pub(crate) from: Address,
+    pub(crate) request: SendRequest,
+    pub(crate) reply: oneshot::Sender<Result<Cid, SendError>>,
+    pub(crate) _permit: OwnedSemaphorePermit,
+    pub(crate) span: tracing::Span,
+}
+
+impl Job {
+    /// Kinds in the order of their urgency, then first come, first served.
+    fn rank(&self) -> (crate::MessageKind, u64) {
+        (self.request.kind, self.order)
+    }
+}
+
+impl PartialEq for Job {
+    fn eq(&self, other: &Self) -> bool {
+        self.order == other.order
+    }
+}
+impl Eq for Job {}
+impl PartialOrd for Job {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Job {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.rank().cmp(&other.rank())
+    }
+}
+
+/// The requests of one address. One at a time is written, which is what keeps nonces in order.
+#[derive(Default)]
+struct Lane {
+    waiting: BinaryHeap<Reverse<Job>>,
+    busy: bool,
+}
+
+/// Runs the writers and pushes again what is not on chain.
+pub struct Runner {
+    shared: Arc<Shared>,
+    jobs: mpsc::Receiver<Job>,
+}
+
+impl Runner {
+    pub(crate) const fn new(shared: Arc<Shared>, jobs: mpsc::Receiver<Job>) -> Self {
+        Self { shared, jobs }
+    }
+
+    /// Runs until `stop`. A message that is being written then is either journaled or not; what
+    /// is journaled is pushed at the next start.
+    pub fn run(mut self, stop: CancellationToken) -> impl Future<Output = ()> + Send {
+        async move {
+            let end = self.shared.stop.clone();
+            let mut tasks = JoinSet::new();
+            let tracker = self.shared.clone();
+            tasks.spawn(async move {
+                tracker.track().await;
+                None
+            });
+            let mut lanes: HashMap<Address, Lane> = HashMap::new();
+            loop {
+                let from = tokio::select! {
+                    () = stop.cancelled() => break,
+                    job = self.jobs.recv() => {
+                        // The sender side lives in `shared`, so this queue never closes.
+                        let Some(job) = job else { break };
+                        let from = job.from;
+                        lanes.entry(from).or_default().waiting.push(Reverse(job));
+                        from
+                    }
+                    Some(done) = tasks.join_next() => match done {
+                        Ok(Some(from)) => {
+                            lanes.entry(from).or_default().busy = false;
+                            from
+                        }
+                        Ok(None) => continue,
+                        Err(e) => {
+                            // Without its lane nobody knows which address is free again.
+                            tracing::error!(error = %e, "a message writer panicked");
+                            break;
+                        }
+                    },
+                };
+                let lane = lanes.entry(from).or_default();
+                if lane.busy {
+                    continue;
+                }
+                let Some(Reverse(job)) = lane.waiting.pop() else {
+                    lanes.remove(&from);
+                    continue;
+                };
+                lane.busy = true;
+                let shared = self.shared.clone();
+                let span = job.span.clone();
+                tasks.spawn(
+                    async move {
+                        let from = job.from;
+                        shared.serve(job).await;
+                        Some(from)
+                    }
+                    .instrument(span),
+                );
+            }
+            end.cancel();
+            // Writers look at `stop`; a call to the node has its own deadline.
+            while tasks.join_next().await.is_some() {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::MessageKind;
+    use lotus_types::TokenAmount;
+    use tokio::sync::Semaphore;
+
+    #[test]
+    fn post_goes_first_then_the_older() {
+        let room = Arc::new(Semaphore::new(8));
+        let mut heap = BinaryHeap::new();
+        let kinds = [
+            MessageKind::Other,
+            MessageKind::Commit,
+            MessageKind::Post,
+            MessageKind::PreCommit,
+            MessageKind::Post,
+        ];
+        for (order, kind) in kinds.into_iter().enumerate() {
+            heap.push(Reverse(Job {
+                order: order as u64,
+                from: Address::new_id(1),
+                request: SendRequest {
+                    key: order.to_string(),
+                    from: Address::new_id(1),
+                    to: Address::new_id(2),
+                    method: 0,
+                    params: vec![],
+                    value: TokenAmount::default(),
+                    kind,
+                    max_fee: None,
+                },
+                reply: oneshot::channel().0,
+                _permit: room.clone().try_acquire_owned().unwrap(),
+                span: tracing::Span::none(),
+            }));
+        }
+        let order: Vec<_> = std::iter::from_fn(|| heap.pop().map(|Reverse(j)| j.order)).collect();
+        assert_eq!(order, [2, 4, 1, 3, 0]);
+    }
+}
