@@ -2,18 +2,34 @@
 //! `filecoin-proofs`.
 //!
 //! Everything here is synchronous and heavy on the CPU: call it from a worker process or a
-//! blocking thread. Paths name the three places of a sector: the *unsealed* file (Fr32-padded
-//! pieces), the *sealed* file (the replica) and the *cache* directory (trees and labels).
+//! blocking thread. A sector has three places: the *unsealed* file (its Fr32-padded pieces), the
+//! *sealed* file (the replica) and the *cache* folder (trees and labels).
 //!
-//! [`Vanilla`] is the mode without SNARKs: proofs are the full Merkle openings, encoded in the
-//! fixed-size canonical form of [`vanilla`](crate::Vanilla), and the verifier recomputes from
-//! them every label, column hash, encoding and path.
+//! [`Vanilla`] is the mode without SNARKs. Its proofs are full Merkle openings in one canonical
+//! encoding of one exact length, which holds nothing that the verifier can derive from the public
+//! inputs. The verifier recomputes every path, column hash, label and encoding.
+//!
+//! The proof library keeps a cache of graph parents, about 1.75 times the sector's size, in
+//! `FIL_PROOFS_PARENT_CACHE` (else `/var/tmp/filecoin-parents`), and uses one thread for each CPU
+//! (`RAYON_NUM_THREADS`): the process that starts a worker sets these variables.
 
 mod api;
+mod commp;
 mod error;
+mod network;
+mod pieces;
+mod prove;
+mod verify;
 
 pub use api::{
     PlacedPiece, PostSector, Prover, SealedCommitments, SealingSector, Seed, Ticket,
     UnpaddedOffset, UpdatedSector, Vanilla, Verifier, WindowPost,
 };
-pub use error::{ProofError, Refused};
+pub use commp::{CommpWriter, commp, zero_commitment};
+pub use error::{Check, ProofError, Refused};
+pub use network::{
+    seal_proof_type, update_proof_type, window_post_partition_sectors, window_post_proof_type,
+    winning_post_proof_type,
+};
+pub use pieces::{add_pieces, comm_d, layout};
+pub use prove::winning_challenge;

@@ -1,0 +1,123 @@
+//! Proofs of spacetime.
+
+use std::fs;
+
+use filecoin_hashers::poseidon::PoseidonHasher;
+use filecoin_proofs::constants::SectorShapeBase;
+use filecoin_proofs::{
+    PrivateReplicaInfo, generate_single_vanilla_proof, generate_winning_post_sector_challenge,
+};
+use lotus_types::{ActorId, SectorSize};
+use storage_proofs_core::merkle::MerkleTreeTrait;
+
+use super::{library, put_element, put_opening};
+use crate::network::{prover_id, winning_config, with_tree};
+use crate::verify::codec::ProofKind;
+use crate::verify::post::{PostStatement, field_randomness};
+use crate::{PostSector, ProofError, WindowPost};
+
+/// Which of the miner's `eligible` sectors a WinningPoSt must prove: indices into them, in order.
+pub fn winning_challenge(
+    miner: ActorId,
+    size: SectorSize,
+    randomness: &[u8; 32],
+    eligible: u64,
+) -> Result<Vec<u64>, ProofError> {
+    library("choosing the sectors of a WinningPoSt", || {
+        generate_winning_post_sector_challenge::<SectorShapeBase>(
+            &winning_config(size),
+            &field_randomness(randomness).into(),
+            eligible,
+            prover_id(miner),
+        )
+    })
+}
+
+pub(super) fn window_post(
+    miner: ActorId,
+    size: SectorSize,
+    randomness: &[u8; 32],
+    sectors: &[PostSector],
+) -> Result<WindowPost, ProofError> {
+    let statement =
+        PostStatement::new(ProofKind::Window, miner, size, randomness, sectors.len())?;
+    let mut proof = statement.header.bytes().to_vec();
+    let mut faulty = Vec::new();
+    for sector in sectors {
+        match with_tree!(size, prove_sector(&statement, sector)) {
+            Ok(part) => proof.extend_from_slice(&part),
+            Err(e) => {
+                tracing::warn!(sector = %sector.number, error = %e, "a sector can not be proven");
+                if !faulty.contains(&sector.number) {
+                    faulty.push(sector.number);
+                }
+            }
+        }
+    }
+    Ok(if faulty.is_empty() {
+        WindowPost::Proved(proof)
+    } else {
+        WindowPost::Faulty(faulty)
+    })
+}
+
+pub(super) fn winning_post(
+    miner: ActorId,
+    size: SectorSize,
+    randomness: &[u8; 32],
+    sectors: &[PostSector],
+) -> Result<Vec<u8>, ProofError> {
+    let statement =
+        PostStatement::new(ProofKind::Winning, miner, size, randomness, sectors.len())?;
+    let mut proof = statement.header.bytes().to_vec();
+    for sector in sectors {
+        let part = with_tree!(size, prove_sector(&statement, sector)).map_err(|e| {
+            ProofError::Sector {
+                number: sector.number,
+                why: e.to_string(),
+            }
+        })?;
+        proof.extend_from_slice(&part);
+    }
+    Ok(proof)
+}
+
+/// One sector's part, verified.
+fn prove_sector<Tree: 'static + MerkleTreeTrait<Hasher = PoseidonHasher>>(
+    statement: &PostStatement,
+    sector: &PostSector,
+) -> Result<Vec<u8>, ProofError> {
+    let size = statement.header.size;
+    let len = fs::metadata(&sector.sealed)
+        .map_err(ProofError::io(&sector.sealed))?
+        .len();
+    if len != size.bytes() {
+        return Err(ProofError::BadInput {
+            what: "replica",
+            why: format!("it has {len} bytes, not {}", size.bytes()),
+        });
+    }
+    let proof = library("proving a sector", || {
+        let replica = PrivateReplicaInfo::<Tree>::new(
+            sector.sealed.clone(),
+            sector.comm_r.0,
+            sector.cache.clone(),
+        )?;
+        generate_single_vanilla_proof(
+            &statement.config,
+            sector.number.0.into(),
+            &replica,
+            &statement.challenges(sector.number),
+        )
+    })?;
+    let mut part = Vec::new();
+    for opened in &proof.vanilla_proof.sectors {
+        put_element(&mut part, &opened.comm_c);
+        put_element(&mut part, &opened.comm_r_last);
+        for path in &opened.inclusion_proofs {
+            put_opening(&mut part, path);
+        }
+    }
+    statement.verify_sector(sector.number, &sector.comm_r, &part)?;
+    Ok(part)
+}
