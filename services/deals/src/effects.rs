@@ -1,0 +1,348 @@
+//! Runs the journaled effects: downloads, the hand-off to the hub, and the cleaning up. Each is
+//! run until it is done; after a restart it is run again.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hub_proto::HubError;
+use hub_proto::v1::{DealTerms, OfferRequest, Source as OfferSource, UnixSource, Use, source::At};
+use lotus_dataplane::{DataError, HttpPull, pull_http};
+use lotus_journal::{JournalError, Pending};
+use lotus_runtime::{Backoff, CancellationToken, Fault, trace};
+use lotus_types::{DealKey, Kind};
+use tokio::task::{Id, JoinSet};
+use tracing::Instrument as _;
+
+use crate::engine::{Engine, journal_fault, view};
+use crate::machine::{Checkpoint, DealMachine, Effect, Event, HubView, Record};
+use crate::mk20::HttpUrl;
+use crate::staging::{Intake, IntakeError};
+use crate::validate::{Proposal, Source};
+
+/// Effects other than downloads that run at the same time.
+const MAX_HANDOFFS: usize = 32;
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// Why an effect was not done.
+enum Undone {
+    /// The service stops: the effect is run again after the next start.
+    Stopped,
+    /// The journal fails.
+    Journal(JournalError),
+}
+
+impl From<JournalError> for Undone {
+    fn from(e: JournalError) -> Self {
+        Self::Journal(e)
+    }
+}
+
+type Task = Pending<DealMachine>;
+
+/// Runs every pending effect, and those that come, until stopped.
+pub(crate) async fn run(engine: Arc<Engine>, stop: CancellationToken) -> Result<(), Fault> {
+    let mut tasks: JoinSet<Result<(), Undone>> = JoinSet::new();
+    let mut running: HashMap<Id, (lotus_journal::EffectId, bool)> = HashMap::new();
+    loop {
+        let pending = engine.deals.pending().map_err(|e| journal_fault(&e))?;
+        let mut pulls = running.values().filter(|(_, pull)| *pull).count();
+        let mut others = running.len() - pulls;
+        for task in pending {
+            let is_pull = task.effect == Effect::Pull;
+            let (count, limit) = if is_pull {
+                (&mut pulls, engine.cfg.max_transfers)
+            } else {
+                (&mut others, MAX_HANDOFFS)
+            };
+            if *count >= limit || running.values().any(|(id, _)| *id == task.id) {
+                continue;
+            }
+            *count += 1;
+            let id = task.id;
+            let handle = tasks.spawn(perform(engine.clone(), task, stop.clone()));
+            running.insert(handle.id(), (id, is_pull));
+        }
+        tokio::select! {
+            () = stop.cancelled() => break,
+            () = engine.wake.notified() => {}
+            Some(ended) = tasks.join_next_with_id() => match ended {
+                Ok((id, Ok(()) | Err(Undone::Stopped))) => {
+                    running.remove(&id);
+                }
+                Ok((_, Err(Undone::Journal(e)))) => return Err(journal_fault(&e)),
+                Err(e) => {
+                    return Err(Fault::new(
+                        Kind::Fatal,
+                        format!("work on a deal panicked: {e}"),
+                        "see the log; the work is run again",
+                    ));
+                }
+            },
+        }
+    }
+    // Every effect watches `stop`, so this is short.
+    while tasks.join_next().await.is_some() {}
+    Ok(())
+}
+
+async fn perform(engine: Arc<Engine>, task: Task, stop: CancellationToken) -> Result<(), Undone> {
+    let Some(record) = engine.deals.get(&task.key)? else {
+        return settle(&engine, &task).await;
+    };
+    let span = tracing::info_span!("deal_effect", deal = %task.key, effect = ?task.effect);
+    trace::set_parent(&span, &record.trace);
+    let work = async {
+        match task.effect {
+            Effect::Pull => pull(&engine, &task, &record, &stop).await,
+            Effect::Offer => offer(&engine, &task, &record, &stop).await,
+            Effect::DropStaging => drop_staging(&engine, &task, &stop).await,
+            Effect::ReleaseCredit => {
+                engine.release(&record.credit).await;
+                settle(&engine, &task).await
+            }
+        }
+    };
+    work.instrument(span).await
+}
+
+async fn settle(engine: &Arc<Engine>, task: &Task) -> Result<(), Undone> {
+    let (deals, id) = (engine.deals.clone(), task.id);
+    tokio::task::spawn_blocking(move || deals.settle(id))
+        .await
+        .map_err(|_| Undone::Stopped)??;
+    Ok(())
+}
+
+async fn finish(engine: &Engine, task: &Task, event: Event) -> Result<(), Undone> {
+    engine.apply(&task.key, event, Some(task.id), None).await?;
+    Ok(())
+}
+
+async fn pause(wait: Duration, stop: &CancellationToken) -> Result<(), Undone> {
+    tokio::select! {
+        () = stop.cancelled() => Err(Undone::Stopped),
+        () = tokio::time::sleep(wait) => Ok(()),
+    }
+}
+
+async fn drop_staging(engine: &Arc<Engine>, task: &Task, stop: &CancellationToken) -> Result<(), Undone> {
+    let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+    loop {
+        // A transfer that still writes must end first.
+        let removed = match engine.arriving.lease(&task.key) {
+            Some(_lease) => engine.staging.remove(&task.key),
+            None => Err(std::io::ErrorKind::ResourceBusy.into()),
+        };
+        match removed {
+            Ok(()) => return settle(engine, task).await,
+            Err(e) => tracing::warn!(%e, deal = %task.key, "the staging copy is not removed yet"),
+        }
+        pause(backoff.next(), stop).await?;
+    }
+}
+
+/// How one attempt at a download ended.
+enum Attempt {
+    /// Everything came.
+    Complete,
+    /// The bytes are not to be had, or not the right ones.
+    Hopeless(String),
+    /// Worth another attempt.
+    Broken(String),
+}
+
+async fn pull(engine: &Arc<Engine>, task: &Task, record: &Record, stop: &CancellationToken) -> Result<(), Undone> {
+    let p = &record.proposal;
+    let Source::Http(urls) = &p.source else {
+        return settle(engine, task).await;
+    };
+    let first = Duration::from_secs(engine.cfg.pull_backoff_secs);
+    let mut backoff = Backoff::new(first, first.saturating_mul(100));
+    loop {
+        let checkpoint = engine.deals.get(&task.key)?.map(|r| r.checkpoint);
+        if checkpoint != Some(Checkpoint::Accepted) {
+            return settle(engine, task).await;
+        }
+        // A crash between the last byte and the journal leaves the complete piece.
+        let attempt = if engine.staging.has(&p.key) {
+            Attempt::Complete
+        } else {
+            tokio::select! {
+                () = stop.cancelled() => return Err(Undone::Stopped),
+                attempt = download(engine, p, urls) => attempt,
+            }
+        };
+        let why = match attempt {
+            Attempt::Complete => return finish(engine, task, Event::Transferred).await,
+            Attempt::Hopeless(why) => return finish(engine, task, Event::TransferFailed(why)).await,
+            Attempt::Broken(why) => why,
+        };
+        let wait = backoff.next();
+        if backoff.tries() >= engine.cfg.max_pull_attempts {
+            let why = format!("given up after {} attempts: {why}", backoff.tries());
+            return finish(engine, task, Event::TransferFailed(why)).await;
+        }
+        tracing::info!(deal = %task.key, why, ?wait, "the download is tried again");
+        pause(wait, stop).await?;
+    }
+}
+
+/// One attempt over all URLs, from where the last one stopped.
+async fn download(engine: &Engine, p: &Proposal, urls: &[HttpUrl]) -> Attempt {
+    let Some(lease) = engine.arriving.lease(&p.key) else {
+        return Attempt::Broken("another transfer has just ended".into());
+    };
+    let mut intake = engine.staging.intake(p.piece, p.format, true, lease);
+    let mut from = intake.start().await;
+    let mut hopeless = Vec::new();
+    let mut broken = Vec::new();
+    for u in urls {
+        if from >= p.piece.raw_size {
+            break;
+        }
+        let pull = HttpPull {
+            url: u.url.clone(),
+            headers: u.headers.iter().map(|(k, v)| (k.clone(), v.join(", "))).collect(),
+            from,
+            limit: p.piece.raw_size,
+            idle: Duration::from_secs(engine.cfg.transfer_idle_secs.max(1)),
+            etag: None,
+        };
+        let Some(sink) = intake.sink() else { break };
+        match pull_http(&engine.http, &pull, sink).await {
+            Ok(pulled) => from = pulled.end,
+            // The intake gave up: it says why below.
+            Err(DataError::Stopped) => break,
+            Err(e) => {
+                let text = match &e {
+                    DataError::UnknownToken { .. } => format!("{} does not give the file out", u.url),
+                    _ => e.to_string(),
+                };
+                let list = if e.kind() == Kind::Data { &mut hopeless } else { &mut broken };
+                list.push(text);
+                // What is in the channel belongs to the intake: it knows how far it is.
+                from = drained(&intake).await;
+            }
+        }
+    }
+    let outcome = intake.finish().await;
+    verdict(outcome, &hopeless, &broken, urls.len())
+}
+
+/// Bytes taken, once the intake has taken all that was sent.
+async fn drained(intake: &Intake) -> u64 {
+    // All permits back means that the queue is empty; the last chunk may still be in the making,
+    // so two equal readings are waited for.
+    let mut seen = None;
+    for _ in 0..1_000 {
+        let empty = intake.sink().is_none_or(|s| s.capacity() == s.max_capacity());
+        let now = intake.received();
+        if empty && seen == Some(now) {
+            return now;
+        }
+        seen = Some(now);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    intake.received()
+}
+
+fn verdict(outcome: Result<(), IntakeError>, hopeless: &[String], broken: &[String], urls: usize) -> Attempt {
+    match outcome {
+        Ok(()) => Attempt::Complete,
+        Err(e @ IntakeError::Short { .. }) => {
+            if hopeless.len() == urls {
+                return Attempt::Hopeless(hopeless.join("; "));
+            }
+            match broken.first().or(hopeless.first()) {
+                Some(why) => Attempt::Broken(format!("{e}: {why}")),
+                // The server said that this is the whole file.
+                None => Attempt::Hopeless(e.to_string()),
+            }
+        }
+        Err(e) if e.kind() == Kind::Data => Attempt::Hopeless(e.to_string()),
+        Err(e) => Attempt::Broken(e.to_string()),
+    }
+}
+
+async fn offer(engine: &Arc<Engine>, task: &Task, record: &Record, stop: &CancellationToken) -> Result<(), Undone> {
+    let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+    loop {
+        let checkpoint = engine.deals.get(&task.key)?.map(|r| r.checkpoint);
+        if checkpoint != Some(Checkpoint::Transferred) {
+            return settle(engine, task).await;
+        }
+        let outcome = tokio::select! {
+            () = stop.cancelled() => return Err(Undone::Stopped),
+            outcome = offer_once(engine, &record.proposal) => outcome,
+        };
+        let e = match outcome {
+            Ok(now) => return finish(engine, task, Event::Hub(now)).await,
+            Err(e) => e,
+        };
+        if matches!(e.kind(), Kind::Data | Kind::Chain) {
+            return finish(engine, task, Event::Refused(e.to_string())).await;
+        }
+        let wait = e.retry_after().unwrap_or_else(|| backoff.next());
+        tracing::info!(%e, ?wait, deal = %task.key, "the hand-off is tried again");
+        pause(wait.min(LONGEST_WAIT), stop).await?;
+    }
+}
+
+async fn offer_once(engine: &Engine, p: &Proposal) -> Result<HubView, HubError> {
+    // After a lost answer or a crash the hub may have it already, and no credit is needed.
+    if let Some(known) = engine.hub_state(&p.key).await? {
+        return Ok(view(&known));
+    }
+    if !engine.staging.has(&p.key) {
+        return Err(HubError::Refused {
+            kind: Kind::Data,
+            code: 0,
+            message: "the staging copy is missing".into(),
+            fix: "propose the deal again".into(),
+            retry_after: None,
+        });
+    }
+    let credit = engine.acquire(&p.key, p.piece.size.get()).await?;
+    let request = offer_request(p, credit, &engine.data_socket);
+    let state = engine.hub.pieces().offer(engine.hub.request(request)).await?;
+    Ok(view(&state.into_inner()))
+}
+
+fn offer_request(p: &Proposal, credit: String, data_socket: &str) -> OfferRequest {
+    let (allocation_client, allocation_id) = p.allocation.unwrap_or_default();
+    let (notify_address, notify_payload) = p.notify.clone().unwrap_or_default();
+    OfferRequest {
+        key: Some((&p.key).into()),
+        piece_cid: p.piece.cid_v2().to_string(),
+        piece_size: p.piece.size.get(),
+        raw_size: p.piece.raw_size,
+        source: Some(OfferSource {
+            at: Some(At::Unix(UnixSource {
+                socket: data_socket.into(),
+                token: token(&p.key),
+            })),
+        }),
+        terms: Some(DealTerms {
+            start_epoch: p.start_epoch.0,
+            end_epoch: p.end_epoch.0,
+            allocation_client,
+            allocation_id,
+            notify_address,
+            notify_payload,
+        }),
+        r#use: Some(Use {
+            index: p.retrieval.index,
+            announce_payload: p.retrieval.announce_payload,
+            announce_piece: p.retrieval.announce_piece,
+            format: p.format.as_str().into(),
+        }),
+        credit,
+    }
+}
+
+/// The name of a staged piece on the data socket.
+pub(crate) fn token(key: &DealKey) -> String {
+    key.to_string()
+}

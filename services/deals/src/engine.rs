@@ -1,0 +1,585 @@
+//! What the HTTP intake can ask for: propose, upload, finalize, status. Everything that changes a
+//! deal goes through the journal here.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _};
+use hub_proto::v1::{
+    AcquireRequest, AllocationRequest, IdentityRequest, PiecePhase, PieceState, PieceStatusRequest,
+    ReleaseRequest,
+};
+use hub_proto::{HubClient, HubError};
+use lotus_journal::{EffectId, JournalError, Machines, Map};
+use lotus_runtime::{Fault, trace};
+use lotus_types::{ActorId, Address, DealKey, Epoch, Kind, SectorSize};
+use tokio::sync::{Notify, watch};
+use ulid::Ulid;
+
+use crate::DealsConfig;
+use crate::machine::{Checkpoint, DealMachine, Event, HubView, Record};
+use crate::mk20::{self, Code, Deal, DealStatus, ProductStatus, Refusal, StatusResponse};
+use crate::staging::{Arriving, IntakeError, Staging};
+use crate::validate::{self, Rules, Source};
+
+/// Where following the hub's events has got to: the next sequence number wanted.
+pub(crate) const CURSOR: Map<String, u64> = Map::new("deals.cursor");
+/// Key of the one entry of [`CURSOR`].
+pub(crate) const NEXT_SEQ: &str = "next_seq";
+/// Life of a capacity credit. One that ends before the hand-off is taken anew.
+const CREDIT_TTL_SECS: u32 = 3_600;
+/// Longest wait for the hub in a client's request.
+const HUB_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The storage provider, as the hub tells it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Provider {
+    pub(crate) actor: ActorId,
+    pub(crate) sector_size: SectorSize,
+    pub(crate) height: Epoch,
+}
+
+/// The deals that are not final, in memory: everything here is in the journal too.
+#[derive(Debug, Default)]
+pub(crate) struct Open {
+    pub(crate) deals: HashMap<DealKey, (Checkpoint, Option<u64>)>,
+    allocations: HashMap<(u64, u64), DealKey>,
+}
+
+/// The heart of the service; shared by the HTTP intake and the background work.
+pub(crate) struct Engine {
+    pub(crate) cfg: DealsConfig,
+    pub(crate) hub: HubClient,
+    pub(crate) deals: Machines<DealMachine>,
+    pub(crate) staging: Staging,
+    pub(crate) arriving: Arriving,
+    pub(crate) http: reqwest::Client,
+    /// Path of the socket from which the hub pulls.
+    pub(crate) data_socket: String,
+    /// Told when there may be new effects.
+    pub(crate) wake: Notify,
+    /// Chain height, from the hub's head events and answers.
+    pub(crate) height: watch::Sender<Epoch>,
+    open: Mutex<Open>,
+    allowed: Vec<Address>,
+}
+
+pub(crate) fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+pub(crate) fn journal_fault(e: &JournalError) -> Fault {
+    Fault::new(e.kind(), e.to_string(), e.fix())
+}
+
+fn journal_refusal(e: &JournalError) -> Refusal {
+    tracing::error!(%e, "the deal journal fails");
+    let code = if matches!(e, JournalError::DiskFull) { Code::InsufficientStorage } else { Code::Internal };
+    Refusal::new(code, "the deal can not be recorded", "try again later").retry_after(60)
+}
+
+fn hub_refusal(e: &HubError) -> Refusal {
+    let wait = e.retry_after().map_or(10, |d| d.as_secs().max(1));
+    match e.kind() {
+        Kind::Capacity => Refusal::new(
+            Code::Overloaded,
+            format!("there is no room for the piece now: {e}"),
+            "propose again later",
+        )
+        .retry_after(wait),
+        Kind::Data => Refusal::new(Code::BadProposal, e, e.fix()),
+        Kind::Transport | Kind::Chain | Kind::Config | Kind::Fatal => {
+            tracing::warn!(%e, "the hub did not help");
+            Refusal::new(Code::Unavailable, "the provider's hub does not answer", "try again later").retry_after(wait)
+        }
+    }
+}
+
+impl Engine {
+    pub(crate) fn new(
+        cfg: DealsConfig,
+        hub: HubClient,
+        deals: Machines<DealMachine>,
+        staging: Staging,
+        data_socket: String,
+    ) -> Result<Self, Fault> {
+        let allowed = cfg
+            .allowed_clients
+            .iter()
+            .map(|text| {
+                mk20::parse_address(text).ok_or_else(|| {
+                    Fault::new(
+                        Kind::Config,
+                        format!("{text:?} in deals.allowed_clients is no address"),
+                        "list addresses such as t1…",
+                    )
+                })
+            })
+            .collect::<Result<_, _>>()?;
+        let http = crate::source::client(cfg.allow_private_sources)?;
+        let mut open = Open::default();
+        for (key, record) in deals.all().map_err(|e| journal_fault(&e))? {
+            open.note(&key, &record);
+        }
+        let engine = Self {
+            cfg,
+            hub,
+            deals,
+            staging,
+            arriving: Arriving::default(),
+            http,
+            data_socket,
+            wake: Notify::new(),
+            height: watch::Sender::new(Epoch(0)),
+            open: Mutex::new(open),
+            allowed,
+        };
+        let open = engine.open_deals();
+        engine
+            .staging
+            .sweep(|key| open.iter().any(|(k, checkpoint, _)| k == key && *checkpoint <= Checkpoint::Offered))?;
+        Ok(engine)
+    }
+
+    pub(crate) fn open(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Deals that are not final, with checkpoint and sector.
+    pub(crate) fn open_deals(&self) -> Vec<(DealKey, Checkpoint, Option<u64>)> {
+        let open = self.open();
+        open.deals.iter().map(|(k, (c, s))| (k.clone(), *c, *s)).collect()
+    }
+
+    /// Applies an event to a deal, durably, and wakes the runner. `cursor` is written with it.
+    pub(crate) async fn apply(
+        &self,
+        key: &DealKey,
+        event: Event,
+        settles: Option<EffectId>,
+        cursor: Option<u64>,
+    ) -> Result<Option<Record>, JournalError> {
+        let (deals, key_in) = (self.deals.clone(), key.clone());
+        let step = tokio::task::spawn_blocking(move || {
+            deals.apply(&key_in, &event, settles, |tx, _, _| match cursor {
+                Some(seq) => tx.put(&CURSOR, &NEXT_SEQ.to_owned(), &seq),
+                None => Ok(()),
+            })
+        })
+        .await
+        .map_err(|e| JournalError::Encode { table: "deals", why: e.to_string() })??;
+        let Some(step) = step else { return Ok(None) };
+        self.open().note(key, &step.after);
+        if step.before.as_ref().map(|b| b.checkpoint) != Some(step.after.checkpoint) {
+            let to = step.after.checkpoint.name();
+            tracing::info!(deal = %key, checkpoint = to, sector = ?step.after.place.map(|p| p.0), reason = step.after.reason, "deal");
+            metrics::counter!("lotus_markets_deal_checkpoints_total", "checkpoint" => to).increment(1);
+        }
+        if !step.effects.is_empty() {
+            self.wake.notify_one();
+        }
+        Ok(Some(step.after))
+    }
+
+    pub(crate) async fn provider(&self) -> Result<Provider, HubError> {
+        let mut client = self.hub.hub();
+        let ask = client.identity(self.hub.request(IdentityRequest {}));
+        let i = tokio::time::timeout(HUB_PATIENCE, ask)
+            .await
+            .map_err(|_| HubError::Silent { addr: "hub".into(), why: "no answer in time".into() })?
+            .map_err(HubError::from)?
+            .into_inner();
+        let wrong = |message: String| HubError::Refused {
+            kind: Kind::Config,
+            code: 0,
+            message,
+            fix: "use hub and markets of one release".into(),
+            retry_after: None,
+        };
+        self.height.send_replace(Epoch(i.height));
+        Ok(Provider {
+            actor: i.actor.parse().map_err(|e: lotus_types::BadId| wrong(e.to_string()))?,
+            sector_size: i.sector_size.try_into().map_err(|e: lotus_types::BadSize| wrong(e.to_string()))?,
+            height: Epoch(i.height),
+        })
+    }
+
+    /// Checks a proposal and journals it. The same proposal again is answered the same way.
+    pub(crate) async fn propose(&self, deal: &Deal, signer: &Address) -> Result<DealKey, Refusal> {
+        let key = DealKey {
+            client: mk20::address_text(signer),
+            id: validate::identifier(&deal.identifier)?,
+        };
+        if mk20::parse_address(&deal.client) == Some(*signer)
+            && let Some(known) = self.get(&key)?
+        {
+            return same_deal(key, &known, deal);
+        }
+        if !self.allowed.is_empty() && !self.allowed.contains(signer) {
+            return Err(Refusal::new(
+                Code::Unauthorized,
+                format!("{} is not among this provider's clients", key.client),
+                "ask the provider to add you to deals.allowed_clients",
+            )
+            .at("client"));
+        }
+        let provider = self.provider().await.map_err(|e| hub_refusal(&e))?;
+        let rules = Rules {
+            provider: provider.actor,
+            sector_size: provider.sector_size,
+            height: provider.height,
+            cfg: &self.cfg,
+        };
+        let mut proposal = validate::validate(deal, signer, &rules)?;
+        let mine = self.open().deals.keys().filter(|k| k.client == key.client).count();
+        if mine >= self.cfg.max_open_deals_per_client {
+            return Err(Refusal::new(
+                Code::Overloaded,
+                format!("{mine} deals of this client are open"),
+                "wait until some of them are sealed",
+            )
+            .retry_after(600));
+        }
+        if let Some((_, id)) = proposal.allocation {
+            let request = AllocationRequest { client: key.client.clone(), id };
+            let found = match self.hub.chain().allocation(self.hub.request(request)).await.map_err(HubError::from) {
+                Ok(a) => Some(a.into_inner()),
+                Err(e) if e.is_not_found() => None,
+                Err(e) => return Err(hub_refusal(&e)),
+            };
+            validate::check_allocation(&mut proposal, found.as_ref(), &rules)?;
+        }
+        let reserved = self.open().reserve(&key, proposal.allocation);
+        if let Err(holder) = reserved {
+            return Err(Refusal::new(
+                Code::InvalidProduct,
+                format!("deal {} uses this allocation already", holder.id),
+                "use one allocation for one deal",
+            )
+            .at("products.ddo_v1.allocation_id"));
+        }
+        let accepted = self.accept(&key, proposal, deal).await;
+        // A deal that another request made in the meantime keeps its allocation.
+        if accepted.is_err() && matches!(self.deals.get(&key), Ok(None)) {
+            self.open().release(&key);
+        }
+        accepted
+    }
+
+    async fn accept(&self, key: &DealKey, proposal: validate::Proposal, deal: &Deal) -> Result<DealKey, Refusal> {
+        let credit = self.acquire(key, proposal.piece.size.get()).await.map_err(|e| hub_refusal(&e))?;
+        let event = Event::Accept {
+            proposal: Box::new(proposal),
+            unix_ms: unix_ms(),
+            credit: credit.clone(),
+            trace: trace::current(),
+        };
+        match self.apply(key, event, None, None).await {
+            Ok(Some(_)) => Ok(key.clone()),
+            // Another request with this id was faster.
+            Ok(None) => match self.get(key)? {
+                Some(known) => same_deal(key.clone(), &known, deal),
+                None => Err(Refusal::new(Code::Internal, "the deal is gone", "propose again")),
+            },
+            Err(e) => {
+                self.release(&credit).await;
+                Err(journal_refusal(&e))
+            }
+        }
+    }
+
+    /// Takes room for a piece. The same deal gets the same credit while it lives.
+    pub(crate) async fn acquire(&self, key: &DealKey, piece_size: u64) -> Result<String, HubError> {
+        let request = AcquireRequest {
+            key: Some(key.into()),
+            piece_size,
+            ttl_seconds: CREDIT_TTL_SECS,
+        };
+        let credit = self.hub.capacity().acquire(self.hub.request(request)).await?;
+        Ok(credit.into_inner().id)
+    }
+
+    /// Gives a credit back. If that fails it comes back by itself.
+    pub(crate) async fn release(&self, credit: &str) {
+        if credit.is_empty() {
+            return;
+        }
+        let request = ReleaseRequest { id: credit.into() };
+        if let Err(e) = self.hub.capacity().release(self.hub.request(request)).await {
+            tracing::debug!(%e, credit, "credit not given back; it ends by itself");
+        }
+    }
+
+    fn get(&self, key: &DealKey) -> Result<Option<Record>, Refusal> {
+        self.deals.get(key).map_err(|e| journal_refusal(&e))
+    }
+
+    /// The deal `id` of this client.
+    pub(crate) fn deal_of(&self, signer: &Address, id: Ulid) -> Result<Record, Refusal> {
+        let key = DealKey { client: mk20::address_text(signer), id };
+        self.get(&key)?.ok_or_else(|| {
+            Refusal::new(
+                Code::NotFound,
+                format!("{} has no deal {id} here", key.client),
+                "check the id, and that the same key signs as for the proposal",
+            )
+        })
+    }
+
+    /// Takes the bytes of a deal. When this returns the piece is on disk, complete and verified.
+    pub(crate) async fn upload<E: std::fmt::Display>(
+        &self,
+        record: &Record,
+        announced: Option<u64>,
+        mut body: impl Stream<Item = Result<Bytes, E>> + Unpin,
+    ) -> Result<(), Refusal> {
+        let p = &record.proposal;
+        awaits_upload(record)?;
+        if let Some(len) = announced
+            && len != p.piece.raw_size
+        {
+            return Err(Refusal::new(
+                Code::BadProposal,
+                format!("the upload has {len} bytes, the piece CID names {}", p.piece.raw_size),
+                "send the file that the deal is for",
+            ));
+        }
+        let lease = self.arriving.lease(&p.key).ok_or_else(|| {
+            Refusal::new(Code::Conflict, "an upload for this deal is running", "wait for it, or break it off").retry_after(5)
+        })?;
+        let idle = Duration::from_secs(self.cfg.transfer_idle_secs.max(1));
+        let intake = self.staging.intake(p.piece, p.format, false, lease);
+        let mut broken = None;
+        while let Some(sink) = intake.sink() {
+            match tokio::time::timeout(idle, body.next()).await {
+                Ok(Some(Ok(chunk))) => {
+                    if sink.send(chunk).await.is_err() {
+                        // The intake gave up: finish() says why.
+                        break;
+                    }
+                }
+                Ok(None) => break,
+                Ok(Some(Err(e))) => {
+                    broken = Some(e.to_string());
+                    break;
+                }
+                Err(_) => {
+                    broken = Some(format!("no byte for {} s", idle.as_secs()));
+                    break;
+                }
+            }
+        }
+        let outcome = intake.finish().await;
+        match (outcome, broken) {
+            (Ok(()), _) => Ok(()),
+            (Err(IntakeError::Short { have, want }), Some(why)) => Err(Refusal::new(
+                Code::BadProposal,
+                format!("the upload broke off after {have} of {want} bytes: {why}"),
+                "upload again",
+            )),
+            (Err(e), _) => Err(intake_refusal(&e)),
+        }
+    }
+
+    /// The upload is complete: on with the deal.
+    pub(crate) async fn finalize(&self, record: &Record, again: Option<&Deal>) -> Result<(), Refusal> {
+        let p = &record.proposal;
+        if again.is_some_and(|d| validate::digest(d) != p.digest) {
+            return Err(Refusal::new(
+                Code::BadProposal,
+                "the deal in the body is not the one that was accepted",
+                "send no body, or the same deal",
+            ));
+        }
+        match record.checkpoint {
+            Checkpoint::Accepted if p.source != Source::Put => awaits_upload(record),
+            Checkpoint::Accepted if !self.staging.has(&p.key) => Err(Refusal::new(
+                Code::BadProposal,
+                "the upload is not complete",
+                format!("PUT the file to {}/upload/{} first", mk20::BASE, p.key.id),
+            )),
+            Checkpoint::Accepted => {
+                self.apply(&p.key, Event::Transferred, None, None).await.map_err(|e| journal_refusal(&e))?;
+                Ok(())
+            }
+            Checkpoint::Failed | Checkpoint::Expired => Err(over(record)),
+            _ => Ok(()),
+        }
+    }
+
+    /// What there is to say about a deal, with the hub's present view.
+    pub(crate) async fn status(&self, record: &Record) -> StatusResponse {
+        let p = &record.proposal;
+        let arrived = self.arriving.received(&p.key).unwrap_or(0);
+        let on_disk = record.checkpoint >= Checkpoint::Transferred && record.checkpoint <= Checkpoint::Active
+            || self.staging.has(&p.key);
+        let mut deal = DealStatus {
+            id: p.key.id.to_string(),
+            client: p.key.client.clone(),
+            checkpoint: record.checkpoint.name().into(),
+            piece_cid: p.piece.cid.to_string(),
+            piece_cid_v2: p.piece.cid_v2().to_string(),
+            piece_size: p.piece.size.get(),
+            raw_size: p.piece.raw_size,
+            received_bytes: if on_disk { p.piece.raw_size } else { arrived },
+            handed_over_bytes: if record.stored { p.piece.raw_size } else { 0 },
+            sealing_state: record.sealing_state.clone(),
+            sector: record.place.map(|(s, _)| s),
+            offset: record.place.map(|(_, o)| o),
+            start_epoch: p.start_epoch.0,
+            end_epoch: p.end_epoch.0,
+            message: record.reason.clone(),
+        };
+        if matches!(record.checkpoint, Checkpoint::Offered | Checkpoint::AddedPiece | Checkpoint::Sealing) {
+            match tokio::time::timeout(Duration::from_secs(2), self.hub_state(&p.key)).await {
+                Ok(Ok(Some(now))) => {
+                    if !record.stored {
+                        deal.handed_over_bytes = now.pulled_bytes.min(p.piece.raw_size);
+                    }
+                    if !now.sector_state.is_empty() {
+                        deal.sealing_state = now.sector_state;
+                    }
+                    if deal.message.is_empty() {
+                        deal.message = now.reason;
+                    }
+                }
+                Ok(Ok(None)) => {}
+                Ok(Err(_)) | Err(_) => "the hub does not answer; this is the last known state".clone_into(&mut deal.message),
+            }
+        }
+        StatusResponse {
+            ddo_v1: ProductStatus {
+                status: product_status(record).into(),
+                error_msg: if record.checkpoint.is_final() { record.reason.clone() } else { String::new() },
+            },
+            deal,
+        }
+    }
+
+    /// The hub's view of a deal's piece; `None` when it knows none.
+    pub(crate) async fn hub_state(&self, key: &DealKey) -> Result<Option<PieceState>, HubError> {
+        let request = PieceStatusRequest { key: Some(key.into()) };
+        match self.hub.pieces().status(self.hub.request(request)).await.map_err(HubError::from) {
+            Ok(state) => Ok(Some(state.into_inner())),
+            Err(e) if e.is_not_found() => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+impl Open {
+    fn note(&mut self, key: &DealKey, record: &Record) {
+        if record.checkpoint.is_final() {
+            self.deals.remove(key);
+            // A sealed deal has used its allocation up; a failed one frees it.
+            if record.checkpoint != Checkpoint::Active {
+                self.release(key);
+                return;
+            }
+        } else {
+            let sector = record.place.map(|(s, _)| s);
+            self.deals.insert(key.clone(), (record.checkpoint, sector));
+        }
+        if let Some(allocation) = record.proposal.allocation {
+            self.allocations.insert(allocation, key.clone());
+        }
+    }
+
+    fn reserve(&mut self, key: &DealKey, allocation: Option<(u64, u64)>) -> Result<(), DealKey> {
+        let Some(allocation) = allocation else { return Ok(()) };
+        match self.allocations.get(&allocation) {
+            Some(holder) if holder != key => Err(holder.clone()),
+            _ => {
+                self.allocations.insert(allocation, key.clone());
+                Ok(())
+            }
+        }
+    }
+
+    fn release(&mut self, key: &DealKey) {
+        self.allocations.retain(|_, holder| holder != key);
+    }
+}
+
+fn same_deal(key: DealKey, known: &Record, deal: &Deal) -> Result<DealKey, Refusal> {
+    if known.proposal.digest == validate::digest(deal) {
+        return Ok(key);
+    }
+    Err(Refusal::new(
+        Code::Conflict,
+        format!("deal {} exists with other contents", key.id),
+        "use a new ULID for each deal",
+    )
+    .at("identifier"))
+}
+
+fn awaits_upload(record: &Record) -> Result<(), Refusal> {
+    let conflict = |error: &str, fix: &str| Err(Refusal::new(Code::Conflict, error, fix));
+    match (record.checkpoint, &record.proposal.source) {
+        (Checkpoint::Accepted, Source::Put) => Ok(()),
+        (Checkpoint::Accepted, Source::Http(_)) => conflict(
+            "this deal's bytes are downloaded from its source_http",
+            "propose a deal with source_http_put to upload",
+        ),
+        (Checkpoint::Failed | Checkpoint::Expired, _) => Err(over(record)),
+        _ => conflict("the bytes of this deal are here already", "follow it with GET /market/mk20/status"),
+    }
+}
+
+fn over(record: &Record) -> Refusal {
+    Refusal::new(
+        Code::Conflict,
+        format!("the deal is over ({}): {}", record.checkpoint.name(), record.reason),
+        "propose a new deal",
+    )
+}
+
+fn intake_refusal(e: &IntakeError) -> Refusal {
+    let code = match e {
+        IntakeError::DiskFull => Code::InsufficientStorage,
+        IntakeError::Io(_) => Code::Internal,
+        _ => Code::BadProposal,
+    };
+    if e.kind() != Kind::Data {
+        tracing::error!(%e, "staging fails");
+    }
+    let wait = if e.kind() == Kind::Data { 0 } else { 60 };
+    Refusal::new(code, e, e.fix()).at(if code == Code::BadProposal { "data" } else { "" }).retry_after(wait)
+}
+
+fn product_status(record: &Record) -> &'static str {
+    match record.checkpoint {
+        Checkpoint::Accepted if record.proposal.source == Source::Put => "uploading",
+        Checkpoint::Accepted => "accepted",
+        Checkpoint::Transferred | Checkpoint::Offered | Checkpoint::AddedPiece => "processing",
+        Checkpoint::Sealing => "sealing",
+        Checkpoint::Active => "complete",
+        Checkpoint::Failed | Checkpoint::Expired => "failed",
+    }
+}
+
+/// The hub's state of a piece, for the machine.
+pub(crate) fn view(state: &PieceState) -> HubView {
+    let place = state.sector.zip(state.offset);
+    match (state.phase(), place) {
+        (PiecePhase::Stored, _) => HubView::Stored,
+        (PiecePhase::Placed, Some((sector, offset))) => HubView::Placed {
+            sector,
+            offset,
+            state: state.sector_state.clone(),
+        },
+        (PiecePhase::Active, Some((sector, offset))) => HubView::Active { sector, offset },
+        (PiecePhase::Withdrawn, _) => HubView::Failed("the piece was withdrawn from the hub".into()),
+        (PiecePhase::Failed, _) => HubView::Failed(if state.reason.is_empty() {
+            "the hub gave no reason".into()
+        } else {
+            state.reason.clone()
+        }),
+        (PiecePhase::Unspecified | PiecePhase::Offered | PiecePhase::Pulling | PiecePhase::Placed | PiecePhase::Active, _) => {
+            HubView::Taken
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! The life of a deal, as a table. Checkpoints carry Boost's names where it has them.
+
+use lotus_journal::{EffectId, Machine, Map};
+use lotus_types::DealKey;
+use serde::{Deserialize, Serialize};
+
+use crate::validate::{Proposal, Source};
+
+/// How far a deal has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Checkpoint {
+    /// Journaled; the bytes are not here yet.
+    Accepted,
+    /// The bytes are here, complete and verified.
+    Transferred,
+    /// The hub has journaled the hand-off, and pulls.
+    Offered,
+    /// The piece has a place in a sector.
+    AddedPiece,
+    /// The sector is being sealed.
+    Sealing,
+    /// The sector is proven.
+    Active,
+    /// Given up: the record says why.
+    Failed,
+    /// The bytes did not come in time.
+    Expired,
+}
+
+impl Checkpoint {
+    /// Whether nothing follows.
+    #[must_use]
+    pub const fn is_final(self) -> bool {
+        matches!(self, Self::Active | Self::Failed | Self::Expired)
+    }
+
+    /// The name as shown.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Accepted => "Accepted",
+            Self::Transferred => "Transferred",
+            Self::Offered => "Offered",
+            Self::AddedPiece => "AddedPiece",
+            Self::Sealing => "Sealing",
+            Self::Active => "Active",
+            Self::Failed => "Failed",
+            Self::Expired => "Expired",
+        }
+    }
+}
+
+/// A deal in the journal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// What was agreed.
+    pub proposal: Proposal,
+    /// How far it has come.
+    pub checkpoint: Checkpoint,
+    /// Unix milliseconds of the acceptance.
+    pub accepted_unix_ms: u64,
+    /// The hub's credit for the piece.
+    pub credit: String,
+    /// Trace of the request that made the deal: W3C traceparent, or empty.
+    pub trace: String,
+    /// The hub has all bytes: the staging copy is not needed any more.
+    pub stored: bool,
+    /// Sector and offset (padded bytes), once the piece has a place.
+    pub place: Option<(u64, u64)>,
+    /// Sealing state of the sector.
+    pub sealing_state: String,
+    /// Why it failed, or what went wrong last.
+    pub reason: String,
+}
+
+/// The hub's view of the piece.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HubView {
+    /// Journaled by the hub; the bytes are on their way.
+    Taken,
+    /// Complete and verified in the hub.
+    Stored,
+    /// In a sector.
+    Placed {
+        /// The sector.
+        sector: u64,
+        /// Padded bytes.
+        offset: u64,
+        /// Lotus' name of the sector's state.
+        state: String,
+    },
+    /// In a proven sector.
+    Active {
+        /// The sector.
+        sector: u64,
+        /// Padded bytes.
+        offset: u64,
+    },
+    /// Refused or lost for good.
+    Failed(String),
+    /// The hub does not know the piece, or not any more.
+    Unknown,
+}
+
+/// What happens to a deal.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A proposal passed every check.
+    Accept {
+        /// The proposal.
+        proposal: Box<Proposal>,
+        /// Unix milliseconds.
+        unix_ms: u64,
+        /// The hub's credit.
+        credit: String,
+        /// W3C traceparent.
+        trace: String,
+    },
+    /// The bytes are here, complete, verified and on disk.
+    Transferred,
+    /// The bytes can not be had.
+    TransferFailed(String),
+    /// The hub refused the offer for good.
+    Refused(String),
+    /// What the hub says of the piece.
+    Hub(HubView),
+    /// The time for the transfer is over.
+    TooLate(String),
+}
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Effect {
+    /// Download the piece.
+    Pull,
+    /// Hand it to the hub.
+    Offer,
+    /// Remove the staging copy.
+    DropStaging,
+    /// Give the credit back.
+    ReleaseCredit,
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct DealMachine;
+
+impl Machine for DealMachine {
+    const NAME: &'static str = "deals";
+    const STATES: Map<DealKey, Record> = Map::new("deals.states");
+    const EFFECTS: Map<EffectId, (Vec<u8>, Effect)> = Map::new("deals.effects");
+    type Key = DealKey;
+    type State = Record;
+    type Event = Event;
+    type Effect = Effect;
+
+    fn step(state: Option<&Record>, event: &Event) -> Option<(Record, Vec<Effect>)> {
+        match state {
+            None => create(event),
+            Some(record) => advance(record, event),
+        }
+    }
+}
+
+fn create(event: &Event) -> Option<(Record, Vec<Effect>)> {
+    match event {
+        Event::Accept {
+            proposal,
+            unix_ms,
+            credit,
+            trace,
+        } => {
+            let effects = match proposal.source {
+                Source::Put => vec![],
+                Source::Http(_) => vec![Effect::Pull],
+            };
+            let record = Record {
+                proposal: (**proposal).clone(),
+                checkpoint: Checkpoint::Accepted,
+                accepted_unix_ms: *unix_ms,
+                credit: credit.clone(),
+                trace: trace.clone(),
+                stored: false,
+                place: None,
+                sealing_state: String::new(),
+                reason: String::new(),
+            };
+            Some((record, effects))
+        }
+        Event::Transferred
+        | Event::TransferFailed(_)
+        | Event::Refused(_)
+        | Event::Hub(_)
+        | Event::TooLate(_) => None,
+    }
+}
+
+fn advance(now: &Record, event: &Event) -> Option<(Record, Vec<Effect>)> {
+    use Checkpoint::{Accepted, Active, AddedPiece, Expired, Failed, Offered, Sealing, Transferred};
+    use Effect::{DropStaging, Offer, ReleaseCredit};
+    let to = |checkpoint, reason: &str, effects: Vec<Effect>| {
+        let next = Record {
+            checkpoint,
+            reason: reason.to_owned(),
+            ..now.clone()
+        };
+        Some((next, effects))
+    };
+    match (now.checkpoint, event) {
+        (Accepted, Event::Transferred) => to(Transferred, "", vec![Offer]),
+        (Accepted, Event::TransferFailed(why)) | (Transferred, Event::Refused(why)) => {
+            to(Failed, why, vec![DropStaging, ReleaseCredit])
+        }
+        (Accepted, Event::TooLate(why)) => to(Expired, why, vec![DropStaging, ReleaseCredit]),
+        // The hub decides from the hand-off on: it may have the piece although its answer is lost.
+        (Transferred | Offered | AddedPiece | Sealing, Event::Hub(view)) => follow(now, view),
+        // Late repeats are normal.
+        (_, Event::Accept { .. })
+        | (Accepted, Event::Refused(_) | Event::Hub(_))
+        | (Transferred, Event::Transferred | Event::TransferFailed(_) | Event::TooLate(_))
+        | (
+            Offered | AddedPiece | Sealing | Active | Failed | Expired,
+            Event::Transferred | Event::TransferFailed(_) | Event::Refused(_) | Event::TooLate(_),
+        )
+        | (Active | Failed | Expired, Event::Hub(_)) => None,
+    }
+}
+
+/// Sealing states in which the sector still takes pieces or has just been closed.
+const OPEN_SECTOR: [&str; 4] = ["", "WaitDeals", "AddPiece", "Packing"];
+
+fn follow(now: &Record, view: &HubView) -> Option<(Record, Vec<Effect>)> {
+    let mut next = now.clone();
+    next.reason.clear();
+    let had = now.stored;
+    match view {
+        HubView::Taken => next.checkpoint = now.checkpoint.max(Checkpoint::Offered),
+        HubView::Stored => {
+            next.checkpoint = now.checkpoint.max(Checkpoint::Offered);
+            next.stored = true;
+        }
+        HubView::Placed {
+            sector,
+            offset,
+            state,
+        } => {
+            let sealing = !OPEN_SECTOR.contains(&state.as_str());
+            let reached = if sealing { Checkpoint::Sealing } else { Checkpoint::AddedPiece };
+            next.checkpoint = now.checkpoint.max(reached);
+            next.stored = true;
+            next.place = Some((*sector, *offset));
+            if !state.is_empty() {
+                next.sealing_state.clone_from(state);
+            }
+        }
+        HubView::Active { sector, offset } => {
+            next.checkpoint = Checkpoint::Active;
+            next.stored = true;
+            next.place = Some((*sector, *offset));
+            "Proving".clone_into(&mut next.sealing_state);
+        }
+        HubView::Failed(why) => {
+            next.checkpoint = Checkpoint::Failed;
+            next.reason.clone_from(why);
+            return Some((next, vec![Effect::DropStaging, Effect::ReleaseCredit]));
+        }
+        HubView::Unknown => {
+            return match (now.checkpoint, now.stored) {
+                // It has not got the offer yet: that effect is still pending.
+                (Checkpoint::Transferred, _) => None,
+                // It lost the offer, and the bytes are still here.
+                (_, false) => {
+                    next.checkpoint = Checkpoint::Transferred;
+                    next.place = None;
+                    Some((next, vec![Effect::Offer]))
+                }
+                (_, true) => {
+                    next.checkpoint = Checkpoint::Failed;
+                    "the hub does not know the piece any more, and the staging copy is gone"
+                        .clone_into(&mut next.reason);
+                    Some((next, vec![Effect::ReleaseCredit]))
+                }
+            };
+        }
+    }
+    let effects = if next.stored && !had { vec![Effect::DropStaging] } else { vec![] };
+    (next != *now).then_some((next, effects))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,182 @@
+use lotus_types::{Commitment, Epoch, PaddedSize, PieceCid, PieceInfo};
+use proptest::prelude::*;
+use ulid::Ulid;
+
+use super::*;
+use crate::validate::{Format, Retrieval};
+
+fn proposal(source: Source) -> Proposal {
+    Proposal {
+        key: DealKey {
+            client: "t1abc".into(),
+            id: Ulid::from(1u128),
+        },
+        piece: PieceInfo {
+            cid: PieceCid::new(Commitment([1; 32])),
+            size: PaddedSize::new(1024).unwrap(),
+            raw_size: 1000,
+        },
+        format: Format::Raw,
+        source,
+        start_epoch: Epoch(10),
+        end_epoch: Epoch(20),
+        allocation: None,
+        notify: None,
+        retrieval: Retrieval {
+            index: false,
+            announce_payload: false,
+            announce_piece: false,
+        },
+        digest: [0; 32],
+    }
+}
+
+fn accept(source: Source) -> Event {
+    Event::Accept {
+        proposal: Box::new(proposal(source)),
+        unix_ms: 1,
+        credit: "c".into(),
+        trace: String::new(),
+    }
+}
+
+fn placed(state: &str) -> Event {
+    Event::Hub(HubView::Placed {
+        sector: 3,
+        offset: 128,
+        state: state.into(),
+    })
+}
+
+fn active() -> Event {
+    Event::Hub(HubView::Active {
+        sector: 3,
+        offset: 128,
+    })
+}
+
+/// Drives a new deal through the events; refusals by the table change nothing.
+fn drive(source: Source, events: &[Event]) -> (Record, Vec<Effect>) {
+    let (mut now, mut effects) = DealMachine::step(None, &accept(source)).unwrap();
+    for e in events {
+        if let Some((next, more)) = DealMachine::step(Some(&now), e) {
+            now = next;
+            effects.extend(more);
+        }
+    }
+    (now, effects)
+}
+
+#[test]
+fn the_happy_path_offers_once_and_drops_the_copy_once() {
+    let path = [
+        Event::Transferred,
+        Event::Hub(HubView::Taken),
+        Event::Hub(HubView::Stored),
+        placed("WaitDeals"),
+        placed("PreCommit1"),
+        active(),
+    ];
+    let names: Vec<_> = (0..=path.len())
+        .map(|n| drive(Source::Put, &path[..n]).0.checkpoint.name())
+        .collect();
+    assert_eq!(
+        names,
+        ["Accepted", "Transferred", "Offered", "Offered", "AddedPiece", "Sealing", "Active"]
+    );
+    let (end, effects) = drive(Source::Put, &path);
+    assert_eq!(effects, [Effect::Offer, Effect::DropStaging]);
+    assert_eq!((end.place, end.sealing_state.as_str()), (Some((3, 128)), "Proving"));
+    let (_, effects) = drive(Source::Http(vec![]), &path);
+    assert_eq!(effects, [Effect::Pull, Effect::Offer, Effect::DropStaging]);
+}
+
+#[test]
+fn the_table() {
+    use Checkpoint::*;
+    let t = || Event::Transferred;
+    let failed = || Event::Hub(HubView::Failed("bad".into()));
+    let unknown = || Event::Hub(HubView::Unknown);
+    let stored = || Event::Hub(HubView::Stored);
+    // (events after acceptance, checkpoint, reason, effects of the last event)
+    let end = vec![Effect::DropStaging, Effect::ReleaseCredit];
+    let table: Vec<(Vec<Event>, Checkpoint, &str, Vec<Effect>)> = vec![
+        (vec![Event::TransferFailed("gone".into())], Failed, "gone", end.clone()),
+        (vec![Event::TooLate("late".into())], Expired, "late", end.clone()),
+        (vec![t(), Event::TooLate("late".into())], Transferred, "", vec![]),
+        (vec![t(), Event::Refused("no".into())], Failed, "no", end.clone()),
+        (vec![t(), failed()], Failed, "bad", end.clone()),
+        (vec![t(), active()], Active, "", vec![Effect::DropStaging]),
+        (vec![t(), unknown()], Transferred, "", vec![]),
+        (vec![t(), Event::Hub(HubView::Taken), unknown()], Transferred, "", vec![Effect::Offer]),
+        (
+            vec![t(), stored(), unknown()],
+            Failed,
+            "the hub does not know the piece any more, and the staging copy is gone",
+            vec![Effect::ReleaseCredit],
+        ),
+        (vec![t(), placed("PreCommit1"), stored()], Sealing, "", vec![]),
+        (vec![t(), placed("PreCommit1"), placed("WaitDeals")], Sealing, "", vec![]),
+        (vec![t(), active(), failed()], Active, "", vec![]),
+        (vec![Event::Hub(HubView::Stored)], Accepted, "", vec![]),
+        (vec![accept(Source::Put)], Accepted, "", vec![]),
+    ];
+    for (events, checkpoint, reason, effects) in table {
+        let (last, first) = events.split_last().unwrap();
+        let (before, _) = drive(Source::Put, first);
+        let (after, got) = DealMachine::step(Some(&before), last)
+            .unwrap_or_else(|| (before.clone(), vec![]));
+        assert_eq!(
+            (after.checkpoint, after.reason.as_str(), got),
+            (checkpoint, reason, effects),
+            "{events:?}"
+        );
+    }
+    for e in [t(), failed(), Event::TooLate(String::new()), Event::Refused(String::new())] {
+        assert!(DealMachine::step(None, &e).is_none(), "{e:?} creates nothing");
+    }
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        Just(accept(Source::Put)),
+        Just(Event::Transferred),
+        Just(Event::TransferFailed("t".into())),
+        Just(Event::Refused("r".into())),
+        Just(Event::TooLate("l".into())),
+        Just(Event::Hub(HubView::Taken)),
+        Just(Event::Hub(HubView::Stored)),
+        Just(Event::Hub(HubView::Unknown)),
+        Just(Event::Hub(HubView::Failed("f".into()))),
+        Just(active()),
+        "(WaitDeals|PreCommit1|WaitSeed)".prop_map(|s| placed(&s)),
+    ]
+}
+
+proptest! {
+    /// Whatever comes in whatever order: a final deal stays, the copy is never dropped while it
+    /// is the only one, and a deal that is not final either waits for someone or has an effect.
+    #[test]
+    fn no_order_of_events_loses_a_deal(events in proptest::collection::vec(any_event(), 0..40)) {
+        let (mut now, _) = DealMachine::step(None, &accept(Source::Put)).unwrap();
+        let mut dropped = false;
+        for e in &events {
+            let before = now.clone();
+            let Some((next, effects)) = DealMachine::step(Some(&now), e) else { continue };
+            prop_assert!(!before.checkpoint.is_final(), "{before:?} {e:?}");
+            dropped |= effects.contains(&Effect::DropStaging);
+            if effects.contains(&Effect::Offer) {
+                prop_assert!(!dropped, "an offer needs the copy: {e:?}");
+                prop_assert_eq!(next.checkpoint, Checkpoint::Transferred);
+            }
+            if dropped && !next.checkpoint.is_final() {
+                prop_assert!(next.stored, "{next:?}");
+            }
+            if next.checkpoint == Checkpoint::Failed || next.checkpoint == Checkpoint::Expired {
+                prop_assert!(!next.reason.is_empty());
+                prop_assert!(effects.contains(&Effect::ReleaseCredit));
+            }
+            now = next;
+        }
+    }
+}
