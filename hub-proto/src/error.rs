@@ -63,7 +63,8 @@ impl HubError {
     pub fn fix(&self) -> String {
         match self {
             Self::BadAddress { .. } => {
-                "set hub.addr to the hub's run/hub.sock as unix:/path, or to http://host:port".into()
+                "set hub.addr to the hub's run/hub.sock as unix:/path, or to http://host:port"
+                    .into()
             }
             Self::Silent { addr, .. } => {
                 format!("start `lotus-miner run`, or correct hub.addr (now {addr})")
@@ -176,7 +177,10 @@ mod tests {
             assert_eq!((e.kind(), e.fix().as_str()), (kind, "do this"));
             assert_eq!(e.retry_after(), after);
         }
-        assert_eq!(HubError::from(Status::unavailable("x")).kind(), Kind::Transport);
+        assert_eq!(
+            HubError::from(Status::unavailable("x")).kind(),
+            Kind::Transport
+        );
         let gone = with_code(Code::NotFound, Kind::Data, "no such", "", None);
         assert!(HubError::from(gone).is_not_found());
     }

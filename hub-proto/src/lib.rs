@@ -27,7 +27,6 @@ pub mod worker {
     /// Version 1.
     pub mod v1 {
         #![expect(missing_docs, reason = "generated")]
-        #![expect(clippy::all, reason = "generated")]
         include!("gen/worker.v1.rs");
     }
 }

@@ -1,2 +1,15 @@
 //! Lifecycle and restart order on one host.
-fn main() {}
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    match lotus_supervisor::start(lotus_supervisor::Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("lotus-supervisor: {e}\n  fix: {}", e.fix);
+            e.kind.exit_code()
+        }
+    }
+}

@@ -48,7 +48,7 @@ fn root() -> PathBuf {
 fn main() -> ExitCode {
     let root = root();
     let done = match Args::parse().command {
-        Command::Gen => gen_proto::generate(&root, &root.join("hub-proto/src/gen")),
+        Command::Gen => gen_proto::generate(&root, &root),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

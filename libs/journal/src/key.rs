@@ -43,7 +43,10 @@ impl<const N: usize> JournalKey for [u8; N] {
 /// longer one in pairs too.
 impl JournalKey for String {
     fn encode(&self, out: &mut Vec<u8>) {
-        debug_assert!(!self.as_bytes().contains(&0), "a text key holds no zero byte");
+        debug_assert!(
+            !self.as_bytes().contains(&0),
+            "a text key holds no zero byte"
+        );
         out.extend_from_slice(self.as_bytes());
         out.push(0);
     }

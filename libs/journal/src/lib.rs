@@ -13,4 +13,4 @@ mod store;
 
 pub use key::JournalKey;
 pub use machine::{EffectId, Machine, Machines, Pending, Step};
-pub use store::{Journal, JournalError, Map, Tx, View};
+pub use store::{Entries, Journal, JournalError, Map, Tx, View};

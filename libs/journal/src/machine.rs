@@ -4,6 +4,7 @@ use std::marker::PhantomData;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::store::Entries;
 use crate::{Journal, JournalError, JournalKey, Map, Tx};
 
 /// A pure state machine: a table from state and event to state and effects. `step` does no I/O
@@ -215,14 +216,14 @@ impl<M: Machine> Machines<M> {
     }
 
     /// Every instance, in key order.
-    pub fn all(&self) -> Result<Vec<(M::Key, M::State)>, JournalError> {
+    pub fn all(&self) -> Result<Entries<M::Key, M::State>, JournalError> {
         self.collect(&M::STATES)
     }
 
     fn collect<K: JournalKey, V: Serialize + DeserializeOwned>(
         &self,
         map: &Map<K, V>,
-    ) -> Result<Vec<(K, V)>, JournalError> {
+    ) -> Result<Entries<K, V>, JournalError> {
         self.journal.read(|view| {
             let mut out: Vec<(K, V)> = Vec::new();
             loop {

@@ -64,7 +64,9 @@ impl JournalError {
                 path.display()
             ),
             Self::DiskFull => "free space on the disk that holds the repo; it is retried".into(),
-            Self::Store(_) => "check the disk; restore the repo from a backup if it is damaged".into(),
+            Self::Store(_) => {
+                "check the disk; restore the repo from a backup if it is damaged".into()
+            }
             Self::Decode { .. } | Self::Encode { .. } => {
                 "run the release that wrote this repo, or restore a backup".into()
             }
@@ -112,6 +114,10 @@ impl<K, V> fmt::Debug for Map<K, V> {
 }
 
 type Bytes = TableDefinition<'static, &'static [u8], &'static [u8]>;
+type ReadBytes = redb::ReadOnlyTable<&'static [u8], &'static [u8]>;
+
+/// Keys with their values, in key order.
+pub type Entries<K, V> = Vec<(K, V)>;
 
 impl<K: JournalKey, V: Serialize + DeserializeOwned> Map<K, V> {
     const fn table(self) -> Bytes {
@@ -157,7 +163,7 @@ impl<K: JournalKey, V: Serialize + DeserializeOwned> Map<K, V> {
         t: &impl ReadableTable<&'static [u8], &'static [u8]>,
         after: Option<&K>,
         limit: usize,
-    ) -> Result<Vec<(K, V)>, JournalError> {
+    ) -> Result<Entries<K, V>, JournalError> {
         let after = after.map(Self::key);
         let from = match &after {
             Some(k) => Bound::Excluded(k.as_slice()),
@@ -285,7 +291,7 @@ impl Tx {
         map: &Map<K, V>,
         after: Option<&K>,
         limit: usize,
-    ) -> Result<Vec<(K, V)>, JournalError> {
+    ) -> Result<Entries<K, V>, JournalError> {
         map.scan_in(&self.tx.open_table(map.table())?, after, limit)
     }
 
@@ -322,7 +328,7 @@ impl View {
     fn table<K: JournalKey, V: Serialize + DeserializeOwned>(
         &self,
         map: &Map<K, V>,
-    ) -> Result<Option<redb::ReadOnlyTable<&'static [u8], &'static [u8]>>, JournalError> {
+    ) -> Result<Option<ReadBytes>, JournalError> {
         match self.tx.open_table(map.table()) {
             Ok(t) => Ok(Some(t)),
             Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
@@ -345,7 +351,7 @@ impl View {
         map: &Map<K, V>,
         after: Option<&K>,
         limit: usize,
-    ) -> Result<Vec<(K, V)>, JournalError> {
+    ) -> Result<Entries<K, V>, JournalError> {
         self.table(map)?
             .map_or(Ok(Vec::new()), |t| map.scan_in(&t, after, limit))
     }

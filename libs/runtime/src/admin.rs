@@ -68,7 +68,9 @@ impl Admin {
             .route("/readyz", get(readyz))
             .route("/metrics", get(metrics))
             .with_state(self.health.clone());
-        let app = tonic::service::Routes::new(grpc).into_axum_router().merge(http);
+        let app = tonic::service::Routes::new(grpc)
+            .into_axum_router()
+            .merge(http);
         let mut changes = self.health.watch();
         let follow = async {
             loop {
@@ -133,13 +135,18 @@ mod tests {
             .await
             .unwrap();
         let addr = admin.local_addr().unwrap();
-        assert_eq!(addr_file::read(dir.path(), "admin").unwrap(), addr.to_string());
+        assert_eq!(
+            addr_file::read(dir.path(), "admin").unwrap(),
+            addr.to_string()
+        );
         let stop = CancellationToken::new();
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(admin.serve(stop.clone()));
 
-        let get = |path: &'static str| async move {
-            let answer = reqwest::get(format!("http://{addr}{path}")).await.unwrap();
+        let client = crate::http_client().build().unwrap();
+        let get = async |path: &'static str| {
+            let url = format!("http://{addr}{path}");
+            let answer = client.get(url).send().await.unwrap();
             (answer.status().as_u16(), answer.text().await.unwrap())
         };
         assert_eq!(get("/livez").await.0, 200);

@@ -28,7 +28,9 @@ impl Fault {
         Self::new(
             Kind::Config,
             format!("can not listen on {addr}: {e}"),
-            format!("free the port (`ss -ltnp` shows who has it), or set another {key}; port 0 picks a free one"),
+            format!(
+                "free the port (`ss -ltnp` shows who has it), or set another {key}; port 0 picks a free one"
+            ),
         )
     }
 }
@@ -37,9 +39,10 @@ impl From<std::io::Error> for Fault {
     fn from(e: std::io::Error) -> Self {
         let (kind, fix) = match e.kind() {
             std::io::ErrorKind::StorageFull => (Kind::Capacity, "free disk space"),
-            std::io::ErrorKind::PermissionDenied => {
-                (Kind::Config, "give this user access, or run as the user that has it")
-            }
+            std::io::ErrorKind::PermissionDenied => (
+                Kind::Config,
+                "give this user access, or run as the user that has it",
+            ),
             _ => (Kind::Fatal, "see the log for what was being done"),
         };
         Self::new(kind, e.to_string(), fix)

@@ -70,7 +70,10 @@ static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
 /// The metrics of this process in Prometheus' text form; empty before [`init`].
 #[must_use]
 pub fn render_metrics() -> String {
-    METRICS.get().map(PrometheusHandle::render).unwrap_or_default()
+    METRICS
+        .get()
+        .map(PrometheusHandle::render)
+        .unwrap_or_default()
 }
 
 /// Starts logs (on standard error), traces and metrics. Call once, inside the tokio runtime.
@@ -94,11 +97,8 @@ pub fn init(process: &'static str, cfg: &TelemetryConfig) -> Result<Guard, Fault
         "" => std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT").unwrap_or_default(),
         set => set.to_owned(),
     };
-    let mut provider = SdkTracerProvider::builder().with_resource(
-        Resource::builder()
-            .with_service_name(process)
-            .build(),
-    );
+    let mut provider = SdkTracerProvider::builder()
+        .with_resource(Resource::builder().with_service_name(process).build());
     if !endpoint.is_empty() {
         let exporter = opentelemetry_otlp::SpanExporter::builder()
             .with_tonic()
@@ -129,8 +129,7 @@ pub fn init(process: &'static str, cfg: &TelemetryConfig) -> Result<Guard, Fault
         .try_init()
         .map_err(|e| Fault::new(Kind::Fatal, format!("telemetry: {e}"), "report this"))?;
 
-    let recorder = PrometheusBuilder::new()
-        .build_recorder();
+    let recorder = PrometheusBuilder::new().build_recorder();
     if METRICS.set(recorder.handle()).is_ok() {
         metrics::set_global_recorder(recorder)
             .map_err(|e| Fault::new(Kind::Fatal, format!("metrics: {e}"), "report this"))?;

@@ -45,10 +45,6 @@ pub fn id(traceparent: &str) -> Option<&str> {
 }
 
 /// gRPC client interceptor that sends the current context.
-#[expect(
-    clippy::result_large_err,
-    reason = "the signature is tonic's interceptor"
-)]
 pub fn client_interceptor(
     mut request: tonic::Request<()>,
 ) -> Result<tonic::Request<()>, tonic::Status> {

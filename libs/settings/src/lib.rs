@@ -88,7 +88,9 @@ fn load_from<C: Serialize + DeserializeOwned + Default>(
         .filter(|(k, _)| k.starts_with(&format!("{env_prefix}__")))
         .collect();
     for (name, value) in ours {
-        let key = name[env_prefix.len() + 2..].to_ascii_lowercase().replace("__", ".");
+        let key = name[env_prefix.len() + 2..]
+            .to_ascii_lowercase()
+            .replace("__", ".");
         let parsed = toml::from_str::<toml::Table>(&format!("v = {value}"))
             .ok()
             .and_then(|mut t| t.remove("v"))
@@ -98,8 +100,10 @@ fn load_from<C: Serialize + DeserializeOwned + Default>(
             Some(toml::Value::Float(f)) => builder.set_override(&key, f),
             Some(toml::Value::Boolean(b)) => builder.set_override(&key, b),
             Some(toml::Value::Array(a)) if a.iter().all(toml::Value::is_str) => {
-                let items: Vec<String> =
-                    a.iter().filter_map(|v| v.as_str().map(str::to_owned)).collect();
+                let items: Vec<String> = a
+                    .iter()
+                    .filter_map(|v| v.as_str().map(str::to_owned))
+                    .collect();
                 builder.set_override(&key, items)
             }
             _ => builder.set_override(&key, value.trim_matches('"').to_owned()),
@@ -154,7 +158,10 @@ mod tests {
     }
 
     fn env(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
-        pairs.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect()
+        pairs
+            .iter()
+            .map(|(k, v)| ((*k).into(), (*v).into()))
+            .collect()
     }
 
     #[test]

@@ -64,7 +64,9 @@ impl Commitment {
 fn digest32(cid: &Cid) -> Result<Commitment, BadPieceCid> {
     let digest = cid.hash().digest();
     Ok(Commitment(
-        digest.try_into().map_err(|_| BadPieceCid::NotAPiece(*cid))?,
+        digest
+            .try_into()
+            .map_err(|_| BadPieceCid::NotAPiece(*cid))?,
     ))
 }
 
@@ -128,8 +130,8 @@ impl fmt::Display for PieceCid {
 impl FromStr for PieceCid {
     type Err = BadPieceCid;
     fn from_str(s: &str) -> Result<Self, BadPieceCid> {
-        let cid = Cid::from_str(s)
-            .map_err(|_| BadPieceCid::NotACid(s.chars().take(128).collect()))?;
+        let cid =
+            Cid::from_str(s).map_err(|_| BadPieceCid::NotACid(s.chars().take(128).collect()))?;
         Self::from_cid(&cid)
     }
 }
@@ -187,11 +189,7 @@ impl PieceInfo {
             return Err(bad());
         }
         let size = PaddedSize::new(32u64 << height).map_err(|_| bad())?;
-        let raw_size = size
-            .unpadded()
-            .get()
-            .checked_sub(padding)
-            .ok_or_else(bad)?;
+        let raw_size = size.unpadded().get().checked_sub(padding).ok_or_else(bad)?;
         Ok(Self {
             cid: PieceCid(Commitment(comm_p)),
             size,
@@ -228,7 +226,12 @@ mod tests {
 
     #[test]
     fn other_cids_are_refused() {
-        for s in ["", "x", "bafkqaaa", "QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnPbdG"] {
+        for s in [
+            "",
+            "x",
+            "bafkqaaa",
+            "QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnPbdG",
+        ] {
             assert!(s.parse::<PieceCid>().is_err(), "{s}");
         }
     }

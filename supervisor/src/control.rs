@@ -1,0 +1,124 @@
+//! The control socket: gRPC over a Unix socket that only this user may open.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use lotus_runtime::{CancellationToken, Fault};
+use lotus_types::Kind;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Endpoint;
+use tonic::{Request as Grpc, Response, Status};
+
+use crate::proto::supervisor_client::SupervisorClient;
+use crate::proto::supervisor_server::{Supervisor, SupervisorServer};
+use crate::proto::{ProcessRequest, StatusRequest, StatusResponse};
+use crate::runner::{Call, Request};
+
+/// Where the socket is.
+pub(crate) fn socket(root: &Path) -> PathBuf {
+    root.join("run/supervisor.sock")
+}
+
+struct Control {
+    calls: mpsc::Sender<Call>,
+    stop: CancellationToken,
+}
+
+impl Control {
+    async fn ask(&self, request: Request) -> Result<Response<StatusResponse>, Status> {
+        let (tx, rx) = oneshot::channel();
+        let gone = || Status::unavailable("the supervisor is stopping");
+        self.calls.send((request, tx)).await.map_err(|_| gone())?;
+        let processes = rx
+            .await
+            .map_err(|_| gone())?
+            .map_err(Status::invalid_argument)?;
+        Ok(Response::new(StatusResponse { processes }))
+    }
+}
+
+#[tonic::async_trait]
+impl Supervisor for Control {
+    async fn status(&self, _: Grpc<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        self.ask(Request::Status).await
+    }
+
+    async fn start(&self, r: Grpc<ProcessRequest>) -> Result<Response<StatusResponse>, Status> {
+        self.ask(Request::Start(r.into_inner().name)).await
+    }
+
+    async fn stop(&self, r: Grpc<ProcessRequest>) -> Result<Response<StatusResponse>, Status> {
+        let name = r.into_inner().name;
+        if name.is_empty() {
+            let now = self.ask(Request::Status).await;
+            self.stop.cancel();
+            return now;
+        }
+        self.ask(Request::Stop(name)).await
+    }
+
+    async fn restart(&self, r: Grpc<ProcessRequest>) -> Result<Response<StatusResponse>, Status> {
+        self.ask(Request::Restart(r.into_inner().name)).await
+    }
+}
+
+/// Serves the socket until `done`. The caller holds the supervisor's lock, so a socket file that
+/// is there is a dead one.
+pub(crate) async fn serve(
+    root: &Path,
+    calls: mpsc::Sender<Call>,
+    stop: CancellationToken,
+    done: CancellationToken,
+) -> Result<(), Fault> {
+    let path = socket(root);
+    if path.exists() {
+        std::fs::remove_file(&path)?;
+    }
+    let listener =
+        UnixListener::bind(&path).map_err(|e| Fault::bind(&path.display(), "--repo", &e))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    let ours = nix::unistd::geteuid().as_raw();
+    // File permissions are one lock, the peer's credentials a second one.
+    let incoming = UnixListenerStream::new(listener).filter(move |stream| match stream {
+        Ok(s) => s.peer_cred().is_ok_and(|c| c.uid() == ours || c.uid() == 0),
+        Err(_) => true,
+    });
+    tonic::transport::Server::builder()
+        .timeout(Duration::from_secs(30))
+        .add_service(SupervisorServer::new(Control { calls, stop }))
+        .serve_with_incoming_shutdown(incoming, done.cancelled_owned())
+        .await
+        .map_err(|e| Fault::new(Kind::Fatal, format!("control socket: {e}"), "report this"))
+}
+
+/// A client of the supervisor that runs on `root`.
+pub(crate) async fn client(
+    root: &Path,
+) -> Result<SupervisorClient<tonic::transport::Channel>, Fault> {
+    let path = socket(root);
+    let dial = path.clone();
+    let connector = tower::service_fn(move |_| {
+        let dial = dial.clone();
+        async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(dial).await?)) }
+    });
+    let channel = Endpoint::from_static("http://supervisor")
+        .connect_timeout(Duration::from_secs(5))
+        .timeout(Duration::from_secs(30))
+        .connect_with_connector(connector)
+        .await
+        .map_err(|e| {
+            let why =
+                std::error::Error::source(&e).map_or_else(|| e.to_string(), |s| s.to_string());
+            Fault::new(
+                Kind::Transport,
+                format!("no supervisor answers on {}: {why}", path.display()),
+                "start `lotus-supervisor run`, or name its folder with --repo",
+            )
+        })?;
+    Ok(SupervisorClient::new(channel))
+}
