@@ -83,11 +83,11 @@ pub struct UpdatedSector<'a> {
     pub updated_cache: &'a Path,
 }
 
-/// Makes replicas and proofs. Each step may be done again: it removes its own stale output first.
+/// Makes replicas and proofs. Each step may be done again: it removes its own stale output first,
+/// and what it returns for is on the disk.
 pub trait Prover: Send + Sync {
     /// Copies `unsealed` to `sealed`, checks it against `layout`, and labels the graph into
     /// `cache`. Returns what [`Prover::pre_commit2`] needs; opaque and bound to this version.
-    #[expect(clippy::too_many_arguments, reason = "a sector has that many parts")]
     fn pre_commit1(
         &self,
         sector: &SealingSector,
@@ -194,7 +194,6 @@ pub trait Prover: Send + Sync {
 /// input comes from the caller, who takes it from chain state.
 pub trait Verifier: Send + Sync {
     /// Whether `proof` shows that `comm_r` is the replica of `comm_d` for this sector.
-    #[expect(clippy::too_many_arguments, reason = "a seal has that many public inputs")]
     fn verify_seal(
         &self,
         sector: &SealingSector,

@@ -187,9 +187,9 @@ impl ProofError {
 
 fn io_kind(e: &io::Error) -> Kind {
     match e.kind() {
-        io::ErrorKind::StorageFull
-        | io::ErrorKind::QuotaExceeded
-        | io::ErrorKind::FileTooLarge => Kind::Capacity,
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+            Kind::Capacity
+        }
         _ => Kind::Fatal,
     }
 }

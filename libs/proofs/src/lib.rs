@@ -19,6 +19,8 @@ mod error;
 mod network;
 mod pieces;
 mod prove;
+#[cfg(test)]
+mod tests;
 mod verify;
 
 pub use api::{

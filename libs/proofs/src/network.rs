@@ -160,10 +160,14 @@ mod tests {
             let arities = replica_arities(size);
             assert_eq!(arities.iter().product::<usize>(), nodes(size), "{size}");
             assert_eq!(arities.len(), with_tree!(size, path_length(size)), "{size}");
-            let porep_number = u64::from_le_bytes(seal_config(size).porep_id[..8].try_into().unwrap());
+            let porep_number =
+                u64::from_le_bytes(seal_config(size).porep_id[..8].try_into().unwrap());
             assert_eq!(porep_number.cast_signed(), seal_proof_type(size));
             let window = window_config(size);
-            assert_eq!(window.sector_count as u64, window_post_partition_sectors(size));
+            assert_eq!(
+                window.sector_count as u64,
+                window_post_partition_sectors(size)
+            );
             assert_eq!(u64::from(window.sector_size), size.bytes());
             assert_eq!(u64::from(winning_config(size).sector_size), size.bytes());
             assert_eq!(u64::from(update_config(size).sector_size), size.bytes());

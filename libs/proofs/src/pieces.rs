@@ -230,7 +230,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(60))]
         #[test]
         fn a_sector_commits_to_its_pieces(lens in proptest::collection::vec(1usize..400, 0..5)) {
-            let pieces: Vec<Vec<u8>> = lens.iter().map(|&l| vec![l as u8 | 1; l]).collect();
+            let pieces: Vec<Vec<u8>> = lens.iter().map(|&l| vec![l.to_le_bytes()[0] | 1; l]).collect();
             let infos: Vec<_> = pieces.iter().map(|p| piece(p)).collect();
             let needed: u64 = infos.iter().map(|p| p.size.get()).sum();
             let Ok(_) = layout(SectorSize::S2KiB, &infos) else {

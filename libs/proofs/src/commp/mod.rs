@@ -311,7 +311,15 @@ mod tests {
 
     #[test]
     fn agrees_with_the_library_around_every_boundary() {
-        for quads in [1, 2, 4, CHUNK_QUADS / 2, CHUNK_QUADS, 2 * CHUNK_QUADS, 3 * CHUNK_QUADS] {
+        for quads in [
+            1,
+            2,
+            4,
+            CHUNK_QUADS / 2,
+            CHUNK_QUADS,
+            2 * CHUNK_QUADS,
+            3 * CHUNK_QUADS,
+        ] {
             let edge = quads * QUAD_RAW;
             for len in [edge - 1, edge, edge + 1] {
                 agrees(&bytes(len as u64, len));

@@ -174,10 +174,8 @@ mod ni {
                 for l in 0..LANES {
                     let w = &mut w[l];
                     let (w1, w2, w3) = (w[(j + 1) & 3], w[(j + 2) & 3], w[(j + 3) & 3]);
-                    let sum = _mm_add_epi32(
-                        _mm_sha256msg1_epu32(w[j], w1),
-                        _mm_alignr_epi8::<4>(w3, w2),
-                    );
+                    let sum =
+                        _mm_add_epi32(_mm_sha256msg1_epu32(w[j], w1), _mm_alignr_epi8::<4>(w3, w2));
                     w[j] = _mm_sha256msg2_epu32(sum, w3);
                     rounds(&mut abef[l], &mut cdgh[l], _mm_add_epi32(w[j], k));
                 }
@@ -231,7 +229,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_kernel_gives_the_same_nodes(seed in proptest::collection::vec(any::<u8>(), 64), pairs in 1usize..13) {
-            let children: Vec<u8> = (0..pairs * 64).map(|i| seed[i % 64].wrapping_mul(i as u8 | 1)).collect();
+            let children: Vec<u8> = (0..pairs * 64).map(|i| seed[i % 64].wrapping_mul(i.to_le_bytes()[0] | 1)).collect();
             let (mut fast, mut slow) = (vec![0u8; pairs * 32], vec![0u8; pairs * 32]);
             hash_pairs(&children, &mut fast);
             portable(&children, &mut slow);

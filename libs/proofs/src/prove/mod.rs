@@ -2,7 +2,7 @@
 
 mod parents;
 mod post;
-mod seal;
+pub(crate) mod seal;
 mod unseal;
 mod update;
 
@@ -135,10 +135,7 @@ impl Prover for Vanilla {
 pub use post::winning_challenge;
 
 /// Calls the proof library: its errors and its panics become ours.
-fn library<T>(
-    step: &'static str,
-    f: impl FnOnce() -> anyhow::Result<T>,
-) -> Result<T, ProofError> {
+fn library<T>(step: &'static str, f: impl FnOnce() -> anyhow::Result<T>) -> Result<T, ProofError> {
     let failed = |why, disk_full| ProofError::Library {
         step,
         why,
@@ -182,7 +179,7 @@ fn sub_commitments(cache: &Path) -> Result<PersistentAux<PoseidonDomain>, ProofE
 }
 
 /// Appends the siblings of a path, from the leaf up.
-fn put_path<P>(out: &mut Vec<u8>, path: &P)
+pub(crate) fn put_path<P>(out: &mut Vec<u8>, path: &P)
 where
     P: MerkleProofTrait,
 {
@@ -216,6 +213,30 @@ fn fresh_dir(dir: &Path) -> Result<(), ProofError> {
     }
     fs::create_dir_all(dir).map_err(ProofError::io(dir))
 }
+
+/// Makes a cache folder, or removes from an existing one the library's files that `stale` picks.
+fn clean_cache(cache: &Path, stale: &[CacheKey]) -> Result<(), ProofError> {
+    fs::create_dir_all(cache).map_err(ProofError::io(cache))?;
+    for entry in fs::read_dir(cache).map_err(ProofError::io(cache))? {
+        let entry = entry.map_err(ProofError::io(cache))?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let picked = stale.iter().any(|key| match key {
+            CacheKey::PAux | CacheKey::TAux => *name == key.to_string(),
+            // Split into several files in the large sectors.
+            CacheKey::CommDTree | CacheKey::CommCTree | CacheKey::CommRLastTree => {
+                name.starts_with(&format!("{STORE_PREFIX}{key}"))
+            }
+        });
+        if picked {
+            fs::remove_file(entry.path()).map_err(ProofError::io(&entry.path()))?;
+        }
+    }
+    Ok(())
+}
+
+/// How the names of the library's stores begin (`StoreConfig::data_path`).
+const STORE_PREFIX: &str = "sc-02-data-";
 
 /// Flushes a file to the disk.
 fn sync(path: &Path) -> Result<(), ProofError> {

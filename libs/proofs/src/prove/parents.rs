@@ -25,7 +25,8 @@ use crate::verify::seal::PARENTS;
 const ENTRY: usize = PARENTS * 4;
 /// One node in so many is checked: at least one of every page of memory, the unit that a killed
 /// process or a lost write leaves empty.
-const STRIDE: usize = 4096 / ENTRY - 9;
+const STRIDE: usize = 64;
+const _: () = assert!((STRIDE + 1) * ENTRY <= 4096);
 
 /// Makes sure that the cache for this size exists and is whole.
 pub(crate) fn ensure(size: SectorSize) -> Result<(), ProofError> {

@@ -39,8 +39,7 @@ pub(super) fn window_post(
     randomness: &[u8; 32],
     sectors: &[PostSector],
 ) -> Result<WindowPost, ProofError> {
-    let statement =
-        PostStatement::new(ProofKind::Window, miner, size, randomness, sectors.len())?;
+    let statement = PostStatement::new(ProofKind::Window, miner, size, randomness, sectors.len())?;
     let mut proof = statement.header.bytes().to_vec();
     let mut faulty = Vec::new();
     for sector in sectors {
@@ -67,16 +66,14 @@ pub(super) fn winning_post(
     randomness: &[u8; 32],
     sectors: &[PostSector],
 ) -> Result<Vec<u8>, ProofError> {
-    let statement =
-        PostStatement::new(ProofKind::Winning, miner, size, randomness, sectors.len())?;
+    let statement = PostStatement::new(ProofKind::Winning, miner, size, randomness, sectors.len())?;
     let mut proof = statement.header.bytes().to_vec();
     for sector in sectors {
-        let part = with_tree!(size, prove_sector(&statement, sector)).map_err(|e| {
-            ProofError::Sector {
+        let part =
+            with_tree!(size, prove_sector(&statement, sector)).map_err(|e| ProofError::Sector {
                 number: sector.number,
                 why: e.to_string(),
-            }
-        })?;
+            })?;
         proof.extend_from_slice(&part);
     }
     Ok(proof)

@@ -15,13 +15,21 @@ use storage_proofs_core::merkle::MerkleTreeTrait;
 use storage_proofs_porep::stacked::{TemporaryAux, TemporaryAuxCache};
 
 use super::{
-    fresh_dir, library, library_pieces, parents, put_element, put_opening, put_path,
+    clean_cache, library, library_pieces, parents, put_element, put_opening, put_path,
     sub_commitments, sync, sync_dir,
 };
 use crate::network::{prover_id, seal_config, with_tree};
 use crate::pieces::comm_d;
 use crate::verify::seal::SealStatement;
 use crate::{PlacedPiece, ProofError, SealedCommitments, SealingSector, Seed, Ticket};
+
+/// What `pre_commit2` adds to a cache.
+const PC2_OUTPUT: [CacheKey; 4] = [
+    CacheKey::CommCTree,
+    CacheKey::CommRLastTree,
+    CacheKey::PAux,
+    CacheKey::TAux,
+];
 
 /// Present in a cache from the moment that `pre_commit2` begins to encode the replica in place.
 const ENCODING: &str = "encoding";
@@ -35,15 +43,18 @@ pub(super) fn pre_commit1(
     cache: &Path,
 ) -> Result<Vec<u8>, ProofError> {
     let expected = comm_d(sector.size, layout)?;
-    let len = fs::metadata(unsealed).map_err(ProofError::io(unsealed))?.len();
+    let len = fs::metadata(unsealed)
+        .map_err(ProofError::io(unsealed))?
+        .len();
     if len != sector.size.bytes() {
         return Err(ProofError::BadInput {
             what: "unsealed file",
             why: format!("it has {len} bytes, not {}", sector.size.bytes()),
         });
     }
+    clean_cache(cache, &PC2_OUTPUT)?;
     // The library takes layers that it finds for finished ones.
-    fresh_dir(cache)?;
+    finalize(cache)?;
     File::create(sealed).map_err(ProofError::io(sealed))?;
     parents::ensure(sector.size)?;
     let pc1 = with_tree!(
@@ -98,7 +109,7 @@ pub(super) fn pre_commit2(
     if mark.exists() {
         restore_data(sector, sealed, cache)?;
     }
-    remove_trees(cache)?;
+    clean_cache(cache, &PC2_OUTPUT)?;
     File::create(&mark)
         .and_then(|f| f.sync_all())
         .map_err(ProofError::io(&mark))?;
@@ -124,26 +135,6 @@ fn restore_data(sector: &SealingSector, sealed: &Path, cache: &Path) -> Result<(
         });
     }
     sync(sealed)
-}
-
-/// Removes what an interrupted `pre_commit2` left: the column tree, the replica tree, the aux
-/// files.
-fn remove_trees(cache: &Path) -> Result<(), ProofError> {
-    for entry in fs::read_dir(cache).map_err(ProofError::io(cache))? {
-        let entry = entry.map_err(ProofError::io(cache))?;
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        let stale = [CacheKey::CommCTree, CacheKey::CommRLastTree]
-            .iter()
-            .any(|key| name.contains(&key.to_string()))
-            || [CacheKey::PAux, CacheKey::TAux]
-                .iter()
-                .any(|key| *name == key.to_string());
-        if stale {
-            fs::remove_file(entry.path()).map_err(ProofError::io(&entry.path()))?;
-        }
-    }
-    Ok(())
 }
 
 fn store_path(cache: &Path, key: CacheKey) -> PathBuf {
@@ -199,7 +190,7 @@ pub(super) fn commit(
 }
 
 /// Opens the challenged leaves of the data, the replica and the columns.
-fn open<Tree: 'static + MerkleTreeTrait<Hasher = PoseidonHasher>>(
+pub(crate) fn open<Tree: 'static + MerkleTreeTrait<Hasher = PoseidonHasher>>(
     statement: &SealStatement,
     sealed: &Path,
     cache: &Path,
@@ -218,7 +209,10 @@ fn open<Tree: 'static + MerkleTreeTrait<Hasher = PoseidonHasher>>(
         for &challenge in &statement.challenges {
             put_opening(&mut out, &tree_d.gen_proof(challenge)?);
             let rows = Some(trees.tree_r_last_config_rows_to_discard);
-            put_opening(&mut out, &trees.tree_r_last.gen_cached_proof(challenge, rows)?);
+            put_opening(
+                &mut out,
+                &trees.tree_r_last.gen_cached_proof(challenge, rows)?,
+            );
             let own = u32::try_from(challenge)?;
             for node in [own].into_iter().chain(statement.parents(challenge)?) {
                 for label in trees.column(node)?.rows() {

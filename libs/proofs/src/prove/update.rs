@@ -6,10 +6,11 @@ use std::path::Path;
 use filecoin_hashers::poseidon::PoseidonHasher;
 use filecoin_proofs::{SectorUpdateConfig, encode_into, generate_partition_proofs};
 use lotus_types::Commitment;
+use storage_proofs_core::cache_key::CacheKey;
 use storage_proofs_core::merkle::MerkleTreeTrait;
 
 use super::{
-    fresh_dir, library, library_pieces, put_element, put_opening, sub_commitments, sync, sync_dir,
+    clean_cache, library, library_pieces, put_element, put_opening, sub_commitments, sync, sync_dir,
 };
 use crate::network::{update_config, with_tree};
 use crate::pieces::comm_d;
@@ -22,7 +23,15 @@ pub(super) fn replica_update(
     unsealed: &Path,
 ) -> Result<SealedCommitments, ProofError> {
     let expected = comm_d(files.size, layout)?;
-    fresh_dir(files.updated_cache)?;
+    clean_cache(
+        files.updated_cache,
+        &[
+            CacheKey::CommDTree,
+            CacheKey::CommRLastTree,
+            CacheKey::PAux,
+            CacheKey::TAux,
+        ],
+    )?;
     File::create(files.updated)
         .and_then(|f| f.set_len(files.size.bytes()))
         .map_err(ProofError::io(files.updated))?;

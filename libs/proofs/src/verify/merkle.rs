@@ -49,7 +49,7 @@ pub(crate) fn sha256_root(
     let mut node = leaf;
     for _ in 0..levels {
         let sibling = nodes.raw()?;
-        node = if index % 2 == 0 {
+        node = if index.is_multiple_of(2) {
             hash_pair(&node, &sibling)
         } else {
             hash_pair(&sibling, &node)
@@ -69,4 +69,42 @@ pub(crate) fn column_hash(labels: Vec<PoseidonDomain>) -> Result<PoseidonDomain,
 /// H(left, right).
 pub(crate) fn hash2(left: PoseidonDomain, right: PoseidonDomain) -> PoseidonDomain {
     PoseidonFunction::default().multi_node(&[left, right], 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::prove::put_path;
+    use blstrs::Scalar;
+    use generic_array::typenum::{U0, U2, U8};
+    use merkletree::store::VecStore;
+    use storage_proofs_core::merkle::{MerkleTreeTrait, MerkleTreeWrapper};
+
+    type Store = VecStore<PoseidonDomain>;
+
+    /// The shape of a 64 GiB sector, smaller: octal trees under eight under two.
+    #[test]
+    fn compound_trees_are_climbed_as_the_library_builds_them() {
+        let base = |k: u64| {
+            let leaves = (0..64).map(|i| Scalar::from(k * 64 + i + 1).into());
+            MerkleTreeWrapper::<PoseidonHasher, Store, U8, U0, U0>::new(leaves).unwrap()
+        };
+        let tree = MerkleTreeWrapper::<PoseidonHasher, Store, U8, U8, U2>::from_sub_trees_as_trees(
+            (0..16).map(base).collect(),
+        )
+        .unwrap();
+        let arities = [8, 8, 8, 2];
+        for leaf in [0, 1, 7, 8, 63, 64, 511, 512, 700, 1023] {
+            let mut path = Vec::new();
+            put_path(&mut path, &tree.gen_proof(leaf).unwrap());
+            assert_eq!(path.len(), siblings(&arities) * NODE);
+            let climb = |index| {
+                let own = Scalar::from(leaf as u64 + 1).into();
+                poseidon_root(own, index, &arities, &mut Nodes::new(&path)).unwrap()
+            };
+            assert_eq!(climb(leaf), tree.root(), "leaf {leaf}");
+            assert_ne!(climb(leaf ^ 1), tree.root(), "leaf {leaf}");
+            assert_ne!(climb(leaf ^ 512), tree.root(), "leaf {leaf}");
+        }
+    }
 }

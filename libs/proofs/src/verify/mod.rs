@@ -76,7 +76,6 @@ impl Verifier for Vanilla {
 
 /// The last net: the checks above leave nothing for the libraries to panic on.
 fn contain(f: impl FnOnce() -> Result<(), Refused>) -> Result<(), Refused> {
-    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
-        Err(Refused::Internal(crate::prove::panic_text(panic.as_ref())))
-    })
+    catch_unwind(AssertUnwindSafe(f))
+        .unwrap_or_else(|panic| Err(Refused::Internal(crate::prove::panic_text(panic.as_ref()))))
 }

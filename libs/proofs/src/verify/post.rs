@@ -64,12 +64,8 @@ impl PostStatement {
         (0..self.config.challenge_count)
             .map(|n| {
                 // WinningPoSt has one sector, and WindowPoSt ignores the sector's position.
-                let index = get_challenge_index(
-                    self.config.api_version,
-                    0,
-                    self.config.challenge_count,
-                    n,
-                );
+                let index =
+                    get_challenge_index(self.config.api_version, 0, self.config.challenge_count, n);
                 generate_leaf_challenge(&params, self.randomness, sector.0, index)
             })
             .collect()
@@ -127,8 +123,7 @@ impl PostStatement {
             });
         }
         for leaf in self.challenges(number) {
-            let index =
-                usize::try_from(leaf).map_err(|_| Refused::PublicInput("leaf index"))?;
+            let index = usize::try_from(leaf).map_err(|_| Refused::PublicInput("leaf index"))?;
             let node = nodes.element("replica leaf")?;
             if poseidon_root(node, index, &self.arities, nodes)? != comm_r_last {
                 return Err(Refused::Wrong {

@@ -177,7 +177,7 @@ impl SealStatement {
     fn label(&self, layer: usize, node: usize, parents: &[Vec<PoseidonDomain>]) -> PoseidonDomain {
         let mut prefix = [0u8; 64];
         prefix[..32].copy_from_slice(self.replica_id.as_ref());
-        prefix[32..36].copy_from_slice(&(layer as u32).to_be_bytes());
+        prefix[32..36].copy_from_slice(&(layer as u64).to_be_bytes()[4..]);
         prefix[36..44].copy_from_slice(&(node as u64).to_be_bytes());
         let mut hash = Sha256::new();
         hash.update(prefix);

@@ -105,14 +105,10 @@ impl UpdateStatement {
             let root = poseidon_root(new, leaf, &self.arities, &mut nodes)?;
             check(root == new_root, Check::ReplicaPath, at)?;
 
-            let high = u32::try_from(leaf >> self.shift)
-                .map_err(|e| Refused::Internal(e.to_string()))?;
+            let high =
+                u32::try_from(leaf >> self.shift).map_err(|e| Refused::Internal(e.to_string()))?;
             let encoded = Scalar::from(old) + Scalar::from(data) * rho(&phi, high);
-            check(
-                PoseidonDomain::from(encoded) == new,
-                Check::Encoding,
-                at,
-            )?;
+            check(PoseidonDomain::from(encoded) == new, Check::Encoding, at)?;
         }
         nodes.end()
     }
