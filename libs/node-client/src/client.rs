@@ -82,7 +82,11 @@ impl NodeConfig {
                 },
             })
         };
-        Endpoint::parse(&format!("{}:{}", read("token")?.trim(), read("api")?.trim()))
+        Endpoint::parse(&format!(
+            "{}:{}",
+            read("token")?.trim(),
+            read("api")?.trim()
+        ))
     }
 }
 

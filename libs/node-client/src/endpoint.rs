@@ -41,7 +41,10 @@ impl Endpoint {
             _ => (None, text),
         };
         let token = token.filter(|t| !t.is_empty()).map(str::to_owned);
-        if token.as_ref().is_some_and(|t| !t.bytes().all(|b| b.is_ascii_graphic())) {
+        if token
+            .as_ref()
+            .is_some_and(|t| !t.bytes().all(|b| b.is_ascii_graphic()))
+        {
             return Err(bad("the token holds characters that no token has"));
         }
         let http = if address.starts_with('/') {

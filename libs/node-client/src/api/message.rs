@@ -1,13 +1,14 @@
 use cid::Cid;
 use fvm_ipld_encoding::RawBytes;
 use lotus_types::{Address, Epoch, TokenAmount};
-use serde::{Deserialize, Serialize};
+use serde::ser::SerializeStruct;
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::{Signature, SignatureType, TipSetKey, cbor_cid};
-use crate::json::plain;
+use crate::json::{Lotus, plain};
 
 /// An unsigned message.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Message {
     /// Always 0.
@@ -85,6 +86,25 @@ impl Message {
     }
 }
 
+/// Lotus adds the CID, which is not read back.
+impl Serialize for Message {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        let mut out = s.serialize_struct("Message", 11)?;
+        out.serialize_field("Version", &self.version)?;
+        out.serialize_field("To", &Lotus(&self.to))?;
+        out.serialize_field("From", &Lotus(&self.from))?;
+        out.serialize_field("Nonce", &self.nonce)?;
+        out.serialize_field("Value", &Lotus(&self.value))?;
+        out.serialize_field("GasLimit", &self.gas_limit)?;
+        out.serialize_field("GasFeeCap", &Lotus(&self.gas_fee_cap))?;
+        out.serialize_field("GasPremium", &Lotus(&self.gas_premium))?;
+        out.serialize_field("Method", &self.method)?;
+        out.serialize_field("Params", &Lotus(&self.params))?;
+        out.serialize_field("CID", &Lotus(self.cid()))?;
+        out.end()
+    }
+}
+
 impl From<fvm_shared::message::Message> for Message {
     fn from(m: fvm_shared::message::Message) -> Self {
         Self {
@@ -103,7 +123,7 @@ impl From<fvm_shared::message::Message> for Message {
 }
 
 /// A message with its sender's signature over [`Message::cid`].
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct SignedMessage {
     /// The message.
@@ -139,6 +159,17 @@ impl SignedMessage {
             SignatureType::BLS => self.message.cid(),
             SignatureType::Secp256k1 => cbor_cid(&self.to_cbor()),
         }
+    }
+}
+
+/// Lotus adds the CID, which is not read back.
+impl Serialize for SignedMessage {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        let mut out = s.serialize_struct("SignedMessage", 3)?;
+        out.serialize_field("Message", &self.message)?;
+        out.serialize_field("Signature", &Lotus(&self.signature))?;
+        out.serialize_field("CID", &Lotus(self.cid()))?;
+        out.end()
     }
 }
 

@@ -44,6 +44,26 @@ pub struct MinerInfo {
     /// Who receives withdrawals.
     #[serde(with = "crate::json::maybe_address", default)]
     pub beneficiary: Option<Address>,
+    /// Limits of a beneficiary other than the owner.
+    #[serde(default)]
+    pub beneficiary_term: Option<BeneficiaryTerm>,
+    /// A beneficiary that is not yet approved, in Lotus' JSON.
+    #[serde(default)]
+    pub pending_beneficiary_term: Option<serde_json::Value>,
+}
+
+/// How much a beneficiary may withdraw, and until when.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct BeneficiaryTerm {
+    /// attoFIL in all.
+    #[serde(with = "crate::json")]
+    pub quota: TokenAmount,
+    /// attoFIL withdrawn so far.
+    #[serde(with = "crate::json")]
+    pub used_quota: TokenAmount,
+    /// Last epoch.
+    pub expiration: Epoch,
 }
 
 /// `dline.Info`: a proving deadline, with the network's timing constants in it.

@@ -16,9 +16,9 @@ pub use message::{
     InvocResult, Message, MessageReceipt, MessageSendSpec, MsgGasCost, MsgLookup, SignedMessage,
 };
 pub use miner::{
-    Claim, Deadline, DeadlineInfo, MinerInfo, MinerPower, MinerSector, MiningBaseInfo, Partition,
-    SectorExpiration, SectorLocation, SectorOnChainInfo, SectorPreCommitInfo,
-    SectorPreCommitOnChainInfo,
+    BeneficiaryTerm, Claim, Deadline, DeadlineInfo, MinerInfo, MinerPower, MinerSector,
+    MiningBaseInfo, Partition, SectorExpiration, SectorLocation, SectorOnChainInfo,
+    SectorPreCommitInfo, SectorPreCommitOnChainInfo,
 };
 pub use node::{
     Actor, Allocation, DealCollateralBounds, DealProposal, DealState, MarketBalance, MarketDeal,
