@@ -4,7 +4,7 @@ mod parents;
 mod post;
 pub(crate) mod seal;
 mod unseal;
-mod update;
+pub(crate) mod update;
 
 use std::any::Any;
 use std::fs;

@@ -84,7 +84,7 @@ pub(super) fn prove_update(
     Ok(proof)
 }
 
-fn open<Tree: 'static + MerkleTreeTrait<Hasher = PoseidonHasher>>(
+pub(crate) fn open<Tree: 'static + MerkleTreeTrait<Hasher = PoseidonHasher>>(
     statement: &UpdateStatement,
     files: &UpdatedSector<'_>,
     old_comm_r: &Commitment,

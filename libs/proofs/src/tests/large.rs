@@ -14,7 +14,7 @@ fn an_8_mib_sector_goes_all_the_way() {
         at = Instant::now();
     };
     let s = Sector::seal(size, 7, noise(7, 5_000_001));
-    lap("add pieces, PreCommit1, PreCommit2");
+    lap("all of it up to PreCommit2");
     let proof = s.commit();
     lap("commit");
     s.verify(&proof).unwrap();

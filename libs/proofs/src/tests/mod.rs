@@ -73,10 +73,14 @@ impl Sector {
         let path = |name: &str| dir.path().join(name);
         let (unsealed, sealed, cache) = (path("unsealed"), path("sealed"), path("cache"));
         add_pieces(&unsealed, size, &layout, &mut from_memory(&piece)).unwrap();
+        let start = std::time::Instant::now();
         let pc1 = Vanilla
             .pre_commit1(&sector, &TICKET, &layout, &unsealed, &sealed, &cache)
             .unwrap();
+        println!("PreCommit1 of {size}: {:?}", start.elapsed());
+        let start = std::time::Instant::now();
         let commitments = Vanilla.pre_commit2(&sector, &pc1, &sealed, &cache).unwrap();
+        println!("PreCommit2 of {size}: {:?}", start.elapsed());
         Self {
             sector,
             layout,
@@ -181,7 +185,10 @@ fn survives_nothing(proof: &[u8], verify: impl Fn(&[u8]) -> Result<(), Refused>)
         flip(node * 8 + (i * 37) % 256, "one of each node");
     }
     let bits = proof.len() * 8;
-    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(200));
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::with_cases(200)
+    });
     runner
         .run(&(0..bits), |bit| {
             let mut bytes = proof.to_vec();

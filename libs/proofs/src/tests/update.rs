@@ -1,6 +1,7 @@
 use super::*;
+use crate::verify::merkle::hash2;
 use crate::verify::update::UpdateStatement;
-use crate::{ProofError, UnpaddedOffset, UpdatedSector, WindowPost};
+use crate::{Check, ProofError, UnpaddedOffset, UpdatedSector, WindowPost};
 
 /// A sector, updated.
 struct Updated {
@@ -214,4 +215,60 @@ fn the_library_accepts_the_same_update() {
     assert!(
         verify_partition_proofs::<Tree>(config, &proofs, old, new.comm_r.0, new.comm_d.0).unwrap()
     );
+}
+
+/// Openings of a true update, claimed for another new replica: every path, the encoding and the
+/// old replica are right.
+#[test]
+fn the_new_replica_is_bound_to_its_commitment() {
+    let u = Updated::make(6);
+    let claimed = SealedCommitments {
+        comm_r: SEALED.0.commitments.comm_r,
+        ..u.new
+    };
+    assert_eq!(
+        forged(&u, &u.old.commitments.comm_r, &claimed),
+        Check::CommR
+    );
+}
+
+/// New data encoded with a key commitment that the old replica does not have.
+#[test]
+fn the_key_is_bound_to_the_old_commitment() {
+    let mut u = Updated::make(7);
+    let aux = u.paths[1].join("p_aux");
+    let good = fs::read(&aux).unwrap();
+    let mut bad = good.clone();
+    bad[NODE] ^= 1;
+    fs::write(&aux, &bad).unwrap();
+    let layout = place(SectorSize::S2KiB, &u.piece);
+    let unsealed = u.old.path("unsealed-new");
+    u.new = Vanilla
+        .replica_update(&u.files(), &layout, &unsealed)
+        .unwrap();
+    fs::write(&aux, &good).unwrap();
+    let half = |from: usize| {
+        <[u8; NODE]>::try_from(&bad[from..from + NODE])
+            .unwrap()
+            .into()
+    };
+    let claimed = Commitment(hash2(half(0), half(NODE)).into());
+    assert_eq!(forged(&u, &claimed, &u.new), Check::OldCommR);
+}
+
+/// What refuses openings of these files for these commitments.
+fn forged(u: &Updated, old_comm_r: &Commitment, new: &SealedCommitments) -> Check {
+    let size = SectorSize::S2KiB;
+    let statement = UpdateStatement::new(size, old_comm_r, &new.comm_r, &new.comm_d).unwrap();
+    let made = crate::prove::update::open::<filecoin_proofs::constants::SectorShapeBase>(
+        &statement,
+        &u.files(),
+        old_comm_r,
+        new,
+    )
+    .unwrap();
+    match statement.verify(&made) {
+        Err(Refused::Wrong { what, .. }) => what,
+        other => panic!("{other:?}"),
+    }
 }
