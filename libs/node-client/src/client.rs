@@ -4,14 +4,19 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use hyper::body::Incoming;
 use jsonrpsee::core::client::{ClientT, Error as RpcError};
 use jsonrpsee::core::traits::ToRpcParams;
 use jsonrpsee::http_client::transport::Error as HttpError;
-use jsonrpsee::http_client::{HttpClient, HttpClientBuilder};
+use jsonrpsee::http_client::{
+    HttpBackend, HttpClient, HttpClientBuilder, HttpResponse, RpcLogger, RpcService,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
+use tower::ServiceBuilder;
+use tower::util::MapResponse;
 
 use crate::json::{FromLotus, Lotus, ToLotus};
 use crate::{Endpoint, NodeError};
@@ -97,9 +102,22 @@ pub struct Client {
     conn: RwLock<Option<Arc<Conn>>>,
 }
 
+/// The RPC library's client with [`show_errors`] below it.
+type Http = HttpClient<RpcLogger<RpcService<MapResponse<HttpBackend, ShowErrors>>>>;
+type ShowErrors = fn(HttpResponse<Incoming>) -> HttpResponse<Incoming>;
+
+/// Lotus answers some failed calls (an unknown method, a wrong parameter) with HTTP status 500
+/// and says in the body what is wrong, which the RPC library reads only under status 200.
+fn show_errors(mut answer: HttpResponse<Incoming>) -> HttpResponse<Incoming> {
+    if answer.status() == StatusCode::INTERNAL_SERVER_ERROR {
+        *answer.status_mut() = StatusCode::OK;
+    }
+    answer
+}
+
 pub(crate) struct Conn {
     pub(crate) endpoint: Endpoint,
-    http: HttpClient,
+    http: Http,
 }
 
 impl Conn {
@@ -116,6 +134,7 @@ impl Conn {
             // Each call brings its own, shorter deadline.
             .request_timeout(Duration::from_secs(24 * 3600))
             .set_headers(auth_header(&endpoint)?)
+            .set_http_middleware(ServiceBuilder::new().map_response(show_errors as ShowErrors))
             .build(endpoint.http())
             .map_err(|e| NodeError::BadEndpoint { why: e.to_string() })?;
         Ok(Arc::new(Self { endpoint, http }))
@@ -162,6 +181,12 @@ impl Client {
     /// Whether the node answers and takes the token.
     pub async fn check(&self) -> Result<crate::api::Version, NodeError> {
         self.call("Version", vec![]).await
+    }
+
+    /// Calls any method of the node by its full name, such as `Filecoin.StateListActors`, with
+    /// parameters in Lotus' JSON. Makes the call once, as it may have effect.
+    pub async fn request(&self, method: &str, params: Vec<Value>) -> Result<Value, NodeError> {
+        self.call_once(method, method, params).await
     }
 
     /// Where the node is, without the token.
@@ -212,10 +237,11 @@ impl Client {
         method: &str,
         params: Vec<Value>,
     ) -> Result<R, NodeError> {
-        match self.call_once(method, params.clone()).await {
+        let name = format!("Filecoin.{method}");
+        match self.call_once(method, &name, params.clone()).await {
             Err(NodeError::Transport { .. } | NodeError::Auth { .. }) => {
                 self.look_again();
-                self.call_once(method, params).await
+                self.call_once(method, &name, params).await
             }
             other => other,
         }
@@ -224,6 +250,7 @@ impl Client {
     async fn call_once<R: FromLotus>(
         &self,
         method: &str,
+        name: &str,
         params: Vec<Value>,
     ) -> Result<R, NodeError> {
         let conn = self.conn()?;
@@ -231,8 +258,7 @@ impl Client {
             "StateWaitMsg" => Duration::from_secs(self.cfg.wait_secs),
             _ => self.call_timeout(),
         };
-        let name = format!("Filecoin.{method}");
-        let call = conn.http.request::<Lotus<R>, _>(&name, Params(params));
+        let call = conn.http.request::<Lotus<R>, _>(name, Params(params));
         match tokio::time::timeout(waited, call).await {
             Ok(Ok(v)) => Ok(v.0),
             Ok(Err(e)) => Err(classify(&conn.endpoint, method, e)),

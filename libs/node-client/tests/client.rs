@@ -79,6 +79,10 @@ async fn post(State(s): State<Arc<Server>>, headers: HeaderMap, body: Bytes) -> 
     let request: Value = serde_json::from_slice(&body).unwrap();
     match answer(&s, &request) {
         Value::Null => std::future::pending().await,
+        // go-jsonrpc's status for calls that do not reach their method.
+        v if v["error"]["code"] == -32601 => {
+            (StatusCode::INTERNAL_SERVER_ERROR, v.to_string()).into_response()
+        }
         v => v.to_string().into_response(),
     }
 }
