@@ -1,1 +1,9 @@
-//! Tests with real processes.
+//! Real processes: a storage provider on an embedded devnet, run by the supervisor, driven from
+//! outside as a client would. The demo and the end-to-end tests share it.
+
+mod compare;
+pub mod demo;
+mod net;
+mod watch;
+
+pub use net::{Failed, Net, NetConfig, ProcessStatus, secs};

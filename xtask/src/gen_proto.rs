@@ -49,3 +49,15 @@ pub(crate) fn generate(root: &Path, out: &Path) -> Result<(), Failed> {
     }
     Ok(())
 }
+
+/// The generated files below `out`, relative to it.
+pub(crate) fn outputs(out: &Path) -> Result<Vec<PathBuf>, Failed> {
+    let mut all = Vec::new();
+    for (name, _, _) in CONTRACTS {
+        let dir = Path::new(name).join("src/gen");
+        for entry in std::fs::read_dir(out.join(&dir))? {
+            all.push(dir.join(entry?.file_name()));
+        }
+    }
+    Ok(all)
+}

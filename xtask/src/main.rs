@@ -1,8 +1,10 @@
 //! The one-command tools of the workspace: `cargo xtask demo|test|ci|gen`.
 
+mod checks;
 mod gen_proto;
 mod sh;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -18,7 +20,27 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Regenerate the committed generated files (hub contract).
+    /// Build everything and run the main job on the embedded devnet; `--help` shows its options.
+    #[command(disable_help_flag = true)]
+    Demo {
+        /// Options of the demo: --car FILE, --once, --json.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// Build everything and run every test.
+    Test {
+        /// Options of `cargo test`, such as `-p lotus-car`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// Everything that must be green before a landing: formatting, lints, crate arrows, licences,
+    /// generated files, tests.
+    Ci {
+        /// All but the tests.
+        #[arg(long)]
+        no_test: bool,
+    },
+    /// Regenerate the committed generated files.
     Gen,
 }
 
@@ -48,6 +70,9 @@ fn root() -> PathBuf {
 fn main() -> ExitCode {
     let root = root();
     let done = match Args::parse().command {
+        Command::Demo { args } => demo(&root, args),
+        Command::Test { args } => test(&root, args),
+        Command::Ci { no_test } => ci(&root, no_test),
         Command::Gen => gen_proto::generate(&root, &root),
     };
     match done {
@@ -57,4 +82,75 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The binaries, in the one profile that everything shares.
+fn build(root: &Path) -> Result<(), Failed> {
+    sh::run(
+        root,
+        "cargo",
+        ["build", "--release", "--workspace", "--bins"],
+    )
+}
+
+fn demo(root: &Path, args: Vec<OsString>) -> Result<(), Failed> {
+    build(root)?;
+    let exe = target(root)?.join("release/lotus-demo");
+    let mut all = vec![OsString::from("--source"), root.into()];
+    all.extend(args);
+    sh::exec(&exe, all)
+}
+
+fn test(root: &Path, args: Vec<OsString>) -> Result<(), Failed> {
+    // The end-to-end tests run the built binaries.
+    build(root)?;
+    let mut all: Vec<OsString> = vec!["test".into(), "--release".into()];
+    if args.is_empty() {
+        all.extend(["--workspace".into(), "--no-fail-fast".into()]);
+    }
+    all.extend(args);
+    sh::run(root, "cargo", all)
+}
+
+fn ci(root: &Path, no_test: bool) -> Result<(), Failed> {
+    let step = |what: &str| eprintln!("== {what}");
+    step("formatting");
+    sh::run(root, "cargo", ["fmt", "--all", "--check"])?;
+    step("crate arrows and owners, licences");
+    checks::workspace(root)?;
+    step("generated files");
+    checks::generated(root)?;
+    step("lints");
+    sh::run(
+        root,
+        "cargo",
+        [
+            "clippy",
+            "--release",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ],
+    )?;
+    if !no_test {
+        step("tests");
+        test(root, vec![])?;
+    }
+    eprintln!("== green");
+    Ok(())
+}
+
+/// The target folder, wherever it was put.
+fn target(root: &Path) -> Result<PathBuf, Failed> {
+    let metadata = sh::json(
+        root,
+        "cargo",
+        ["metadata", "--format-version=1", "--no-deps"],
+    )?;
+    metadata["target_directory"]
+        .as_str()
+        .map(PathBuf::from)
+        .ok_or_else(|| Failed::new("cargo metadata names no target folder"))
 }

@@ -24,3 +24,35 @@ where
         Err(Failed::new(format!("{status}: {shown}")))
     }
 }
+
+/// Runs a program and reads its standard output as JSON.
+pub(crate) fn json<I, S>(dir: &Path, program: &str, args: I) -> Result<serde_json::Value, Failed>
+where
+    I: IntoIterator<Item = S>,
+    S: AsRef<OsStr>,
+{
+    let out = Command::new(program)
+        .current_dir(dir)
+        .args(args)
+        .stderr(std::process::Stdio::inherit())
+        .output()
+        .map_err(|e| Failed::new(format!("{program} does not start: {e}")))?;
+    if !out.status.success() {
+        return Err(Failed::new(format!("{program}: {}", out.status)));
+    }
+    serde_json::from_slice(&out.stdout).map_err(|e| Failed::new(format!("{program}: {e}")))
+}
+
+/// Becomes another program: its signals, its output and its exit status are ours.
+pub(crate) fn exec<I, S>(exe: &Path, args: I) -> Result<(), Failed>
+where
+    I: IntoIterator<Item = S>,
+    S: AsRef<OsStr>,
+{
+    use std::os::unix::process::CommandExt as _;
+    let e = Command::new(exe).args(args).exec();
+    Err(Failed::new(format!(
+        "{} does not start: {e}",
+        exe.display()
+    )))
+}

@@ -1,0 +1,373 @@
+//! The main job, from outside: a client's CAR becomes a piece in a proven sector, and comes back.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use lotus_car::CarStore;
+use lotus_types::{ActorId, SectorNumber};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::compare::same_dag;
+use crate::watch::Watch;
+use crate::{Failed, Net, secs};
+
+/// The devnet's genesis miner.
+const MINER: ActorId = ActorId(1000);
+/// How long one deal may take until its sector is proven, from the proposal on.
+const SEALING_LIMIT: Duration = secs(600);
+/// How long an accepted WindowPoSt and a won block may take after that.
+const PROOF_LIMIT: Duration = secs(300);
+
+/// What was seen of one deal.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Deal {
+    /// The piece CID, version 1.
+    pub piece_cid: String,
+    /// The deal's ULID.
+    pub deal_id: String,
+    /// The sector that holds the piece.
+    pub sector: u64,
+    /// State of the sector at the end.
+    pub state: String,
+    /// Proving windows in which a WindowPoSt of the sector was accepted.
+    pub window_posts_accepted: usize,
+    /// `/piece` gave the CAR back, byte for byte.
+    pub piece_bytes_equal: bool,
+    /// `/ipfs` gave every root's DAG back.
+    pub dag_bytes_equal: bool,
+    /// The index knows a block of the CAR.
+    pub index_lookup_ok: bool,
+}
+
+impl Deal {
+    fn ok(&self) -> bool {
+        self.state == "Proving"
+            && self.window_posts_accepted > 0
+            && self.piece_bytes_equal
+            && self.dag_bytes_equal
+            && self.index_lookup_ok
+    }
+}
+
+/// What was seen in all.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// Whether everything is as it must be.
+    pub ok: bool,
+    /// The first deal.
+    #[serde(flatten)]
+    pub first: Deal,
+    /// Every deal, when there are several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub deals: Vec<Deal>,
+    /// Blocks of the miner on the chain.
+    pub blocks_won: usize,
+    /// Seconds from the start of the processes to the last comparison.
+    pub seconds: f64,
+    /// Seconds of each part, in order.
+    pub steps: BTreeMap<String, f64>,
+}
+
+/// Shows what happens: a phase begins, or its state changed.
+pub trait Show: Send {
+    /// The state of the chain and of a deal, in one line.
+    fn progress(&mut self, deal: usize, step: usize, steps: usize, line: &str);
+    /// Something is done.
+    fn done(&mut self, line: &str);
+}
+
+/// States in the order of a good run, for a progress bar.
+const STEPS: [&str; 17] = [
+    "Accepted",
+    "Transferred",
+    "Offered",
+    "AddedPiece",
+    "WaitDeals",
+    "Packing",
+    "GetTicket",
+    "PreCommit1",
+    "PreCommit2",
+    "SubmitPreCommitBatch",
+    "PreCommitBatchWait",
+    "WaitSeed",
+    "Committing",
+    "SubmitCommitAggregate",
+    "CommitAggregateWait",
+    "FinalizeSector",
+    "Proving",
+];
+
+/// Makes a deal for each CAR and follows all of them to the end. `net` runs already.
+pub async fn run(net: &mut Net, cars: &[PathBuf], show: &mut dyn Show) -> Result<Report, Failed> {
+    let start = Instant::now();
+    let mut steps = BTreeMap::new();
+    let mut lap = Instant::now();
+    let mut took = |what: &str| {
+        steps.insert(what.to_owned(), round(lap.elapsed()));
+        lap = Instant::now();
+    };
+    net.ready(secs(120)).await?;
+    took("1_processes_ready");
+    show.done("every process is ready");
+
+    let mut deals = Vec::new();
+    for car in cars {
+        let deal = propose(net, car).await?;
+        show.done(&format!(
+            "{}: deal {} for piece {}",
+            car.display(),
+            deal.deal_id,
+            deal.piece_cid
+        ));
+        deals.push(deal);
+    }
+    took("2_deals_made");
+
+    let mut watch = Watch::new(net.node()?, MINER);
+    seal(net, &mut watch, &mut deals, show).await?;
+    took("3_sectors_proving");
+    show.done("every sector is Proving");
+
+    let blocks_won = prove(net, &mut watch, &mut deals, show).await?;
+    took("4_window_post_and_block");
+    show.done(&format!("WindowPoSt accepted; {blocks_won} blocks won"));
+
+    for (deal, car) in deals.iter_mut().zip(cars) {
+        fetch(net, deal, car).await?;
+    }
+    took("5_fetched_and_compared");
+    show.done("index, piece and DAG are as they must be");
+
+    let first = deals.first().cloned().unwrap_or_default();
+    Ok(Report {
+        ok: !deals.is_empty() && blocks_won > 0 && deals.iter().all(Deal::ok),
+        first,
+        deals: if deals.len() > 1 { deals } else { Vec::new() },
+        blocks_won,
+        seconds: round(start.elapsed()),
+        steps,
+    })
+}
+
+fn round(d: Duration) -> f64 {
+    (d.as_secs_f64() * 10.0).round() / 10.0
+}
+
+fn text(v: &Value, at: &str) -> Result<String, Failed> {
+    v.pointer(at)
+        .and_then(Value::as_str)
+        .map(str::to_owned)
+        .ok_or_else(|| Failed(format!("no text at {at} in {v}")))
+}
+
+fn utf8(path: &Path) -> Result<&str, Failed> {
+    path.to_str()
+        .ok_or_else(|| Failed(format!("{} is no UTF-8", path.display())))
+}
+
+/// Proposes and uploads. A provider that restarts meanwhile is asked again with the same deal
+/// id, as a client would do it; that is what the id is for.
+async fn propose(net: &mut Net, car: &Path) -> Result<Deal, Failed> {
+    let key = net.root().join("client.key");
+    let id = ulid::Ulid::generate().to_string();
+    let deadline = Instant::now() + secs(120);
+    loop {
+        let url = net.spoke_url("deals")?;
+        let made = net
+            .run(
+                "lotus-markets",
+                &[
+                    "client",
+                    "deal",
+                    "--provider-url",
+                    &url,
+                    "--car",
+                    utf8(car)?,
+                    "--key",
+                    utf8(&key)?,
+                    "--deal-id",
+                    &id,
+                    "--announce",
+                    "--json",
+                ],
+            )
+            .await;
+        match made {
+            Ok(out) => {
+                let v: Value = serde_json::from_str(&out).map_err(|e| Failed::at("deal", e))?;
+                return Ok(Deal {
+                    piece_cid: text(&v, "/piece_cid")?,
+                    deal_id: text(&v, "/deal_id")?,
+                    ..Deal::default()
+                });
+            }
+            Err(e) if Instant::now() > deadline || !unreachable(net).await => return Err(e),
+            Err(_) => net.ready(secs(60)).await?,
+        }
+    }
+}
+
+/// Whether some process is not ready, so that a failed call may be for that.
+async fn unreachable(net: &Net) -> bool {
+    match net.status().await {
+        Ok(all) => all.iter().any(|p| !p.ready || p.restarts > 0),
+        Err(_) => true,
+    }
+}
+
+/// The deal's status from the provider, or `None` while it does not answer.
+async fn status(net: &Net, deal: &Deal) -> Option<Value> {
+    let url = net.spoke_url("deals").ok()?;
+    let key = net.root().join("client.key");
+    let args = [
+        "client",
+        "status",
+        "--provider-url",
+        &url,
+        "--key",
+        key.to_str()?,
+        &deal.deal_id,
+        "--json",
+    ];
+    let out = net.run("lotus-markets", &args).await.ok()?;
+    serde_json::from_str(out.lines().last()?).ok()
+}
+
+async fn seal(
+    net: &mut Net,
+    watch: &mut Watch,
+    deals: &mut [Deal],
+    show: &mut dyn Show,
+) -> Result<(), Failed> {
+    let deadline = Instant::now() + SEALING_LIMIT;
+    while deals.iter().any(|d| d.state != "Proving") {
+        if Instant::now() > deadline {
+            let states: Vec<&str> = deals.iter().map(|d| d.state.as_str()).collect();
+            return Err(Failed(format!(
+                "not Proving after {SEALING_LIMIT:?}: {states:?}\n{}",
+                net.logs()
+            )));
+        }
+        let height = watch.height().await.map_or(-1, |h| h.0);
+        for (i, deal) in deals.iter_mut().enumerate() {
+            let Some(now) = status(net, deal).await else {
+                continue;
+            };
+            let d = &now["deal"];
+            let checkpoint = d["checkpoint"].as_str().unwrap_or_default();
+            let sealing = d["sealing_state"].as_str().unwrap_or_default();
+            if matches!(checkpoint, "Failed" | "Expired") {
+                return Err(Failed(format!(
+                    "the deal {checkpoint}: {now}\n{}",
+                    net.logs()
+                )));
+            }
+            if let Some(n) = d["sector"].as_u64() {
+                deal.sector = n;
+            }
+            deal.state = if sealing.is_empty() {
+                checkpoint
+            } else {
+                sealing
+            }
+            .to_owned();
+            let step = STEPS.iter().position(|s| *s == deal.state).unwrap_or(0);
+            let line = format!("epoch {height:>4}  {checkpoint:<12} {sealing}");
+            show.progress(i, step, STEPS.len() - 1, &line);
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    Ok(())
+}
+
+async fn prove(
+    net: &mut Net,
+    watch: &mut Watch,
+    deals: &mut [Deal],
+    show: &mut dyn Show,
+) -> Result<usize, Failed> {
+    let deadline = Instant::now() + PROOF_LIMIT;
+    loop {
+        for (i, deal) in deals.iter_mut().enumerate() {
+            deal.window_posts_accepted = watch.window_posts(SectorNumber(deal.sector)).await?;
+            let line = format!(
+                "Proving, WindowPoSt accepted: {}",
+                deal.window_posts_accepted
+            );
+            show.progress(i, STEPS.len() - 1, STEPS.len() - 1, &line);
+        }
+        if deals.iter().all(|d| d.window_posts_accepted > 0) {
+            let won = watch.blocks_won().await?;
+            if won > 0 {
+                return Ok(won);
+            }
+        }
+        if Instant::now() > deadline {
+            let won = watch.blocks_won().await?;
+            return Err(Failed(format!(
+                "after {PROOF_LIMIT:?}: {won} blocks won, WindowPoSts of {deals:?}\n{}",
+                net.logs()
+            )));
+        }
+        // Shorter than an epoch, so that no window is missed.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Asks index and retrieval, and compares with the file that the client kept.
+async fn fetch(net: &mut Net, deal: &mut Deal, car: &Path) -> Result<(), Failed> {
+    let http = lotus_runtime::http_client()
+        .timeout(secs(60))
+        .build()
+        .map_err(|e| Failed::at("HTTP client", e))?;
+    let sent = CarStore::open(car).map_err(|e| Failed::at(&car.display().to_string(), e))?;
+    let last = *sent
+        .cids()
+        .last()
+        .ok_or_else(|| Failed::new("the CAR holds no block"))?;
+
+    // The spokes index a piece soon after it was placed.
+    let (client, url) = (http.clone(), net.spoke_url("indexing")?);
+    net.wait("the index to know the piece", secs(60), async |_| {
+        let answer = client
+            .get(format!("{url}/routing/v1/providers/{last}"))
+            .header("accept", "application/json")
+            .send()
+            .await
+            .ok()?;
+        let found: Value = answer.error_for_status().ok()?.json().await.ok()?;
+        (!found["Providers"].as_array()?.is_empty()).then_some(())
+    })
+    .await?;
+    deal.index_lookup_ok = true;
+
+    let url = net.spoke_url("retrieval")?;
+    let get = async |path: String| -> Result<Vec<u8>, Failed> {
+        let answer = http
+            .get(format!("{url}{path}"))
+            .send()
+            .await
+            .and_then(reqwest::Response::error_for_status)
+            .map_err(|e| Failed::at(&path, e))?;
+        Ok(answer
+            .bytes()
+            .await
+            .map_err(|e| Failed::at(&path, e))?
+            .to_vec())
+    };
+    let piece = get(format!("/piece/{}", deal.piece_cid)).await?;
+    deal.piece_bytes_equal = piece == std::fs::read(car)?;
+
+    let dir = tempfile::tempdir()?;
+    for root in sent.roots() {
+        let path = format!("/ipfs/{root}?format=car&dag-scope=all");
+        let file = dir.path().join("dag.car");
+        std::fs::write(&file, get(path.clone()).await?)?;
+        let got = CarStore::open(&file).map_err(|e| Failed::at(&path, e))?;
+        same_dag(root, &sent, &got)?;
+    }
+    deal.dag_bytes_equal = !sent.roots().is_empty();
+    Ok(())
+}

@@ -1,0 +1,353 @@
+//! A storage provider in a fresh folder, and what an outsider can ask of it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use lotus_node_client::{Client, Node, NodeConfig};
+use serde::Deserialize;
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+
+/// Why a run is not ok, in one text.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Failed(pub String);
+
+impl Failed {
+    /// A failure with this text.
+    pub fn new(why: impl Into<String>) -> Self {
+        Self(why.into())
+    }
+
+    /// An error with what was being done.
+    pub fn at(what: &str, e: impl std::fmt::Display) -> Self {
+        Self(format!("{what}: {e}"))
+    }
+}
+
+impl From<std::io::Error> for Failed {
+    fn from(e: std::io::Error) -> Self {
+        Self(e.to_string())
+    }
+}
+
+/// Seconds.
+#[must_use]
+pub const fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+/// The chain and the limits of a [`Net`].
+#[derive(Debug, Clone)]
+pub struct NetConfig {
+    /// Arguments of `lotus-devnet run`.
+    pub devnet_args: Vec<String>,
+    /// Environment of the hub: `LOTUS_MINER__SECTION__KEY`.
+    pub hub_env: BTreeMap<String, String>,
+    /// Environment of the spokes: `LOTUS_MARKETS__SECTION__KEY`.
+    pub spoke_env: BTreeMap<String, String>,
+    /// Spokes to run.
+    pub services: Vec<String>,
+}
+
+impl Default for NetConfig {
+    /// 8 MiB sectors, short epochs and short deadlines: a sector is proven in its first proving
+    /// period within a minute or two.
+    fn default() -> Self {
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect();
+        Self {
+            devnet_args: words(
+                "--sector-size 8MiB --block-time-ms 500 --deadlines 8 --deadline-epochs 12",
+            ),
+            hub_env: BTreeMap::from(
+                [
+                    ("LOTUS_MINER__API__LISTEN", "127.0.0.1:0"),
+                    ("LOTUS_MINER__SEALING__WAIT_DEALS_SECS", "5"),
+                ]
+                .map(|(k, v)| (k.to_owned(), v.to_owned())),
+            ),
+            spoke_env: ["DEALS", "RETRIEVAL", "INDEXING"]
+                .into_iter()
+                .map(|s| {
+                    (
+                        format!("LOTUS_MARKETS__{s}__LISTEN"),
+                        "127.0.0.1:0".to_owned(),
+                    )
+                })
+                .collect(),
+            services: words("deals retrieval indexing"),
+        }
+    }
+}
+
+/// One row of `lotus-supervisor status --json`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ProcessStatus {
+    /// Its name.
+    pub name: String,
+    /// Its state in the supervisor's words.
+    pub state: String,
+    /// Its pid while it runs.
+    pub pid: Option<u32>,
+    /// Whether it is ready.
+    pub ready: bool,
+    /// How often it was started again after it ended by itself.
+    pub restarts: u32,
+    /// Its log.
+    pub log_file: PathBuf,
+}
+
+#[derive(Deserialize)]
+struct StatusDocument {
+    processes: Vec<ProcessStatus>,
+}
+
+/// A running storage provider. Dropping it kills what is left of it.
+#[derive(Debug)]
+pub struct Net {
+    root: TempDir,
+    bin: PathBuf,
+    supervisor: Child,
+}
+
+impl Net {
+    /// Starts the supervisor in a fresh folder and returns when it answers.
+    pub async fn start(cfg: &NetConfig) -> Result<Self, Failed> {
+        let bin = binaries()?;
+        // Short, because the path of a Unix socket has at most 107 bytes.
+        let root = tempfile::Builder::new().prefix("lotus-").tempdir()?;
+        let text = toml::toml! {
+            [devnet]
+            enabled = true
+            [spokes]
+        };
+        let mut text = text;
+        set(&mut text, "devnet", "args", cfg.devnet_args.clone());
+        set(&mut text, "spokes", "services", cfg.services.clone());
+        set(&mut text, "spokes", "env", cfg.spoke_env.clone());
+        text.insert("hub".into(), toml::Table::new().into());
+        set(&mut text, "hub", "env", cfg.hub_env.clone());
+        std::fs::write(root.path().join("supervisor.toml"), text.to_string())?;
+        let log = std::fs::File::create(root.path().join("supervisor.log"))?;
+        let supervisor = Command::new(bin.join("lotus-supervisor"))
+            .args(["run", "--repo"])
+            .arg(root.path())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|e| Failed::at("lotus-supervisor", e))?;
+        let mut net = Self {
+            root,
+            bin,
+            supervisor,
+        };
+        net.wait("the supervisor to answer", secs(20), async |n| {
+            n.status().await.ok()
+        })
+        .await?;
+        Ok(net)
+    }
+
+    /// The folder of everything.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        self.root.path()
+    }
+
+    /// A built binary.
+    #[must_use]
+    pub fn exe(&self, name: &str) -> PathBuf {
+        self.bin.join(name)
+    }
+
+    /// What the supervisor says of its processes.
+    pub async fn status(&self) -> Result<Vec<ProcessStatus>, Failed> {
+        let root = self.root().display().to_string();
+        let out = self
+            .run("lotus-supervisor", &["status", "--json", "--repo", &root])
+            .await?;
+        let document: StatusDocument =
+            serde_json::from_str(&out).map_err(|e| Failed::at("status --json", e))?;
+        Ok(document.processes)
+    }
+
+    /// One process.
+    pub async fn process(&self, name: &str) -> Result<ProcessStatus, Failed> {
+        self.status()
+            .await?
+            .into_iter()
+            .find(|p| p.name == name)
+            .ok_or_else(|| Failed(format!("there is no process {name}")))
+    }
+
+    /// Waits until every process is ready.
+    pub async fn ready(&mut self, limit: Duration) -> Result<(), Failed> {
+        self.wait("every process to be ready", limit, async |n| {
+            let all = n.status().await.ok()?;
+            all.iter().all(|p| p.ready).then_some(())
+        })
+        .await
+    }
+
+    /// Kills a process of the supervisor's with SIGKILL and returns its pid.
+    pub async fn kill9(&self, name: &str) -> Result<u32, Failed> {
+        let pid = self
+            .process(name)
+            .await?
+            .pid
+            .ok_or_else(|| Failed(format!("{name} does not run")))?;
+        kill9(pid)?;
+        Ok(pid)
+    }
+
+    /// Asks until `ask` gives an answer, at most for `limit`; then fails with every log.
+    pub async fn wait<T>(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        ask: impl AsyncFn(&Self) -> Option<T>,
+    ) -> Result<T, Failed> {
+        let end = Instant::now() + limit;
+        loop {
+            if let Some(answer) = ask(self).await {
+                return Ok(answer);
+            }
+            if let Ok(Some(status)) = self.supervisor.try_wait() {
+                return Err(Failed(format!(
+                    "the supervisor ended ({status}) while waiting for {what}\n{}",
+                    self.logs()
+                )));
+            }
+            if Instant::now() >= end {
+                return Err(Failed(format!(
+                    "waited {limit:?} in vain for {what}\n{}",
+                    self.logs()
+                )));
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Runs one of the binaries to its end and returns its standard output.
+    pub async fn run(&self, exe: &str, args: &[&str]) -> Result<String, Failed> {
+        let command = Command::new(self.exe(exe))
+            .args(args)
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let out = tokio::time::timeout(secs(120), command)
+            .await
+            .map_err(|_| Failed(format!("{exe} {} took over 120 s", args.join(" "))))?
+            .map_err(|e| Failed::at(exe, e))?;
+        if out.status.success() {
+            return Ok(String::from_utf8_lossy(&out.stdout).into_owned());
+        }
+        Err(Failed(format!(
+            "{exe} {}: {}\n{}",
+            args.join(" "),
+            out.status,
+            String::from_utf8_lossy(&out.stderr)
+        )))
+    }
+
+    /// `http://host:port` of a spoke.
+    pub fn spoke_url(&self, service: &str) -> Result<String, Failed> {
+        let addr = lotus_runtime::addr_file::read(&self.root().join("markets/run"), service)
+            .map_err(|e| Failed::at(service, e))?;
+        Ok(format!("http://{addr}"))
+    }
+
+    /// A client of the devnet.
+    pub fn node(&self) -> Result<Node, Failed> {
+        let cfg = NodeConfig {
+            repo: self.root().join("devnet"),
+            ..NodeConfig::default()
+        };
+        Ok(Client::connect(&cfg).map_err(|e| Failed::at("node", e))?)
+    }
+
+    /// The ends of all logs, for a failure.
+    #[must_use]
+    pub fn logs(&self) -> String {
+        let mut files = vec![self.root().join("supervisor.log")];
+        if let Ok(dir) = std::fs::read_dir(self.root().join("logs")) {
+            files.extend(dir.filter_map(|e| Some(e.ok()?.path())));
+        }
+        let mut text = String::new();
+        for file in files {
+            let all = std::fs::read_to_string(&file).unwrap_or_default();
+            let lines: Vec<&str> = all.lines().collect();
+            let last = &lines[lines.len().saturating_sub(40)..];
+            // Writing to a String does not fail.
+            let _infallible = write!(text, "=== {}\n{}\n", file.display(), last.join("\n"));
+        }
+        text
+    }
+
+    /// Stops everything in order and returns the supervisor's exit status.
+    pub async fn stop(mut self) -> Result<(), Failed> {
+        let root = self.root().display().to_string();
+        self.run("lotus-supervisor", &["stop", "--repo", &root])
+            .await?;
+        let status = tokio::time::timeout(secs(30), self.supervisor.wait())
+            .await
+            .map_err(|_| Failed::new("the supervisor did not end"))??;
+        if status.success() {
+            Ok(())
+        } else {
+            Err(Failed(format!("the supervisor ended with {status}")))
+        }
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        // After a failure the processes are still there; they are ours alone.
+        let pids = std::fs::read_dir("/proc")
+            .into_iter()
+            .flatten()
+            .filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok());
+        let root = self.root().display().to_string();
+        for pid in pids {
+            let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            if String::from_utf8_lossy(&command).contains(&root) && pid != std::process::id() {
+                drop(kill9(pid));
+            }
+        }
+    }
+}
+
+fn set(text: &mut toml::Table, section: &str, key: &str, value: impl serde::Serialize) {
+    let value = toml::Value::try_from(value).expect("strings, lists and tables of strings");
+    if let Some(table) = text.get_mut(section).and_then(toml::Value::as_table_mut) {
+        table.insert(key.into(), value);
+    }
+}
+
+/// Sends SIGKILL.
+pub(crate) fn kill9(pid: u32) -> Result<(), Failed> {
+    let pid = i32::try_from(pid).map_err(|e| Failed::at("pid", e))?;
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(pid),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .map_err(|e| Failed::at("kill -9", e))
+}
+
+/// The folder of the built binaries: that of this program, or the one above for a test.
+fn binaries() -> Result<PathBuf, Failed> {
+    let exe = std::env::current_exe()?;
+    exe.ancestors()
+        .skip(1)
+        .take(2)
+        .find(|dir| dir.join("lotus-supervisor").is_file())
+        .map(Path::to_path_buf)
+        .ok_or_else(|| {
+            Failed::new("the binaries are not built: run `cargo build --release --workspace`")
+        })
+}
