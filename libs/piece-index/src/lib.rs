@@ -2,11 +2,15 @@
 //!
 //! [`PieceIndex`] is the durable index. [`PieceSource`] reads the hub's pieces under leases.
 //! [`Follower`] brings the two together: it follows the hub's pieces, indexes those that are
-//! wanted, drops those that are gone, and catches up after any break.
+//! wanted, drops those that are gone, and catches up after any break. [`serve`] is the HTTP
+//! server of the spokes that face the public.
 
 mod follow;
 mod index;
+pub mod serve;
 mod source;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use follow::{Follower, Hooks, Wanted};
 pub use index::{Entry, IndexError, Location, PieceIndex};

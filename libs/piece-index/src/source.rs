@@ -105,7 +105,9 @@ pub struct Leased {
 }
 
 impl Leased {
-    fn is_fresh(&self) -> bool {
+    /// Whether the lease is good for a while.
+    #[must_use]
+    pub fn is_fresh(&self) -> bool {
         Instant::now() < self.until
     }
 

@@ -1,0 +1,38 @@
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// `[retrieval]` in markets.toml.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RetrievalConfig {
+    /// HTTP gateway address. Port 0 picks a free port.
+    pub listen: SocketAddr,
+    /// Requests served at once; more are answered 429.
+    pub max_requests: usize,
+    /// Open connections; more wait.
+    pub max_connections: usize,
+    /// Pieces that are kept open.
+    pub max_leases: usize,
+    /// Seconds a client may take for the headers of a request.
+    pub header_secs: u64,
+    /// Seconds after which a client that takes nothing is dropped.
+    pub stall_secs: u64,
+    /// Seconds a stopping service may spend finishing open transfers.
+    pub drain_secs: u64,
+}
+
+impl Default for RetrievalConfig {
+    fn default() -> Self {
+        Self {
+            listen: ([127, 0, 0, 1], 7777).into(),
+            // Curio admits as many of one class.
+            max_requests: 256,
+            max_connections: 1024,
+            max_leases: 256,
+            header_secs: 10,
+            stall_secs: 30,
+            drain_secs: 30,
+        }
+    }
+}
