@@ -1,1 +1,30 @@
 //! The sealing state machine and the runner of its effects.
+//!
+//! - [`machine`]: the pure table `step(state, event)`, over the state names of Lotus. Each state
+//!   has one effect, which is journaled with the state, so that a restart runs it again.
+//! - [`Sealing`]: places pieces into sectors and answers questions about sectors.
+//! - [`Runner`]: performs the effects: heavy work in worker processes, messages through
+//!   [`lotus_messages::Sender`], everything else by asking the chain.
+//!
+//! A state changes for the worse only on evidence: an answer of the chain, a proof that fails, a
+//! file that is wrong. A peer that does not answer changes nothing; the effect is tried again
+//! with back-off until it does.
+
+mod chain;
+mod config;
+mod error;
+mod heavy;
+pub mod machine;
+mod pieces;
+mod record;
+mod runner;
+mod sealing;
+mod storage;
+
+pub use config::SealingConfig;
+pub use error::SealingError;
+pub use machine::{Sector, SectorPiece, SectorState, Terms};
+pub use record::{LogEntry, SectorChange, SectorRecord};
+pub use runner::Runner;
+pub use sealing::{Capacity, Observer, PieceFiles, Placement, Sealing, SealingDeps, Work};
+pub use storage::Storage;

@@ -1,0 +1,241 @@
+//! Effects that run in worker processes.
+
+use std::sync::Arc;
+
+use lotus_proofs::{PlacedPiece, comm_d, layout};
+use lotus_types::{Kind, SectorNumber};
+use lotus_workers::{Output, PieceFile, Progress, Task, WorkError};
+
+use crate::SealingError;
+use crate::machine::{Event, Sector};
+use crate::sealing::{Also, Shared, Stored};
+use crate::storage::put_in_place;
+
+/// What came of a task.
+enum Done {
+    Output(Output),
+    /// Evidence that this input does not work.
+    Failed(String),
+}
+
+impl Shared {
+    async fn work(
+        self: &Arc<Self>,
+        n: SectorNumber,
+        task: Task,
+    ) -> Result<Done, SealingError> {
+        let shared = self.clone();
+        let progress: Progress = Arc::new(move |part| {
+            shared.live(n, |l| l.progress = Some(part.clamp(0.0, 1.0)));
+        });
+        match self.work.run(task, progress).await {
+            Ok(output) => Ok(Done::Output(output)),
+            // The proof code or the disk looked at this sector and says no.
+            Err(WorkError::Failed {
+                step,
+                kind: Kind::Data | Kind::Fatal | Kind::Chain,
+                message,
+            }) => Ok(Done::Failed(format!("{step}: {message}"))),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn layout(&self, s: &Sector) -> Result<Vec<PlacedPiece>, String> {
+        layout(self.size, &s.piece_infos()).map_err(|e| e.to_string())
+    }
+
+    pub(crate) async fn write_pieces(
+        self: &Arc<Self>,
+        n: SectorNumber,
+        s: &Sector,
+    ) -> Result<Event, SealingError> {
+        let layout = match self.layout(s) {
+            Ok(layout) => layout,
+            Err(why) => return Ok(Event::Failed(why)),
+        };
+        let id = self.id(n);
+        let shared = self.clone();
+        let attempt = self
+            .blocking(move || Ok(shared.storage.attempt(id, "add-pieces")?))
+            .await?;
+        let made = attempt.join("unsealed");
+        let task = Task::AddPieces {
+            size: self.size,
+            layout,
+            pieces: s
+                .pieces
+                .iter()
+                .map(|p| PieceFile {
+                    cid: p.piece.cid,
+                    path: self.pieces.path(&p.piece.cid),
+                })
+                .collect(),
+            unsealed: made.clone(),
+        };
+        match self.work(n, task).await? {
+            Done::Failed(why) => return Ok(Event::Failed(why)),
+            Done::Output(Output::Done) => {}
+            Done::Output(other) => return Ok(unexpected(&other)),
+        }
+        let unsealed = self.storage.unsealed(id);
+        self.blocking(move || Ok(put_in_place(&made, &unsealed)?)).await?;
+        Ok(Event::PiecesWritten)
+    }
+
+    pub(crate) async fn pre_commit1(
+        self: &Arc<Self>,
+        n: SectorNumber,
+        s: &Sector,
+    ) -> Result<(Event, Also), SealingError> {
+        let (Some(ticket), Ok(layout)) = (s.ticket, self.layout(s)) else {
+            return Ok((Event::TicketExpired, Also::Nothing));
+        };
+        if s.pre_commit_epoch.is_none() && self.is_stale(&ticket)? {
+            return Ok((Event::TicketExpired, Also::Nothing));
+        }
+        let id = self.id(n);
+        let shared = self.clone();
+        let attempt = self
+            .blocking(move || Ok(shared.storage.attempt(id, "pre-commit1")?))
+            .await?;
+        let (sealed, cache) = (attempt.join("sealed"), attempt.join("cache"));
+        let task = Task::PreCommit1 {
+            sector: id,
+            size: self.size,
+            ticket: ticket.value,
+            layout,
+            unsealed: self.storage.unsealed(id),
+            sealed: sealed.clone(),
+            cache: cache.clone(),
+        };
+        let labels = match self.work(n, task).await? {
+            Done::Failed(why) => return Ok((Event::Failed(why), Also::Nothing)),
+            Done::Output(Output::PreCommit1(labels)) => labels,
+            Done::Output(other) => return Ok((unexpected(&other), Also::Nothing)),
+        };
+        let shared = self.clone();
+        self.blocking(move || {
+            put_in_place(&cache, &shared.storage.cache(id))?;
+            Ok(put_in_place(&sealed, &shared.storage.sealed(id))?)
+        })
+        .await?;
+        Ok((Event::PreCommit1Done, Also::Store(Stored::Labels, labels)))
+    }
+
+    pub(crate) async fn pre_commit2(
+        self: &Arc<Self>,
+        n: SectorNumber,
+        s: &Sector,
+    ) -> Result<Event, SealingError> {
+        let id = self.id(n);
+        let expected = self
+            .layout(s)
+            .and_then(|l| comm_d(self.size, &l).map_err(|e| e.to_string()));
+        let expected = match expected {
+            Ok(c) => c,
+            Err(why) => return Ok(Event::Failed(why)),
+        };
+        let Some(pc1) = self.stored(n, Stored::Labels).await? else {
+            return Ok(Event::Failed("the output of PreCommit1 is not stored".into()));
+        };
+        let task = Task::PreCommit2 {
+            sector: id,
+            size: self.size,
+            pc1,
+            sealed: self.storage.sealed(id),
+            cache: self.storage.cache(id),
+        };
+        Ok(match self.work(n, task).await? {
+            Done::Failed(why) => Event::Failed(why),
+            Done::Output(Output::Commitments(c)) if c.comm_d == expected => {
+                Event::PreCommit2Done(c)
+            }
+            Done::Output(Output::Commitments(c)) => Event::Failed(format!(
+                "comm_d is {:?}, the pieces give {expected:?}",
+                c.comm_d
+            )),
+            Done::Output(other) => unexpected(&other),
+        })
+    }
+
+    pub(crate) async fn prove(
+        self: &Arc<Self>,
+        n: SectorNumber,
+        s: &Sector,
+    ) -> Result<(Event, Also), SealingError> {
+        let failed = |why: String| Ok((Event::Failed(why), Also::Nothing));
+        let id = self.id(n);
+        let layout = match self.layout(s) {
+            Ok(layout) => layout,
+            Err(why) => return failed(why),
+        };
+        let (Some(ticket), Some(seed), Some(commitments)) = (s.ticket, s.seed, s.commitments)
+        else {
+            return failed("ticket, seed or commitments are missing".into());
+        };
+        let task = Task::Commit {
+            sector: id,
+            size: self.size,
+            ticket: ticket.value,
+            seed: seed.value,
+            layout,
+            commitments,
+            sealed: self.storage.sealed(id),
+            cache: self.storage.cache(id),
+        };
+        match self.work(n, task).await? {
+            Done::Failed(why) => failed(why),
+            Done::Output(Output::Proof(proof)) => {
+                Ok((Event::Proved, Also::Store(Stored::Proof, proof)))
+            }
+            Done::Output(other) => Ok((unexpected(&other), Also::Nothing)),
+        }
+    }
+
+    pub(crate) async fn finalize(
+        self: &Arc<Self>,
+        n: SectorNumber,
+    ) -> Result<(Event, Also), SealingError> {
+        let id = self.id(n);
+        let task = Task::Finalize {
+            sector: id,
+            size: self.size,
+            cache: self.storage.cache(id),
+        };
+        match self.work(n, task).await? {
+            Done::Failed(why) => return Ok((Event::Failed(why), Also::Nothing)),
+            Done::Output(Output::Done) => {}
+            Done::Output(other) => return Ok((unexpected(&other), Also::Nothing)),
+        }
+        let shared = self.clone();
+        let cleaned = self.blocking(move || Ok(shared.storage.clean(id)?)).await;
+        Ok(match cleaned {
+            Ok(()) => (Event::Finalized, Also::DropOutputs),
+            Err(e) => (Event::Failed(e.to_string()), Also::Nothing),
+        })
+    }
+
+    pub(crate) async fn remove(
+        self: &Arc<Self>,
+        n: SectorNumber,
+    ) -> Result<(Event, Also), SealingError> {
+        let id = self.id(n);
+        let shared = self.clone();
+        let deleted = self.blocking(move || Ok(shared.storage.delete(id)?)).await;
+        Ok(match deleted {
+            Ok(()) => (Event::FilesRemoved, Also::DropOutputs),
+            Err(e) => (Event::Failed(e.to_string()), Also::Nothing),
+        })
+    }
+}
+
+fn unexpected(output: &Output) -> Event {
+    let what = match output {
+        Output::Done => "nothing",
+        Output::PreCommit1(_) => "labels",
+        Output::Commitments(_) => "commitments",
+        Output::Proof(_) => "a proof",
+        Output::Faulty(_) => "a list of faults",
+    };
+    Event::Failed(format!("the worker answered with {what}: install one release"))
+}

@@ -1,0 +1,15 @@
+//! The pure part: states, events, effects and the table that joins them.
+
+mod event;
+mod sector;
+mod state;
+mod step;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use event::{Effect, Event};
+pub use sector::{Allocation, Claim, Notify, SealSeed, SealTicket, Sector, SectorPiece, Terms};
+pub use state::SectorState;
+pub use step::{Sectors, step};

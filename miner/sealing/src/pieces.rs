@@ -1,0 +1,248 @@
+//! Which sector takes a piece, and when a sector closes. Pure.
+
+use std::collections::BTreeMap;
+
+use lotus_proofs::layout;
+use lotus_types::{Epoch, PieceInfo, SectorNumber, SectorSize};
+
+use crate::SealingConfig;
+use crate::machine::{Sector, SectorState};
+
+/// A sector with less room than this part of its size is full: 512 MiB of 32 GiB.
+const SMALLEST_USEFUL: u64 = 64;
+
+/// What to do with a piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Choice {
+    /// Put it into this sector, at this offset.
+    Into(SectorNumber, u64),
+    /// Open a sector for it.
+    Open,
+    /// Close this sector and choose again.
+    Close(SectorNumber),
+    /// Nothing can take it; so many sectors are in use.
+    NoRoom(usize),
+}
+
+/// First the fullest waiting sector that the piece fits, then a new one.
+pub(crate) fn choose(
+    size: SectorSize,
+    cfg: &SealingConfig,
+    sectors: &BTreeMap<SectorNumber, Sector>,
+    piece: &PieceInfo,
+) -> Choice {
+    let mut waiting: Vec<_> = sectors
+        .iter()
+        .filter(|(_, s)| s.state == SectorState::WaitDeals)
+        .collect();
+    waiting.sort_by_key(|(n, s)| (room(size, s), **n));
+    for (n, s) in &waiting {
+        if s.pieces.len() < max_pieces(cfg)
+            && let Some(offset) = fit(size, s, piece)
+        {
+            return Choice::Into(**n, offset);
+        }
+    }
+    let in_use = in_use(sectors);
+    if cfg.max_sealing_sectors > 0 && in_use >= cfg.max_sealing_sectors as usize {
+        return Choice::NoRoom(in_use);
+    }
+    match waiting.first() {
+        Some((n, _)) if waiting.len() >= cfg.max_wait_deals_sectors.max(1) as usize => {
+            Choice::Close(**n)
+        }
+        _ => Choice::Open,
+    }
+}
+
+/// Sectors that have begun and are not done.
+pub(crate) fn in_use(sectors: &BTreeMap<SectorNumber, Sector>) -> usize {
+    sectors.values().filter(|s| s.state.effect().is_some()).count()
+}
+
+fn max_pieces(cfg: &SealingConfig) -> usize {
+    cfg.max_pieces_per_sector.max(1) as usize
+}
+
+/// The offset that the piece would get behind those that the sector has.
+fn fit(size: SectorSize, sector: &Sector, piece: &PieceInfo) -> Option<u64> {
+    let mut pieces = sector.piece_infos();
+    pieces.push(*piece);
+    let placed = layout(size, &pieces).ok()?;
+    placed.iter().rev().find(|p| !p.filler).map(|p| p.offset)
+}
+
+/// Bytes behind the last piece, Fr32 padding included.
+pub(crate) fn room(size: SectorSize, sector: &Sector) -> u64 {
+    let end = sector.pieces.last();
+    let end = end.map_or(0, |p| p.offset.saturating_add(p.piece.size.get()));
+    size.bytes().saturating_sub(end)
+}
+
+/// When a waiting sector closes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Due {
+    /// At once.
+    Now,
+    /// At this time, Unix milliseconds, unless something changes.
+    At(u64),
+}
+
+/// A sector closes when it is full, when its oldest piece has waited long enough, or when a piece
+/// must soon be proven.
+pub(crate) fn due(
+    size: SectorSize,
+    cfg: &SealingConfig,
+    sector: &Sector,
+    height: Option<Epoch>,
+    now_unix_ms: u64,
+) -> Due {
+    let full = room(size, sector) < size.bytes() / SMALLEST_USEFUL
+        || sector.pieces.len() >= max_pieces(cfg);
+    let pressing = height.is_some_and(|h| {
+        sector.pieces.iter().any(|p| {
+            let start = p.terms.start_epoch;
+            start.0 > 0 && (start - h).0 <= cfg.start_epoch_buffer_epochs
+        })
+    });
+    let at = sector
+        .opened_unix_ms
+        .saturating_add(cfg.wait_deals_secs.saturating_mul(1_000));
+    if full || pressing || at <= now_unix_ms {
+        Due::Now
+    } else {
+        Due::At(at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::{SectorPiece, Terms, step};
+    use crate::machine::{Event, testing};
+    use lotus_types::PaddedSize;
+    use proptest::prelude::*;
+
+    const SIZE: SectorSize = SectorSize::S8MiB;
+
+    fn piece(n: u8, size: u64) -> PieceInfo {
+        testing::piece(n, size)
+    }
+
+    fn add(sectors: &mut BTreeMap<SectorNumber, Sector>, n: SectorNumber, p: SectorPiece) {
+        let event = Event::PieceAdded {
+            piece: p,
+            unix_ms: 1_000,
+        };
+        let (after, _) = step(sectors.get(&n), &event).unwrap();
+        sectors.insert(n, after);
+    }
+
+    fn config() -> SealingConfig {
+        SealingConfig {
+            wait_deals_secs: 10,
+            max_wait_deals_sectors: 2,
+            max_sealing_sectors: 3,
+            ..SealingConfig::default()
+        }
+    }
+
+    proptest! {
+        /// Every piece is placed once, aligned, without overlap, and within the limits.
+        #[test]
+        fn pieces_pack_into_sectors(powers in proptest::collection::vec(7u32..=23, 1..60)) {
+            let cfg = SealingConfig { max_sealing_sectors: 0, ..config() };
+            let mut sectors = BTreeMap::new();
+            for (i, power) in powers.iter().enumerate() {
+                let p = piece(u8::try_from(i).unwrap(), 1 << power);
+                let mut rounds = 0;
+                loop {
+                    rounds += 1;
+                    prop_assert!(rounds < 4);
+                    match choose(SIZE, &cfg, &sectors, &p) {
+                        Choice::Into(n, offset) => {
+                            add(&mut sectors, n, testing::placed(i as u64, p, offset));
+                            break;
+                        }
+                        Choice::Open => {
+                            let n = SectorNumber(sectors.len() as u64);
+                            add(&mut sectors, n, testing::placed(i as u64, p, 0));
+                            break;
+                        }
+                        Choice::Close(n) => {
+                            let closed = step(sectors.get(&n), &Event::StartPacking).unwrap().0;
+                            sectors.insert(n, closed);
+                        }
+                        Choice::NoRoom(_) => prop_assert!(false, "there is no limit"),
+                    }
+                }
+                let waiting = sectors.values().filter(|s| s.state == SectorState::WaitDeals);
+                prop_assert!(waiting.count() <= 2);
+            }
+            let mut keys = Vec::new();
+            for s in sectors.values() {
+                let mut end = 0;
+                for p in &s.pieces {
+                    prop_assert_eq!(p.offset % p.piece.size.get(), 0);
+                    prop_assert!(p.offset >= end);
+                    end = p.offset + p.piece.size.get();
+                    keys.push(p.key.clone());
+                }
+                prop_assert!(end <= SIZE.bytes());
+                // The offsets that were promised are those of the sector's final layout.
+                let whole = layout(SIZE, &s.piece_infos()).unwrap();
+                let offsets: Vec<_> = whole.iter().filter(|p| !p.filler).map(|p| p.offset).collect();
+                prop_assert_eq!(offsets, s.pieces.iter().map(|p| p.offset).collect::<Vec<_>>());
+            }
+            keys.sort();
+            keys.dedup();
+            prop_assert_eq!(keys.len(), powers.len());
+        }
+    }
+
+    #[test]
+    fn limits_hold() {
+        let cfg = config();
+        let mut sectors = BTreeMap::new();
+        let whole = piece(1, SIZE.bytes());
+        for n in 0..2 {
+            assert_eq!(choose(SIZE, &cfg, &sectors, &whole), Choice::Open);
+            add(&mut sectors, SectorNumber(n), testing::placed(n, whole, 0));
+        }
+        assert_eq!(
+            choose(SIZE, &cfg, &sectors, &whole),
+            Choice::Close(SectorNumber(0))
+        );
+        for n in 0..2 {
+            let n = SectorNumber(n);
+            let closed = step(sectors.get(&n), &Event::StartPacking).unwrap().0;
+            sectors.insert(n, closed);
+        }
+        assert_eq!(choose(SIZE, &cfg, &sectors, &whole), Choice::Open);
+        add(&mut sectors, SectorNumber(2), testing::placed(2, whole, 0));
+        assert_eq!(choose(SIZE, &cfg, &sectors, &whole), Choice::NoRoom(3));
+    }
+
+    #[test]
+    fn a_sector_closes_in_time() {
+        let cfg = config();
+        let mut sectors = BTreeMap::new();
+        let n = SectorNumber(0);
+        let quarter = piece(1, SIZE.bytes() / 4);
+        assert_eq!(quarter.size, PaddedSize::new(SIZE.bytes() / 4).unwrap());
+        let mut first = testing::placed(0, quarter, 0);
+        first.terms = Terms {
+            start_epoch: Epoch(1_000),
+            ..first.terms
+        };
+        add(&mut sectors, n, first);
+        let at = |s: &BTreeMap<_, _>, h: i64, ms| due(SIZE, &cfg, &s[&n], Some(Epoch(h)), ms);
+        assert_eq!(at(&sectors, 100, 2_000), Due::At(11_000));
+        assert_eq!(at(&sectors, 100, 11_000), Due::Now);
+        assert_eq!(at(&sectors, 1_000 - 480, 2_000), Due::Now);
+        assert_eq!(due(SIZE, &cfg, &sectors[&n], None, 2_000), Due::At(11_000));
+        let half = piece(2, SIZE.bytes() / 2);
+        add(&mut sectors, n, testing::placed(1, half, SIZE.bytes() / 2));
+        assert_eq!(at(&sectors, 100, 2_000), Due::Now);
+    }
+}

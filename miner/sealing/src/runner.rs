@@ -1,0 +1,199 @@
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lotus_journal::{EffectId, Pending};
+use lotus_runtime::Backoff;
+use lotus_types::SectorNumber;
+use tokio::task::{Id, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use crate::SealingError;
+use crate::machine::{Effect, Event, Sector, Sectors};
+use crate::pieces::{Due, due};
+use crate::sealing::{Also, Shared, unix_ms};
+
+/// First and longest wait before something is asked again that did not answer.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
+/// Wait before an effect is run again that panicked.
+const AFTER_PANIC: Duration = Duration::from_secs(60);
+
+/// Runs the journaled effects of all sectors, each in its own task.
+pub struct Runner(pub(crate) Arc<Shared>);
+
+impl Runner {
+    /// Runs until `stop`. What is not finished then stays journaled and is run at the next
+    /// start.
+    pub fn run(self, stop: CancellationToken) -> impl Future<Output = ()> + Send {
+        async move {
+            let shared = self.0;
+            let mut tasks = JoinSet::new();
+            let mut running: HashMap<EffectId, Id> = HashMap::new();
+            let mut trouble = Backoff::new(AGAIN.0, AGAIN.1);
+            loop {
+                let reader = shared.clone();
+                let pending = shared.blocking(move || Ok(reader.machines.pending()?)).await;
+                let pause = match pending {
+                    Ok(pending) => {
+                        trouble.reset();
+                        for p in pending {
+                            running.entry(p.id).or_insert_with(|| {
+                                let work = shared.clone().perform(p);
+                                tasks.spawn(work).id()
+                            });
+                        }
+                        None
+                    }
+                    Err(e) => {
+                        tracing::error!(error = %e, "the journal of sectors can not be read");
+                        Some(trouble.next())
+                    }
+                };
+                let paused = async {
+                    match pause {
+                        Some(wait) => tokio::time::sleep(wait).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    () = stop.cancelled() => break,
+                    () = shared.wake.notified() => {}
+                    () = paused => {}
+                    Some(ended) = tasks.join_next_with_id() => {
+                        let id = match ended {
+                            Ok((id, ())) => id,
+                            Err(e) => {
+                                tracing::error!(error = %e, "a sealing step panicked");
+                                let id = e.id();
+                                let after = tasks.spawn(tokio::time::sleep(AFTER_PANIC)).id();
+                                for task in running.values_mut().filter(|t| **t == id) {
+                                    *task = after;
+                                }
+                                continue;
+                            }
+                        };
+                        running.retain(|_, task| *task != id);
+                    }
+                }
+            }
+            shared.stop.cancel();
+            while tasks.join_next().await.is_some() {}
+        }
+    }
+}
+
+impl Shared {
+    /// Runs one effect until it is settled, or until the runner stops.
+    async fn perform(self: Arc<Self>, pending: Pending<Sectors>) {
+        let number = pending.key;
+        let span = tracing::info_span!("seal", sector = %number, effect = ?pending.effect);
+        let stop = self.stop.clone();
+        let work = async {
+            let mut backoff = Backoff::new(AGAIN.0, AGAIN.1);
+            while let Err(e) = self.attempt(number, pending.effect, pending.id).await {
+                let wait = backoff.next();
+                tracing::warn!(error = %e, ?wait, "waiting; tried again");
+                self.later(number, &e, wait);
+                tokio::time::sleep(wait).await;
+                self.live(number, |l| l.next_retry_unix_ms = None);
+            }
+        };
+        tokio::select! {
+            () = work.instrument(span) => {}
+            () = stop.cancelled() => {}
+        }
+    }
+
+    /// Tells the operator what a sector waits for.
+    fn later(&self, number: SectorNumber, e: &SealingError, wait: Duration) {
+        let wait = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        self.live(number, |l| {
+            l.last_error = Some(format!("{e}; {}", e.fix()));
+            l.next_retry_unix_ms = Some(unix_ms().saturating_add(wait));
+        });
+    }
+
+    /// Runs an effect once and journals what came of it. An error is no evidence about the
+    /// sector: something did not answer, and it is asked again.
+    async fn attempt(
+        self: &Arc<Self>,
+        number: SectorNumber,
+        effect: Effect,
+        id: EffectId,
+    ) -> Result<(), SealingError> {
+        let sector = self.get(number).ok_or(SealingError::NoSector(number))?;
+        if sector.state.effect() != Some(effect) {
+            // The sector moved on by another way, such as `seal_now`.
+            let shared = self.clone();
+            return self.blocking(move || Ok(shared.machines.settle(id)?)).await;
+        }
+        let (event, also) = self.effect(number, &sector, effect).await?;
+        self.live(number, |l| *l = crate::sealing::Live::default());
+        self.apply(number, event, Some(id), also).await?;
+        Ok(())
+    }
+
+    async fn effect(
+        self: &Arc<Self>,
+        n: SectorNumber,
+        s: &Sector,
+        effect: Effect,
+    ) -> Result<(Event, Also), SealingError> {
+        let event = match effect {
+            Effect::WaitForPieces => self.wait_for_pieces(n).await,
+            Effect::WritePieces => self.write_pieces(n, s).await?,
+            Effect::CheckPieces => self.check_pieces(s).await?,
+            Effect::TakeTicket => self.take_ticket(s).await?,
+            Effect::PreCommit1 => return self.pre_commit1(n, s).await,
+            Effect::PreCommit2 => self.pre_commit2(n, s).await?,
+            Effect::SendPreCommit => self.send_pre_commit(n, s).await?,
+            Effect::AwaitPreCommit => self.await_pre_commit(n, s).await?,
+            Effect::AwaitSeed => self.await_seed(n, s).await?,
+            Effect::Prove => return self.prove(n, s).await,
+            Effect::SendCommit => self.send_commit(n, s).await?,
+            Effect::AwaitCommit => self.await_commit(n, s).await?,
+            Effect::Finalize => return self.finalize(n).await,
+            Effect::Remove => return self.remove(n).await,
+            Effect::RetryLater => self.retry_later(n, s).await,
+        };
+        Ok((event, Also::Nothing))
+    }
+
+    async fn wait_for_pieces(&self, n: SectorNumber) -> Event {
+        let mut changes = self.changes.subscribe();
+        let mut head = self.head.clone();
+        loop {
+            changes.mark_unchanged();
+            let height = head.borrow_and_update().as_ref().map(|h| h.height);
+            let now = unix_ms();
+            let wait = match self.get(n) {
+                Some(s) if s.state == crate::SectorState::WaitDeals => {
+                    match due(self.size, &self.cfg, &s, height, now) {
+                        Due::Now => return Event::StartPacking,
+                        Due::At(at) => Duration::from_millis(at.saturating_sub(now)),
+                    }
+                }
+                // Closed by another way: the event does not apply and settles the effect.
+                _ => return Event::StartPacking,
+            };
+            // Changes of other sectors wake this too; looking is cheap.
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                _ = changes.changed() => {}
+                Ok(()) = head.changed() => {}
+            }
+        }
+    }
+
+    async fn retry_later(&self, n: SectorNumber, s: &Sector) -> Event {
+        let wait = Backoff::new(self.cfg.retry_after(s.failures), Duration::MAX).next();
+        let ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        self.live(n, |l| {
+            l.next_retry_unix_ms = Some(unix_ms().saturating_add(ms));
+        });
+        tokio::time::sleep(wait).await;
+        Event::Retry
+    }
+}

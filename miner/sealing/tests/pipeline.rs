@@ -1,0 +1,215 @@
+//! The whole pipeline over a real journal, real 2 KiB proofs and a small chain that verifies them.
+
+#[path = "../../messages/tests/fake/mod.rs"]
+mod fake;
+mod world;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use lotus_sealing::{SealingError, SectorState};
+use lotus_types::{Kind, SectorNumber};
+use world::{Hub, World, deal, terms};
+
+/// States of a sector's log, in order, repeats removed.
+fn walked(hub: &Hub, n: SectorNumber) -> Vec<String> {
+    let record = hub.sealing.sector(n).unwrap().unwrap();
+    let mut states: Vec<_> = record.log.into_iter().map(|e| e.to).collect();
+    states.dedup();
+    states
+}
+
+const HAPPY: [&str; 14] = [
+    "WaitDeals",
+    "AddPiece",
+    "Packing",
+    "GetTicket",
+    "PreCommit1",
+    "PreCommit2",
+    "SubmitPreCommitBatch",
+    "PreCommitBatchWait",
+    "WaitSeed",
+    "Committing",
+    "SubmitCommitAggregate",
+    "CommitAggregateWait",
+    "FinalizeSector",
+    "Proving",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pieces_become_proven_sectors() {
+    let world = World::new();
+    let hub = Hub::start(&world);
+    let pieces: Vec<_> = [1_000, 400, 900].iter().map(|n| world.piece(*n)).collect();
+    let mut placed = Vec::new();
+    for (i, p) in pieces.iter().enumerate() {
+        let at = hub.sealing.add_piece(deal(i), *p, terms()).await.unwrap();
+        // Asked again, it answers the same.
+        let again = hub.sealing.add_piece(deal(i), *p, terms()).await.unwrap();
+        assert_eq!(at, again);
+        assert_eq!(hub.sealing.placement(&deal(i)).unwrap(), Some(at));
+        placed.push(at);
+    }
+    let other = hub.sealing.add_piece(deal(0), pieces[1], terms()).await.unwrap_err();
+    assert!(matches!(other, SealingError::OtherPiece { .. }), "{other}");
+    let huge = world.piece(3_000);
+    let huge = hub.sealing.add_piece(deal(9), huge, terms()).await.unwrap_err();
+    assert_eq!((huge.kind(), huge.to_string().contains("2KiB")), (Kind::Data, true));
+
+    let sectors: BTreeSet<_> = placed.iter().map(|p| p.sector).collect();
+    assert_eq!(sectors.len(), 2, "1,024 + 512 bytes and 1,024 bytes");
+    for n in &sectors {
+        hub.sealing.seal_now(*n).await.unwrap();
+        hub.until(*n, SectorState::Proving).await;
+        assert_eq!(walked(&hub, *n), HAPPY);
+        let record = hub.sealing.sector(*n).unwrap().unwrap();
+        assert!(record.sector.expiration > record.sector.activation);
+        assert!(record.sector.pre_commit.is_some() && record.sector.commit.is_some());
+        assert_eq!((record.last_error, record.progress), (None, None));
+        let id = world.id(*n);
+        assert!(hub.storage.sealed(id).is_file() && hub.storage.cache(id).is_dir());
+        assert!(!hub.storage.scratch(id).exists(), "only sealing needed it");
+    }
+    let miner = world.miner();
+    let active: BTreeSet<_> = miner.active.keys().map(|n| SectorNumber(*n)).collect();
+    assert_eq!(active, sectors);
+    drop(miner);
+    // One pre-commit and one commit each, and no other message.
+    assert_eq!(world.chain.lock().landed().len(), 4);
+    // The observer saw every change, in the same transactions.
+    let seen = hub.observed();
+    assert!(HAPPY.iter().all(|s| seen.iter().filter(|x| x == s).count() >= 2));
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hub_that_stops_anywhere_goes_on_where_it_was() {
+    let world = World::new();
+    let piece = world.piece(1_500);
+    let hub = Hub::start(&world);
+    let at = hub.sealing.add_piece(deal(0), piece, terms()).await.unwrap();
+    let n = at.sector;
+    hub.sealing.seal_now(n).await.unwrap();
+    hub.stop().await;
+    let mut restarts = 0;
+    loop {
+        let hub = Hub::start(&world);
+        assert_eq!(hub.sealing.add_piece(deal(0), piece, terms()).await.unwrap(), at);
+        // Stops as soon as the sector has moved.
+        let state = hub.moved(n).await;
+        hub.stop().await;
+        if state == SectorState::Proving {
+            break;
+        }
+        restarts += 1;
+        assert!(restarts < 60, "stuck in {state}");
+    }
+    assert!(restarts >= 3, "only {restarts} restarts");
+    assert_eq!(world.chain.lock().landed().len(), 2, "each message had effect once");
+    let hub = Hub::start(&world);
+    assert_eq!(hub.sealing.sectors().len(), 1);
+    assert_eq!(walked(&hub, n), HAPPY);
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_of_work_and_chain_are_overcome() {
+    let world = World::new();
+    let hub = Hub::start(&world);
+    hub.work.lose("pre_commit2", 2);
+    hub.work.fail("add_pieces", 1);
+    hub.work.fail("pre_commit1", 2);
+    hub.work.fail("pre_commit2", 1);
+    hub.work.fail("commit", 1);
+    hub.work.fail("finalize", 1);
+    // The first pre-commit runs out of gas, the first commit is called wrong.
+    world.miner().exits.extend([(28, 7), (34, 16)]);
+    world.chain.lock().failures.extend(["MpoolGetNonce", "GasEstimateMessageGas"]);
+    let piece = world.piece(1_500);
+    let at = hub.sealing.add_piece(deal(0), piece, terms()).await.unwrap();
+    hub.sealing.seal_now(at.sector).await.unwrap();
+    hub.until(at.sector, SectorState::Proving).await;
+    let walked = walked(&hub, at.sector);
+    for failed in [
+        "AddPieceFailed",
+        "SealPreCommit1Failed",
+        "SealPreCommit2Failed",
+        "PreCommitFailed",
+        "ComputeProofFailed",
+        "CommitFailed",
+        "FinalizeFailed",
+    ] {
+        assert!(walked.iter().any(|s| s == failed), "{failed} in {walked:?}");
+    }
+    let record = hub.sealing.sector(at.sector).unwrap().unwrap();
+    assert_eq!((record.sector.pre_commit_tries, record.sector.commit_tries), (1, 1));
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_ticket_is_replaced_before_the_pre_commit() {
+    let world = World::new();
+    let hub = Hub::start(&world);
+    let piece = world.piece(1_500);
+    let at = hub.sealing.add_piece(deal(0), piece, terms()).await.unwrap();
+    // PreCommit1 hangs until the chain is far ahead.
+    let gate = hub.work.hold("pre_commit1");
+    hub.sealing.seal_now(at.sector).await.unwrap();
+    hub.until(at.sector, SectorState::PreCommit1).await;
+    let start = world.height();
+    world.until("the ticket is old", |w| w.height() > start + 500).await;
+    drop(gate);
+    hub.until(at.sector, SectorState::Proving).await;
+    let log = hub.sealing.sector(at.sector).unwrap().unwrap().log;
+    let expired = log.iter().filter(|e| e.event == "SectorTicketExpired").count();
+    assert_eq!(expired, 1);
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_number_that_the_chain_knows_is_not_used() {
+    let world = World::new();
+    world.miner().allocated.extend([0, 1, 3]);
+    let hub = Hub::start(&world);
+    let mut numbers = Vec::new();
+    for _ in 0..3 {
+        numbers.push(hub.sealing.pledge().await.unwrap().0);
+    }
+    assert_eq!(numbers, [2, 4, 5]);
+    hub.until(SectorNumber(2), SectorState::Proving).await;
+    // Another program pre-commits our next number: the chain will never take the sector.
+    let gate = hub.work.hold("pre_commit2");
+    let lost = hub.sealing.pledge().await.unwrap();
+    world.miner().allocated.insert(lost.0);
+    drop(gate);
+    hub.until(lost, SectorState::FailedUnrecoverable).await;
+    let record = hub.sealing.sector(lost).unwrap().unwrap();
+    assert!(record.last_error.unwrap().contains("never takes a number twice"));
+    hub.sealing.remove(lost).await.unwrap();
+    hub.until(lost, SectorState::Removed).await;
+    assert!(!hub.storage.sealed(world.id(lost)).exists());
+    let wrong = hub.sealing.remove(SectorNumber(2)).await.unwrap_err();
+    assert!(matches!(wrong, SealingError::WrongState { .. }), "{wrong}");
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sector_closes_by_itself() {
+    let world = World::new();
+    let hub = Hub::start_with(&world, |cfg| cfg.wait_deals_secs = 1);
+    let at = hub.sealing.add_piece(deal(0), world.piece(100), terms()).await.unwrap();
+    hub.until(at.sector, SectorState::Proving).await;
+    let soon = world.height() + 100;
+    let hub2 = hub.restart_with(&world, |cfg| {
+        cfg.wait_deals_secs = 3_600;
+        cfg.start_epoch_buffer_epochs = 50;
+    });
+    let hub = hub2.await;
+    let mut pressing = terms();
+    pressing.start_epoch = lotus_types::Epoch(soon);
+    let at = hub.sealing.add_piece(deal(1), world.piece(101), pressing).await.unwrap();
+    hub.until(at.sector, SectorState::Proving).await;
+    hub.stop().await;
+}
+
+const PATIENCE: Duration = Duration::from_secs(60);
