@@ -4,10 +4,10 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bls_signatures::Serialize as _;
+use fvm_shared::address::Protocol;
 use jiff::{Timestamp, ToSpan as _};
 use k256::ecdsa::{RecoveryId, Signature, VerifyingKey};
 use lotus_types::Address;
-use fvm_shared::address::Protocol;
 use sha2::{Digest as _, Sha256};
 
 /// Scheme of the `Authorization` header.
@@ -121,7 +121,9 @@ pub fn verify(
         .decode(address)
         .ok()
         .and_then(|b| Address::from_bytes(&b).ok())
-        .ok_or(AuthError::Malformed("the address is not base64 of an address"))?;
+        .ok_or(AuthError::Malformed(
+            "the address is not base64 of an address",
+        ))?;
     let signature = STANDARD
         .decode(signature)
         .map_err(|_| AuthError::Malformed("the signature is not base64"))?;
@@ -134,7 +136,10 @@ pub fn verify(
         ));
     }
     let minutes = [now, now - 1.minute(), now + 1.minute()];
-    if minutes.into_iter().any(|at| holds(&address, signature, &message(&address, method, path, at))) {
+    if minutes
+        .into_iter()
+        .any(|at| holds(&address, signature, &message(&address, method, path, at)))
+    {
         Ok(address)
     } else {
         Err(AuthError::Signature)
@@ -238,7 +243,10 @@ mod tests {
         let signature = key.sign(message(&address, "GET", PATH, now)).as_bytes();
         let h = header(&address, &signature).unwrap();
         assert_eq!(verify(Some(&h), "GET", PATH, now), Ok(address));
-        assert_eq!(verify(Some(&h), "PUT", PATH, now), Err(AuthError::Signature));
+        assert_eq!(
+            verify(Some(&h), "PUT", PATH, now),
+            Err(AuthError::Signature)
+        );
     }
 
     #[test]
@@ -260,23 +268,44 @@ mod tests {
         let id = Address::new_id(1000);
         let cases = [
             (None, AuthError::Missing),
-            (Some("Bearer x".to_owned()), AuthError::Malformed("the scheme is not CurioAuth")),
-            (Some("CurioAuth secp256k1:AAAA".into()), AuthError::Malformed("it needs three parts")),
-            (Some("CurioAuth delegated:AA==:AA==".into()), AuthError::KeyType("delegated".into())),
+            (
+                Some("Bearer x".to_owned()),
+                AuthError::Malformed("the scheme is not CurioAuth"),
+            ),
+            (
+                Some("CurioAuth secp256k1:AAAA".into()),
+                AuthError::Malformed("it needs three parts"),
+            ),
+            (
+                Some("CurioAuth delegated:AA==:AA==".into()),
+                AuthError::KeyType("delegated".into()),
+            ),
             (
                 Some("CurioAuth secp256k1:!:AA==".into()),
                 AuthError::Malformed("the address is not base64 of an address"),
             ),
-            (Some(format!("{head}:!")), AuthError::Malformed("the signature is not base64")),
-            (Some(format!("{head}:")), AuthError::Malformed("the signature is empty")),
+            (
+                Some(format!("{head}:!")),
+                AuthError::Malformed("the signature is not base64"),
+            ),
+            (
+                Some(format!("{head}:")),
+                AuthError::Malformed("the signature is empty"),
+            ),
             (Some(format!("{head}:AQ==")), AuthError::Signature),
-            (Some(format!("{head}:{}", STANDARD.encode(flipped))), AuthError::Signature),
+            (
+                Some(format!("{head}:{}", STANDARD.encode(flipped))),
+                AuthError::Signature,
+            ),
             (
                 Some(format!("{head}:{}", STANDARD.encode(wrong_type))),
                 AuthError::Malformed("key type, address and signature are of different kinds"),
             ),
             (
-                Some(format!("CurioAuth secp256k1:{}:{sig}", STANDARD.encode(id.to_bytes()))),
+                Some(format!(
+                    "CurioAuth secp256k1:{}:{sig}",
+                    STANDARD.encode(id.to_bytes())
+                )),
                 AuthError::Malformed("key type, address and signature are of different kinds"),
             ),
             (

@@ -127,7 +127,11 @@ async fn pause(wait: Duration, stop: &CancellationToken) -> Result<(), Undone> {
     }
 }
 
-async fn drop_staging(engine: &Arc<Engine>, task: &Task, stop: &CancellationToken) -> Result<(), Undone> {
+async fn drop_staging(
+    engine: &Arc<Engine>,
+    task: &Task,
+    stop: &CancellationToken,
+) -> Result<(), Undone> {
     let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
     loop {
         // A transfer that still writes must end first.
@@ -153,7 +157,12 @@ enum Attempt {
     Broken(String),
 }
 
-async fn pull(engine: &Arc<Engine>, task: &Task, record: &Record, stop: &CancellationToken) -> Result<(), Undone> {
+async fn pull(
+    engine: &Arc<Engine>,
+    task: &Task,
+    record: &Record,
+    stop: &CancellationToken,
+) -> Result<(), Undone> {
     let p = &record.proposal;
     let Source::Http(urls) = &p.source else {
         return settle(engine, task).await;
@@ -176,7 +185,9 @@ async fn pull(engine: &Arc<Engine>, task: &Task, record: &Record, stop: &Cancell
         };
         let why = match attempt {
             Attempt::Complete => return finish(engine, task, Event::Transferred).await,
-            Attempt::Hopeless(why) => return finish(engine, task, Event::TransferFailed(why)).await,
+            Attempt::Hopeless(why) => {
+                return finish(engine, task, Event::TransferFailed(why)).await;
+            }
             Attempt::Broken(why) => why,
         };
         let wait = backoff.next();
@@ -204,7 +215,11 @@ async fn download(engine: &Engine, p: &Proposal, urls: &[HttpUrl]) -> Attempt {
         }
         let pull = HttpPull {
             url: u.url.clone(),
-            headers: u.headers.iter().map(|(k, v)| (k.clone(), v.join(", "))).collect(),
+            headers: u
+                .headers
+                .iter()
+                .map(|(k, v)| (k.clone(), v.join(", ")))
+                .collect(),
             from,
             limit: p.piece.raw_size,
             idle: Duration::from_secs(engine.cfg.transfer_idle_secs.max(1)),
@@ -217,10 +232,16 @@ async fn download(engine: &Engine, p: &Proposal, urls: &[HttpUrl]) -> Attempt {
             Err(DataError::Stopped) => break,
             Err(e) => {
                 let text = match &e {
-                    DataError::UnknownToken { .. } => format!("{} does not give the file out", u.url),
+                    DataError::UnknownToken { .. } => {
+                        format!("{} does not give the file out", u.url)
+                    }
                     _ => e.to_string(),
                 };
-                let list = if e.kind() == Kind::Data { &mut hopeless } else { &mut broken };
+                let list = if e.kind() == Kind::Data {
+                    &mut hopeless
+                } else {
+                    &mut broken
+                };
                 list.push(text);
                 // What is in the channel belongs to the intake: it knows how far it is.
                 from = drained(&intake).await;
@@ -237,7 +258,9 @@ async fn drained(intake: &Intake) -> u64 {
     // so two equal readings are waited for.
     let mut seen = None;
     for _ in 0..1_000 {
-        let empty = intake.sink().is_none_or(|s| s.capacity() == s.max_capacity());
+        let empty = intake
+            .sink()
+            .is_none_or(|s| s.capacity() == s.max_capacity());
         let now = intake.received();
         if empty && seen == Some(now) {
             return now;
@@ -248,7 +271,12 @@ async fn drained(intake: &Intake) -> u64 {
     intake.received()
 }
 
-fn verdict(outcome: Result<(), IntakeError>, hopeless: &[String], broken: &[String], urls: usize) -> Attempt {
+fn verdict(
+    outcome: Result<(), IntakeError>,
+    hopeless: &[String],
+    broken: &[String],
+    urls: usize,
+) -> Attempt {
     match outcome {
         Ok(()) => Attempt::Complete,
         Err(e @ IntakeError::Short { .. }) => {
@@ -266,7 +294,12 @@ fn verdict(outcome: Result<(), IntakeError>, hopeless: &[String], broken: &[Stri
     }
 }
 
-async fn offer(engine: &Arc<Engine>, task: &Task, record: &Record, stop: &CancellationToken) -> Result<(), Undone> {
+async fn offer(
+    engine: &Arc<Engine>,
+    task: &Task,
+    record: &Record,
+    stop: &CancellationToken,
+) -> Result<(), Undone> {
     let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
     loop {
         let checkpoint = engine.deals.get(&task.key)?.map(|r| r.checkpoint);
@@ -306,7 +339,11 @@ async fn offer_once(engine: &Engine, p: &Proposal) -> Result<HubView, HubError> 
     }
     let credit = engine.acquire(&p.key, p.piece.size.get()).await?;
     let request = offer_request(p, credit, &engine.data_socket);
-    let state = engine.hub.pieces().offer(engine.hub.request(request)).await?;
+    let state = engine
+        .hub
+        .pieces()
+        .offer(engine.hub.request(request))
+        .await?;
     Ok(view(&state.into_inner()))
 }
 

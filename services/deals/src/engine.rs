@@ -1,12 +1,9 @@
-//! What the HTTP intake can ask for: propose, upload, finalize, status. Everything that changes a
-//! deal goes through the journal here.
+//! The heart of the service: the journal, the hub, and the way from a proposal to a deal.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
-use futures::{Stream, StreamExt as _};
 use hub_proto::v1::{
     AcquireRequest, AllocationRequest, IdentityRequest, PiecePhase, PieceState, PieceStatusRequest,
     ReleaseRequest,
@@ -20,9 +17,9 @@ use ulid::Ulid;
 
 use crate::DealsConfig;
 use crate::machine::{Checkpoint, DealMachine, Event, HubView, Record};
-use crate::mk20::{self, Code, Deal, DealStatus, ProductStatus, Refusal, StatusResponse};
-use crate::staging::{Arriving, IntakeError, Staging};
-use crate::validate::{self, Rules, Source};
+use crate::mk20::{self, Code, Deal, Refusal};
+use crate::staging::{Arriving, Staging};
+use crate::validate::{self, Rules};
 
 /// Where following the hub's events has got to: the next sequence number wanted.
 pub(crate) const CURSOR: Map<String, u64> = Map::new("deals.cursor");
@@ -67,7 +64,9 @@ pub(crate) struct Engine {
 }
 
 pub(crate) fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -75,9 +74,13 @@ pub(crate) fn journal_fault(e: &JournalError) -> Fault {
     Fault::new(e.kind(), e.to_string(), e.fix())
 }
 
-fn journal_refusal(e: &JournalError) -> Refusal {
+pub(crate) fn journal_refusal(e: &JournalError) -> Refusal {
     tracing::error!(%e, "the deal journal fails");
-    let code = if matches!(e, JournalError::DiskFull) { Code::InsufficientStorage } else { Code::Internal };
+    let code = if matches!(e, JournalError::DiskFull) {
+        Code::InsufficientStorage
+    } else {
+        Code::Internal
+    };
     Refusal::new(code, "the deal can not be recorded", "try again later").retry_after(60)
 }
 
@@ -93,7 +96,12 @@ fn hub_refusal(e: &HubError) -> Refusal {
         Kind::Data => Refusal::new(Code::BadProposal, e, e.fix()),
         Kind::Transport | Kind::Chain | Kind::Config | Kind::Fatal => {
             tracing::warn!(%e, "the hub did not help");
-            Refusal::new(Code::Unavailable, "the provider's hub does not answer", "try again later").retry_after(wait)
+            Refusal::new(
+                Code::Unavailable,
+                "the provider's hub does not answer",
+                "try again later",
+            )
+            .retry_after(wait)
         }
     }
 }
@@ -138,9 +146,10 @@ impl Engine {
             allowed,
         };
         let open = engine.open_deals();
-        engine
-            .staging
-            .sweep(|key| open.iter().any(|(k, checkpoint, _)| k == key && *checkpoint <= Checkpoint::Offered))?;
+        engine.staging.sweep(|key| {
+            open.iter()
+                .any(|(k, checkpoint, _)| k == key && *checkpoint <= Checkpoint::Offered)
+        })?;
         Ok(engine)
     }
 
@@ -151,7 +160,10 @@ impl Engine {
     /// Deals that are not final, with checkpoint and sector.
     pub(crate) fn open_deals(&self) -> Vec<(DealKey, Checkpoint, Option<u64>)> {
         let open = self.open();
-        open.deals.iter().map(|(k, (c, s))| (k.clone(), *c, *s)).collect()
+        open.deals
+            .iter()
+            .map(|(k, (c, s))| (k.clone(), *c, *s))
+            .collect()
     }
 
     /// Applies an event to a deal, durably, and wakes the runner. `cursor` is written with it.
@@ -170,13 +182,17 @@ impl Engine {
             })
         })
         .await
-        .map_err(|e| JournalError::Encode { table: "deals", why: e.to_string() })??;
+        .map_err(|e| JournalError::Encode {
+            table: "deals",
+            why: e.to_string(),
+        })??;
         let Some(step) = step else { return Ok(None) };
         self.open().note(key, &step.after);
         if step.before.as_ref().map(|b| b.checkpoint) != Some(step.after.checkpoint) {
             let to = step.after.checkpoint.name();
             tracing::info!(deal = %key, checkpoint = to, sector = ?step.after.place.map(|p| p.0), reason = step.after.reason, "deal");
-            metrics::counter!("lotus_markets_deal_checkpoints_total", "checkpoint" => to).increment(1);
+            metrics::counter!("lotus_markets_deal_checkpoints_total", "checkpoint" => to)
+                .increment(1);
         }
         if !step.effects.is_empty() {
             self.wake.notify_one();
@@ -189,7 +205,10 @@ impl Engine {
         let ask = client.identity(self.hub.request(IdentityRequest {}));
         let i = tokio::time::timeout(HUB_PATIENCE, ask)
             .await
-            .map_err(|_| HubError::Silent { addr: "hub".into(), why: "no answer in time".into() })?
+            .map_err(|_| HubError::Silent {
+                addr: "hub".into(),
+                why: "no answer in time".into(),
+            })?
             .map_err(HubError::from)?
             .into_inner();
         let wrong = |message: String| HubError::Refused {
@@ -201,8 +220,14 @@ impl Engine {
         };
         self.height.send_replace(Epoch(i.height));
         Ok(Provider {
-            actor: i.actor.parse().map_err(|e: lotus_types::BadId| wrong(e.to_string()))?,
-            sector_size: i.sector_size.try_into().map_err(|e: lotus_types::BadSize| wrong(e.to_string()))?,
+            actor: i
+                .actor
+                .parse()
+                .map_err(|e: lotus_types::BadId| wrong(e.to_string()))?,
+            sector_size: i
+                .sector_size
+                .try_into()
+                .map_err(|e: lotus_types::BadSize| wrong(e.to_string()))?,
             height: Epoch(i.height),
         })
     }
@@ -234,7 +259,12 @@ impl Engine {
             cfg: &self.cfg,
         };
         let mut proposal = validate::validate(deal, signer, &rules)?;
-        let mine = self.open().deals.keys().filter(|k| k.client == key.client).count();
+        let mine = self
+            .open()
+            .deals
+            .keys()
+            .filter(|k| k.client == key.client)
+            .count();
         if mine >= self.cfg.max_open_deals_per_client {
             return Err(Refusal::new(
                 Code::Overloaded,
@@ -244,8 +274,17 @@ impl Engine {
             .retry_after(600));
         }
         if let Some((_, id)) = proposal.allocation {
-            let request = AllocationRequest { client: key.client.clone(), id };
-            let found = match self.hub.chain().allocation(self.hub.request(request)).await.map_err(HubError::from) {
+            let request = AllocationRequest {
+                client: key.client.clone(),
+                id,
+            };
+            let found = match self
+                .hub
+                .chain()
+                .allocation(self.hub.request(request))
+                .await
+                .map_err(HubError::from)
+            {
                 Ok(a) => Some(a.into_inner()),
                 Err(e) if e.is_not_found() => None,
                 Err(e) => return Err(hub_refusal(&e)),
@@ -269,8 +308,16 @@ impl Engine {
         accepted
     }
 
-    async fn accept(&self, key: &DealKey, proposal: validate::Proposal, deal: &Deal) -> Result<DealKey, Refusal> {
-        let credit = self.acquire(key, proposal.piece.size.get()).await.map_err(|e| hub_refusal(&e))?;
+    async fn accept(
+        &self,
+        key: &DealKey,
+        proposal: validate::Proposal,
+        deal: &Deal,
+    ) -> Result<DealKey, Refusal> {
+        let credit = self
+            .acquire(key, proposal.piece.size.get())
+            .await
+            .map_err(|e| hub_refusal(&e))?;
         let event = Event::Accept {
             proposal: Box::new(proposal),
             unix_ms: unix_ms(),
@@ -282,7 +329,11 @@ impl Engine {
             // Another request with this id was faster.
             Ok(None) => match self.get(key)? {
                 Some(known) => same_deal(key.clone(), &known, deal),
-                None => Err(Refusal::new(Code::Internal, "the deal is gone", "propose again")),
+                None => Err(Refusal::new(
+                    Code::Internal,
+                    "the deal is gone",
+                    "propose again",
+                )),
             },
             Err(e) => {
                 self.release(&credit).await;
@@ -298,7 +349,11 @@ impl Engine {
             piece_size,
             ttl_seconds: CREDIT_TTL_SECS,
         };
-        let credit = self.hub.capacity().acquire(self.hub.request(request)).await?;
+        let credit = self
+            .hub
+            .capacity()
+            .acquire(self.hub.request(request))
+            .await?;
         Ok(credit.into_inner().id)
     }
 
@@ -319,7 +374,10 @@ impl Engine {
 
     /// The deal `id` of this client.
     pub(crate) fn deal_of(&self, signer: &Address, id: Ulid) -> Result<Record, Refusal> {
-        let key = DealKey { client: mk20::address_text(signer), id };
+        let key = DealKey {
+            client: mk20::address_text(signer),
+            id,
+        };
         self.get(&key)?.ok_or_else(|| {
             Refusal::new(
                 Code::NotFound,
@@ -329,140 +387,18 @@ impl Engine {
         })
     }
 
-    /// Takes the bytes of a deal. When this returns the piece is on disk, complete and verified.
-    pub(crate) async fn upload<E: std::fmt::Display>(
-        &self,
-        record: &Record,
-        announced: Option<u64>,
-        mut body: impl Stream<Item = Result<Bytes, E>> + Unpin,
-    ) -> Result<(), Refusal> {
-        let p = &record.proposal;
-        awaits_upload(record)?;
-        if let Some(len) = announced
-            && len != p.piece.raw_size
-        {
-            return Err(Refusal::new(
-                Code::BadProposal,
-                format!("the upload has {len} bytes, the piece CID names {}", p.piece.raw_size),
-                "send the file that the deal is for",
-            ));
-        }
-        let lease = self.arriving.lease(&p.key).ok_or_else(|| {
-            Refusal::new(Code::Conflict, "an upload for this deal is running", "wait for it, or break it off").retry_after(5)
-        })?;
-        let idle = Duration::from_secs(self.cfg.transfer_idle_secs.max(1));
-        let intake = self.staging.intake(p.piece, p.format, false, lease);
-        let mut broken = None;
-        while let Some(sink) = intake.sink() {
-            match tokio::time::timeout(idle, body.next()).await {
-                Ok(Some(Ok(chunk))) => {
-                    if sink.send(chunk).await.is_err() {
-                        // The intake gave up: finish() says why.
-                        break;
-                    }
-                }
-                Ok(None) => break,
-                Ok(Some(Err(e))) => {
-                    broken = Some(e.to_string());
-                    break;
-                }
-                Err(_) => {
-                    broken = Some(format!("no byte for {} s", idle.as_secs()));
-                    break;
-                }
-            }
-        }
-        let outcome = intake.finish().await;
-        match (outcome, broken) {
-            (Ok(()), _) => Ok(()),
-            (Err(IntakeError::Short { have, want }), Some(why)) => Err(Refusal::new(
-                Code::BadProposal,
-                format!("the upload broke off after {have} of {want} bytes: {why}"),
-                "upload again",
-            )),
-            (Err(e), _) => Err(intake_refusal(&e)),
-        }
-    }
-
-    /// The upload is complete: on with the deal.
-    pub(crate) async fn finalize(&self, record: &Record, again: Option<&Deal>) -> Result<(), Refusal> {
-        let p = &record.proposal;
-        if again.is_some_and(|d| validate::digest(d) != p.digest) {
-            return Err(Refusal::new(
-                Code::BadProposal,
-                "the deal in the body is not the one that was accepted",
-                "send no body, or the same deal",
-            ));
-        }
-        match record.checkpoint {
-            Checkpoint::Accepted if p.source != Source::Put => awaits_upload(record),
-            Checkpoint::Accepted if !self.staging.has(&p.key) => Err(Refusal::new(
-                Code::BadProposal,
-                "the upload is not complete",
-                format!("PUT the file to {}/upload/{} first", mk20::BASE, p.key.id),
-            )),
-            Checkpoint::Accepted => {
-                self.apply(&p.key, Event::Transferred, None, None).await.map_err(|e| journal_refusal(&e))?;
-                Ok(())
-            }
-            Checkpoint::Failed | Checkpoint::Expired => Err(over(record)),
-            _ => Ok(()),
-        }
-    }
-
-    /// What there is to say about a deal, with the hub's present view.
-    pub(crate) async fn status(&self, record: &Record) -> StatusResponse {
-        let p = &record.proposal;
-        let arrived = self.arriving.received(&p.key).unwrap_or(0);
-        let on_disk = record.checkpoint >= Checkpoint::Transferred && record.checkpoint <= Checkpoint::Active
-            || self.staging.has(&p.key);
-        let mut deal = DealStatus {
-            id: p.key.id.to_string(),
-            client: p.key.client.clone(),
-            checkpoint: record.checkpoint.name().into(),
-            piece_cid: p.piece.cid.to_string(),
-            piece_cid_v2: p.piece.cid_v2().to_string(),
-            piece_size: p.piece.size.get(),
-            raw_size: p.piece.raw_size,
-            received_bytes: if on_disk { p.piece.raw_size } else { arrived },
-            handed_over_bytes: if record.stored { p.piece.raw_size } else { 0 },
-            sealing_state: record.sealing_state.clone(),
-            sector: record.place.map(|(s, _)| s),
-            offset: record.place.map(|(_, o)| o),
-            start_epoch: p.start_epoch.0,
-            end_epoch: p.end_epoch.0,
-            message: record.reason.clone(),
-        };
-        if matches!(record.checkpoint, Checkpoint::Offered | Checkpoint::AddedPiece | Checkpoint::Sealing) {
-            match tokio::time::timeout(Duration::from_secs(2), self.hub_state(&p.key)).await {
-                Ok(Ok(Some(now))) => {
-                    if !record.stored {
-                        deal.handed_over_bytes = now.pulled_bytes.min(p.piece.raw_size);
-                    }
-                    if !now.sector_state.is_empty() {
-                        deal.sealing_state = now.sector_state;
-                    }
-                    if deal.message.is_empty() {
-                        deal.message = now.reason;
-                    }
-                }
-                Ok(Ok(None)) => {}
-                Ok(Err(_)) | Err(_) => "the hub does not answer; this is the last known state".clone_into(&mut deal.message),
-            }
-        }
-        StatusResponse {
-            ddo_v1: ProductStatus {
-                status: product_status(record).into(),
-                error_msg: if record.checkpoint.is_final() { record.reason.clone() } else { String::new() },
-            },
-            deal,
-        }
-    }
-
     /// The hub's view of a deal's piece; `None` when it knows none.
     pub(crate) async fn hub_state(&self, key: &DealKey) -> Result<Option<PieceState>, HubError> {
-        let request = PieceStatusRequest { key: Some(key.into()) };
-        match self.hub.pieces().status(self.hub.request(request)).await.map_err(HubError::from) {
+        let request = PieceStatusRequest {
+            key: Some(key.into()),
+        };
+        match self
+            .hub
+            .pieces()
+            .status(self.hub.request(request))
+            .await
+            .map_err(HubError::from)
+        {
             Ok(state) => Ok(Some(state.into_inner())),
             Err(e) if e.is_not_found() => Ok(None),
             Err(e) => Err(e),
@@ -489,7 +425,9 @@ impl Open {
     }
 
     fn reserve(&mut self, key: &DealKey, allocation: Option<(u64, u64)>) -> Result<(), DealKey> {
-        let Some(allocation) = allocation else { return Ok(()) };
+        let Some(allocation) = allocation else {
+            return Ok(());
+        };
         match self.allocations.get(&allocation) {
             Some(holder) if holder != key => Err(holder.clone()),
             _ => {
@@ -516,51 +454,6 @@ fn same_deal(key: DealKey, known: &Record, deal: &Deal) -> Result<DealKey, Refus
     .at("identifier"))
 }
 
-fn awaits_upload(record: &Record) -> Result<(), Refusal> {
-    let conflict = |error: &str, fix: &str| Err(Refusal::new(Code::Conflict, error, fix));
-    match (record.checkpoint, &record.proposal.source) {
-        (Checkpoint::Accepted, Source::Put) => Ok(()),
-        (Checkpoint::Accepted, Source::Http(_)) => conflict(
-            "this deal's bytes are downloaded from its source_http",
-            "propose a deal with source_http_put to upload",
-        ),
-        (Checkpoint::Failed | Checkpoint::Expired, _) => Err(over(record)),
-        _ => conflict("the bytes of this deal are here already", "follow it with GET /market/mk20/status"),
-    }
-}
-
-fn over(record: &Record) -> Refusal {
-    Refusal::new(
-        Code::Conflict,
-        format!("the deal is over ({}): {}", record.checkpoint.name(), record.reason),
-        "propose a new deal",
-    )
-}
-
-fn intake_refusal(e: &IntakeError) -> Refusal {
-    let code = match e {
-        IntakeError::DiskFull => Code::InsufficientStorage,
-        IntakeError::Io(_) => Code::Internal,
-        _ => Code::BadProposal,
-    };
-    if e.kind() != Kind::Data {
-        tracing::error!(%e, "staging fails");
-    }
-    let wait = if e.kind() == Kind::Data { 0 } else { 60 };
-    Refusal::new(code, e, e.fix()).at(if code == Code::BadProposal { "data" } else { "" }).retry_after(wait)
-}
-
-fn product_status(record: &Record) -> &'static str {
-    match record.checkpoint {
-        Checkpoint::Accepted if record.proposal.source == Source::Put => "uploading",
-        Checkpoint::Accepted => "accepted",
-        Checkpoint::Transferred | Checkpoint::Offered | Checkpoint::AddedPiece => "processing",
-        Checkpoint::Sealing => "sealing",
-        Checkpoint::Active => "complete",
-        Checkpoint::Failed | Checkpoint::Expired => "failed",
-    }
-}
-
 /// The hub's state of a piece, for the machine.
 pub(crate) fn view(state: &PieceState) -> HubView {
     let place = state.sector.zip(state.offset);
@@ -572,14 +465,21 @@ pub(crate) fn view(state: &PieceState) -> HubView {
             state: state.sector_state.clone(),
         },
         (PiecePhase::Active, Some((sector, offset))) => HubView::Active { sector, offset },
-        (PiecePhase::Withdrawn, _) => HubView::Failed("the piece was withdrawn from the hub".into()),
+        (PiecePhase::Withdrawn, _) => {
+            HubView::Failed("the piece was withdrawn from the hub".into())
+        }
         (PiecePhase::Failed, _) => HubView::Failed(if state.reason.is_empty() {
             "the hub gave no reason".into()
         } else {
             state.reason.clone()
         }),
-        (PiecePhase::Unspecified | PiecePhase::Offered | PiecePhase::Pulling | PiecePhase::Placed | PiecePhase::Active, _) => {
-            HubView::Taken
-        }
+        (
+            PiecePhase::Unspecified
+            | PiecePhase::Offered
+            | PiecePhase::Pulling
+            | PiecePhase::Placed
+            | PiecePhase::Active,
+            _,
+        ) => HubView::Taken,
     }
 }

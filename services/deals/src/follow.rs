@@ -16,9 +16,9 @@ use crate::engine::{CURSOR, Engine, NEXT_SEQ, journal_fault, unix_ms, view};
 use crate::machine::{Checkpoint, Event, HubView};
 
 /// Between two looks at the hub and the clock.
-const TICK: Duration = Duration::from_secs(5);
+const TICK: Duration = Duration::from_secs(1);
 /// Every so many ticks each open deal is compared with the hub, should an event be missing.
-const RECONCILE_TICKS: u64 = 12;
+const RECONCILE_TICKS: u64 = 30;
 /// Events that change nothing here move the cursor only every so often.
 const CURSOR_STRIDE: u64 = 256;
 
@@ -32,7 +32,11 @@ pub(crate) async fn events(engine: Arc<Engine>, stop: CancellationToken) -> Resu
         .unwrap_or(0);
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
     loop {
-        let mut stream = std::pin::pin!(events_stream(engine.hub.clone(), next, &["piece", "sector", "head"]));
+        let mut stream = std::pin::pin!(events_stream(
+            engine.hub.clone(),
+            next,
+            &["piece", "sector", "head"]
+        ));
         let failure = loop {
             let item = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
@@ -41,10 +45,17 @@ pub(crate) async fn events(engine: Arc<Engine>, stop: CancellationToken) -> Resu
             match item {
                 Some(Ok(event)) => {
                     backoff.reset();
-                    take(&engine, event, &mut next).await.map_err(|e| journal_fault(&e))?;
+                    take(&engine, event, &mut next)
+                        .await
+                        .map_err(|e| journal_fault(&e))?;
                 }
                 Some(Err(e)) => break e,
-                None => break HubError::Silent { addr: "hub".into(), why: "the event stream ended".into() },
+                None => {
+                    break HubError::Silent {
+                        addr: "hub".into(),
+                        why: "the event stream ended".into(),
+                    };
+                }
             }
         };
         if failure.kind() == Kind::Config {
@@ -74,11 +85,16 @@ async fn take(engine: &Engine, event: HubEvent, next: &mut u64) -> Result<(), Jo
         None => false,
     };
     *next = seq;
-    if !changed && seq % CURSOR_STRIDE == 0 {
+    if !changed && seq.is_multiple_of(CURSOR_STRIDE) {
         let journal = engine.deals.journal().clone();
-        tokio::task::spawn_blocking(move || journal.write(|tx| tx.put(&CURSOR, &NEXT_SEQ.to_owned(), &seq)))
-            .await
-            .map_err(|e| JournalError::Encode { table: "deals.cursor", why: e.to_string() })??;
+        tokio::task::spawn_blocking(move || {
+            journal.write(|tx| tx.put(&CURSOR, &NEXT_SEQ.to_owned(), &seq))
+        })
+        .await
+        .map_err(|e| JournalError::Encode {
+            table: "deals.cursor",
+            why: e.to_string(),
+        })??;
     }
     Ok(())
 }
@@ -90,7 +106,9 @@ async fn piece(engine: &Engine, state: &PieceState, seq: u64) -> Result<bool, Jo
     if !engine.open().deals.contains_key(&key) {
         return Ok(false);
     }
-    let changed = engine.apply(&key, Event::Hub(view(state)), None, Some(seq)).await?;
+    let changed = engine
+        .apply(&key, Event::Hub(view(state)), None, Some(seq))
+        .await?;
     Ok(changed.is_some())
 }
 
@@ -105,8 +123,15 @@ async fn sector(engine: &Engine, change: &SectorChanged, seq: u64) -> Result<boo
             continue;
         };
         let state = change.to.clone();
-        let placed = HubView::Placed { sector, offset, state };
-        changed |= engine.apply(&key, Event::Hub(placed), None, Some(seq)).await?.is_some();
+        let placed = HubView::Placed {
+            sector,
+            offset,
+            state,
+        };
+        changed |= engine
+            .apply(&key, Event::Hub(placed), None, Some(seq))
+            .await?
+            .is_some();
     }
     Ok(changed)
 }
@@ -114,7 +139,10 @@ async fn sector(engine: &Engine, change: &SectorChanged, seq: u64) -> Result<boo
 /// Compares every handed-over deal with the hub. Stops at the first silence.
 pub(crate) async fn reconcile(engine: &Engine) -> Result<(), Fault> {
     for (key, checkpoint, _) in engine.open_deals() {
-        if !matches!(checkpoint, Checkpoint::Offered | Checkpoint::AddedPiece | Checkpoint::Sealing) {
+        if !matches!(
+            checkpoint,
+            Checkpoint::Offered | Checkpoint::AddedPiece | Checkpoint::Sealing
+        ) {
             continue;
         }
         let now = match engine.hub_state(&key).await {
@@ -125,13 +153,20 @@ pub(crate) async fn reconcile(engine: &Engine) -> Result<(), Fault> {
                 return Ok(());
             }
         };
-        engine.apply(&key, Event::Hub(now), None, None).await.map_err(|e| journal_fault(&e))?;
+        engine
+            .apply(&key, Event::Hub(now), None, None)
+            .await
+            .map_err(|e| journal_fault(&e))?;
     }
     Ok(())
 }
 
 /// Deadlines, the hub's health, and the regular comparison.
-pub(crate) async fn ticks(engine: Arc<Engine>, health: Health, stop: CancellationToken) -> Result<(), Fault> {
+pub(crate) async fn ticks(
+    engine: Arc<Engine>,
+    health: Health,
+    stop: CancellationToken,
+) -> Result<(), Fault> {
     let mut every = tokio::time::interval(TICK);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut count = 0u64;
@@ -147,15 +182,16 @@ pub(crate) async fn ticks(engine: Arc<Engine>, health: Health, stop: Cancellatio
         match seen {
             Ok(p) => {
                 health.set("deals.hub", Ok(format!("{}", p.actor)));
-                if count % RECONCILE_TICKS == 0 {
+                if count.is_multiple_of(RECONCILE_TICKS) {
                     reconcile(&engine).await?;
                 }
             }
             Err(e) => health.set("deals.hub", Err(e.to_string())),
         }
         expire(&engine).await?;
-        metrics::gauge!("lotus_markets_open_deals_count")
-            .set(f64::from(u32::try_from(engine.open().deals.len()).unwrap_or(u32::MAX)));
+        metrics::gauge!("lotus_markets_open_deals_count").set(f64::from(
+            u32::try_from(engine.open().deals.len()).unwrap_or(u32::MAX),
+        ));
         count += 1;
     }
 }
@@ -180,7 +216,10 @@ async fn expire(engine: &Engine) -> Result<(), Fault> {
         } else {
             continue;
         };
-        engine.apply(&key, Event::TooLate(why), None, None).await.map_err(|e| journal_fault(&e))?;
+        engine
+            .apply(&key, Event::TooLate(why), None, None)
+            .await
+            .map_err(|e| journal_fault(&e))?;
     }
     Ok(())
 }

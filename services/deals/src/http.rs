@@ -59,10 +59,20 @@ pub(crate) fn router(engine: Arc<Engine>) -> Router {
         .route(&path("/status/{id}"), get(status))
         .route(&path("/upload/{id}"), put(upload).post(finalize))
         .route(&path("/products"), get(products))
-        .route(&path("/sources"), get(|| async { axum::Json(serde_json::json!({"sources": ["http", "put"]})) }))
-        .route(&path("/contracts"), get(|| async { axum::Json(serde_json::json!({"contracts": []})) }))
+        .route(
+            &path("/sources"),
+            get(|| async { axum::Json(serde_json::json!({"sources": ["http", "put"]})) }),
+        )
+        .route(
+            &path("/contracts"),
+            get(|| async { axum::Json(serde_json::json!({"contracts": []})) }),
+        )
         .fallback(|| async {
-            Refusal::new(Code::NotFound, "there is nothing at this path", format!("deals are proposed with POST {BASE}/deal"))
+            Refusal::new(
+                Code::NotFound,
+                "there is nothing at this path",
+                format!("deals are proposed with POST {BASE}/deal"),
+            )
         })
         .layer(middleware::from_fn_with_state(shared.clone(), admit))
         .with_state(shared)
@@ -74,7 +84,9 @@ impl IntoResponse for Refusal {
         let wait = self.retry_after_secs;
         let mut response = (status, axum::Json(self)).into_response();
         if wait > 0 {
-            response.headers_mut().insert(header::RETRY_AFTER, wait.into());
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, wait.into());
         }
         response
     }
@@ -100,7 +112,10 @@ impl Shared {
                 rates.clear();
             }
         }
-        let rate = rates.entry(ip).or_insert(Rate { tokens: burst, at: now });
+        let rate = rates.entry(ip).or_insert(Rate {
+            tokens: burst,
+            at: now,
+        });
         let refill = now.duration_since(rate.at).as_secs_f64() * per_second;
         rate.tokens = (rate.tokens + refill).min(burst);
         rate.at = now;
@@ -117,7 +132,12 @@ fn overloaded(what: &str) -> Refusal {
 }
 
 /// Limits, the trace, and a record of every request.
-async fn admit(State(shared): App, ConnectInfo(peer): ConnectInfo<SocketAddr>, request: Request, next: Next) -> Response {
+async fn admit(
+    State(shared): App,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    request: Request,
+    next: Next,
+) -> Response {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let span = tracing::info_span!("http", %method, path, peer = %peer);
     trace::set_parent(&span, &trace::from_headers(request.headers()));
@@ -150,7 +170,9 @@ async fn admit(State(shared): App, ConnectInfo(peer): ConnectInfo<SocketAddr>, r
 
 /// Who signed the request.
 fn signer(method: &Method, path: &str, headers: &HeaderMap) -> Result<Address, Refusal> {
-    let header = headers.get(header::AUTHORIZATION).map(|v| v.to_str().unwrap_or_default());
+    let header = headers
+        .get(header::AUTHORIZATION)
+        .map(|v| v.to_str().unwrap_or_default());
     auth::verify(header, method.as_str(), path, Timestamp::now())
         .map_err(|e| Refusal::new(Code::Unauthorized, &e, e.fix()).at("Authorization"))
 }
@@ -180,11 +202,22 @@ async fn small_body(shared: &Shared, body: Body) -> Result<Bytes, Refusal> {
     match tokio::time::timeout(BODY_PATIENCE, read).await {
         Ok(Ok(bytes)) if bytes.len() <= limit => Ok(bytes),
         Ok(Ok(_)) => Err(too_large(limit)),
-        Ok(Err(e)) if std::error::Error::source(&e).is_some_and(|s| s.is::<http_body_util::LengthLimitError>()) => {
+        Ok(Err(e))
+            if std::error::Error::source(&e)
+                .is_some_and(|s| s.is::<http_body_util::LengthLimitError>()) =>
+        {
             Err(too_large(limit))
         }
-        Ok(Err(e)) => Err(Refusal::new(Code::BadProposal, format!("the body broke off: {e}"), "send it again")),
-        Err(_) => Err(Refusal::new(Code::BadProposal, "the body came too slowly", "send it again")),
+        Ok(Err(e)) => Err(Refusal::new(
+            Code::BadProposal,
+            format!("the body broke off: {e}"),
+            "send it again",
+        )),
+        Err(_) => Err(Refusal::new(
+            Code::BadProposal,
+            "the body came too slowly",
+            "send it again",
+        )),
     }
 }
 
@@ -214,7 +247,10 @@ async fn propose(State(shared): App, request: Request) -> Result<Response, Refus
     match shared.engine.propose(&deal, &client).await {
         Ok(key) => {
             tracing::info!(deal = %key, "proposal accepted");
-            Ok(axum::Json(serde_json::json!({"code": 200, "identifier": key.id, "client": key.client})).into_response())
+            Ok(axum::Json(
+                serde_json::json!({"code": 200, "identifier": key.id, "client": key.client}),
+            )
+            .into_response())
         }
         Err(refusal) => {
             tracing::info!(client = %crate::mk20::address_text(&client), refusal = refusal.error, field = refusal.field, "proposal refused");
@@ -224,21 +260,47 @@ async fn propose(State(shared): App, request: Request) -> Result<Response, Refus
 }
 
 /// The deal in the path, if the signer may see it.
-fn lookup(shared: &Shared, method: &Method, path: &str, headers: &HeaderMap, id: &str) -> Result<Record, Refusal> {
+fn lookup(
+    shared: &Shared,
+    method: &Method,
+    path: &str,
+    headers: &HeaderMap,
+    id: &str,
+) -> Result<Record, Refusal> {
     let client = signer(method, path, headers)?;
     shared.engine.deal_of(&client, validate::identifier(id)?)
 }
 
-async fn status(State(shared): App, Path(id): Path<String>, request: Request) -> Result<Response, Refusal> {
-    let record = lookup(&shared, request.method(), request.uri().path(), request.headers(), &id)?;
+async fn status(
+    State(shared): App,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let record = lookup(
+        &shared,
+        request.method(),
+        request.uri().path(),
+        request.headers(),
+        &id,
+    )?;
     Ok(axum::Json(shared.engine.status(&record).await).into_response())
 }
 
-async fn upload(State(shared): App, Path(id): Path<String>, request: Request) -> Result<Response, Refusal> {
+async fn upload(
+    State(shared): App,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, Refusal> {
     let (parts, body) = request.into_parts();
     let mut body = body.into_data_stream();
-    let checked = lookup(&shared, &parts.method, parts.uri.path(), &parts.headers, &id)
-        .and_then(|record| content_type(&parts.headers, "application/octet-stream").map(|()| record));
+    let checked = lookup(
+        &shared,
+        &parts.method,
+        parts.uri.path(),
+        &parts.headers,
+        &id,
+    )
+    .and_then(|record| content_type(&parts.headers, "application/octet-stream").map(|()| record));
     let announced = parts
         .headers
         .get(header::CONTENT_LENGTH)
@@ -262,9 +324,19 @@ async fn upload(State(shared): App, Path(id): Path<String>, request: Request) ->
     outcome.map(|()| axum::Json(serde_json::json!({"code": 200})).into_response())
 }
 
-async fn finalize(State(shared): App, Path(id): Path<String>, request: Request) -> Result<Response, Refusal> {
+async fn finalize(
+    State(shared): App,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, Refusal> {
     let (parts, body) = request.into_parts();
-    let record = lookup(&shared, &parts.method, parts.uri.path(), &parts.headers, &id)?;
+    let record = lookup(
+        &shared,
+        &parts.method,
+        parts.uri.path(),
+        &parts.headers,
+        &id,
+    )?;
     let body = small_body(&shared, body).await?;
     let again = if body.trim_ascii().is_empty() {
         None
@@ -279,7 +351,12 @@ async fn finalize(State(shared): App, Path(id): Path<String>, request: Request) 
 /// MK20's list of products, and what a client needs to make a proposal here.
 async fn products(State(shared): App) -> Result<Response, Refusal> {
     let p = shared.engine.provider().await.map_err(|_| {
-        Refusal::new(Code::Unavailable, "the provider's hub does not answer", "try again later").retry_after(10)
+        Refusal::new(
+            Code::Unavailable,
+            "the provider's hub does not answer",
+            "try again later",
+        )
+        .retry_after(10)
     })?;
     Ok(axum::Json(serde_json::json!({
         "products": ["ddo_v1", "retrieval_v1"],

@@ -13,9 +13,11 @@ mod follow;
 mod http;
 pub mod machine;
 pub mod mk20;
+mod serve;
 mod service;
 mod source;
 mod staging;
+mod transfer;
 pub mod validate;
 
 pub use config::DealsConfig;

@@ -196,7 +196,9 @@ fn create(event: &Event) -> Option<(Record, Vec<Effect>)> {
 }
 
 fn advance(now: &Record, event: &Event) -> Option<(Record, Vec<Effect>)> {
-    use Checkpoint::{Accepted, Active, AddedPiece, Expired, Failed, Offered, Sealing, Transferred};
+    use Checkpoint::{
+        Accepted, Active, AddedPiece, Expired, Failed, Offered, Sealing, Transferred,
+    };
     use Effect::{DropStaging, Offer, ReleaseCredit};
     let to = |checkpoint, reason: &str, effects: Vec<Effect>| {
         let next = Record {
@@ -245,7 +247,11 @@ fn follow(now: &Record, view: &HubView) -> Option<(Record, Vec<Effect>)> {
             state,
         } => {
             let sealing = !OPEN_SECTOR.contains(&state.as_str());
-            let reached = if sealing { Checkpoint::Sealing } else { Checkpoint::AddedPiece };
+            let reached = if sealing {
+                Checkpoint::Sealing
+            } else {
+                Checkpoint::AddedPiece
+            };
             next.checkpoint = now.checkpoint.max(reached);
             next.stored = true;
             next.place = Some((*sector, *offset));
@@ -283,7 +289,11 @@ fn follow(now: &Record, view: &HubView) -> Option<(Record, Vec<Effect>)> {
             };
         }
     }
-    let effects = if next.stored && !had { vec![Effect::DropStaging] } else { vec![] };
+    let effects = if next.stored && !had {
+        vec![Effect::DropStaging]
+    } else {
+        vec![]
+    };
     (next != *now).then_some((next, effects))
 }
 

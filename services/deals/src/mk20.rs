@@ -123,7 +123,11 @@ pub struct DdoV1 {
     #[serde(default, deserialize_with = "null_as_default")]
     pub notification_address: String,
     /// What to tell it: base64.
-    #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "String::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "null_as_default",
+        skip_serializing_if = "String::is_empty"
+    )]
     pub notification_payload: String,
 }
 
@@ -238,7 +242,10 @@ pub struct Refusal {
     pub retry_after_secs: u64,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
 fn is_zero(n: &u64) -> bool {
     *n == 0
 }
@@ -375,7 +382,10 @@ mod tests {
     #[test]
     fn addresses_have_one_text_form() {
         let a = parse_address("f1abjxfbp274xpdqcpuaykwkfb43omjotacm2p3za").unwrap();
-        assert_eq!(address_text(&a), "t1abjxfbp274xpdqcpuaykwkfb43omjotacm2p3za");
+        assert_eq!(
+            address_text(&a),
+            "t1abjxfbp274xpdqcpuaykwkfb43omjotacm2p3za"
+        );
         assert_eq!(parse_address(&address_text(&a)), Some(a));
         for bad in ["", "t", "x1abc", "t1abc", "t9abc", "é1"] {
             assert_eq!(parse_address(bad), None, "{bad}");

@@ -1,5 +1,4 @@
 use std::fs::File;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +14,7 @@ use tokio::task::JoinSet;
 use crate::DealsConfig;
 use crate::engine::{Engine, journal_fault};
 use crate::staging::Staging;
-use crate::{effects, follow, http};
+use crate::{effects, follow, http, serve};
 
 /// The deal service: takes proposals, gets the bytes, hands them to the hub, and follows them
 /// until the sector is proven.
@@ -32,7 +31,12 @@ impl Deals {
     /// `run_dir`.
     #[must_use]
     pub fn new(cfg: DealsConfig, hub: HubConfig, dir: PathBuf, run_dir: PathBuf) -> Self {
-        Self { cfg, hub, dir, run_dir }
+        Self {
+            cfg,
+            hub,
+            dir,
+            run_dir,
+        }
     }
 
     async fn engine(&self, data_socket: &std::path::Path) -> Result<Arc<Engine>, Fault> {
@@ -73,15 +77,12 @@ impl Service for Deals {
         let mut tasks: JoinSet<Result<(), Fault>> = JoinSet::new();
         tasks.spawn(effects::run(engine.clone(), stop.clone()));
         tasks.spawn(follow::events(engine.clone(), stop.clone()));
-        tasks.spawn(follow::ticks(engine.clone(), cx.health.clone(), stop.clone()));
-        let app = http::router(engine).into_make_service_with_connect_info::<SocketAddr>();
-        let shutdown = stop.clone();
-        tasks.spawn(async move {
-            axum::serve(listener, app)
-                .with_graceful_shutdown(async move { shutdown.cancelled().await })
-                .await?;
-            Ok(())
-        });
+        tasks.spawn(follow::ticks(
+            engine.clone(),
+            cx.health.clone(),
+            stop.clone(),
+        ));
+        tasks.spawn(serve::http1(listener, http::router(engine), stop.clone()));
         let data_stop = CancellationToken::new();
         let until = data_stop.clone();
         let mut data_task = JoinSet::new();
@@ -116,8 +117,16 @@ impl Service for Deals {
 fn ended_early(ended: Result<Result<(), Fault>, tokio::task::JoinError>) -> Result<(), Fault> {
     match ended {
         Ok(Err(fault)) => Err(fault),
-        Ok(Ok(())) => Err(Fault::new(Kind::Fatal, "a part of the service ended by itself", "see the log")),
-        Err(e) => Err(Fault::new(Kind::Fatal, format!("a part of the service panicked: {e}"), "see the log")),
+        Ok(Ok(())) => Err(Fault::new(
+            Kind::Fatal,
+            "a part of the service ended by itself",
+            "see the log",
+        )),
+        Err(e) => Err(Fault::new(
+            Kind::Fatal,
+            format!("a part of the service panicked: {e}"),
+            "see the log",
+        )),
     }
 }
 
@@ -127,7 +136,9 @@ struct Staged(Arc<Engine>);
 #[async_trait::async_trait]
 impl OpenToken for Staged {
     async fn open(&self, token: &str) -> Result<(File, u64), DataError> {
-        let unknown = || DataError::UnknownToken { at: "the staging area of deals".into() };
+        let unknown = || DataError::UnknownToken {
+            at: "the staging area of deals".into(),
+        };
         let key: DealKey = token.parse().map_err(|_| unknown())?;
         let record = self.0.deals.get(&key).ok().flatten().ok_or_else(unknown)?;
         match File::open(self.0.staging.piece(&key)) {

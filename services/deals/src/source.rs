@@ -56,8 +56,13 @@ pub(crate) fn check_url(text: &str, allow_private: bool) -> Result<Url, SourceEr
 }
 
 fn check_parsed(url: &Url, allow_private: bool) -> Result<(), SourceError> {
-    let Some(host) = url.host_str().filter(|_| matches!(url.scheme(), "http" | "https")) else {
-        return Err(SourceError::Scheme(url.as_str().chars().take(128).collect()));
+    let Some(host) = url
+        .host_str()
+        .filter(|_| matches!(url.scheme(), "http" | "https"))
+    else {
+        return Err(SourceError::Scheme(
+            url.as_str().chars().take(128).collect(),
+        ));
     };
     if !url.username().is_empty() || url.password().is_some() {
         return Err(SourceError::Credentials);
@@ -108,8 +113,8 @@ fn is_public_v6(ip: Ipv6Addr) -> bool {
     match s {
         [0x64, 0xff9b, 0, 0, 0, 0, hi, lo] => is_public_v4(v4(hi, lo)), // NAT64
         [0x2002, hi, lo, ..] => is_public_v4(v4(hi, lo)),               // 6to4
-        [0x2001, 0, ..] => false,                                      // Teredo
-        [0x2001, 0x0db8, ..] | [0x3fff, 0..=0x0fff, ..] => false,      // documentation
+        [0x2001, 0, ..] => false,                                       // Teredo
+        [0x2001, 0x0db8, ..] | [0x3fff, 0..=0x0fff, ..] => false,       // documentation
         // Global unicast is 2000::/3; the rest is local, multicast or reserved.
         [first, ..] => first & 0xe000 == 0x2000,
     }
@@ -133,7 +138,9 @@ pub(crate) fn bad_header(headers: &BTreeMap<String, Vec<String>>) -> Option<Stri
     headers.iter().find_map(|(name, values)| {
         let good = HeaderName::try_from(name.as_str()).is_ok_and(|n| !OURS.contains(&n))
             && values.len() <= 10
-            && values.iter().all(|v| v.len() <= 4096 && HeaderValue::from_str(v).is_ok());
+            && values
+                .iter()
+                .all(|v| v.len() <= 4096 && HeaderValue::from_str(v).is_ok());
         (!good).then(|| name.clone())
     })
 }
@@ -145,7 +152,8 @@ struct PublicOnly;
 impl Resolve for PublicOnly {
     fn resolve(&self, name: Name) -> Resolving {
         Box::pin(async move {
-            let found: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
+            let found: Vec<SocketAddr> =
+                tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
             if let Some(bad) = found.iter().find(|a| !is_public(a.ip())) {
                 let why = SourceError::Private(format!("{} ({})", name.as_str(), bad.ip()));
                 return Err(why.into());
@@ -156,9 +164,19 @@ impl Resolve for PublicOnly {
     }
 }
 
-/// The client that downloads. It uses no proxy of the environment: a proxy would resolve names
-/// itself.
+/// The client that downloads.
 pub(crate) fn client(allow_private: bool) -> Result<reqwest::Client, Fault> {
+    builder(allow_private).build().map_err(|e| {
+        Fault::new(
+            Kind::Fatal,
+            format!("HTTP client: {e}"),
+            "check the system's certificates",
+        )
+    })
+}
+
+/// It uses no proxy of the environment: a proxy would resolve names itself.
+fn builder(allow_private: bool) -> reqwest::ClientBuilder {
     // Already installed by another part of the process: just as good.
     drop(rustls::crypto::ring::default_provider().install_default());
     let redirects = Policy::custom(move |hop| {
@@ -170,16 +188,15 @@ pub(crate) fn client(allow_private: bool) -> Result<reqwest::Client, Fault> {
             Err(e) => hop.error(e),
         }
     });
-    let mut builder = reqwest::Client::builder()
+    let builder = reqwest::Client::builder()
         .connect_timeout(CONNECT_TIMEOUT)
         .redirect(redirects)
         .no_proxy();
-    if !allow_private {
-        builder = builder.dns_resolver(Arc::new(PublicOnly));
+    if allow_private {
+        builder
+    } else {
+        builder.dns_resolver(Arc::new(PublicOnly))
     }
-    builder
-        .build()
-        .map_err(|e| Fault::new(Kind::Fatal, format!("HTTP client: {e}"), "check the system's certificates"))
 }
 
 #[cfg(test)]
@@ -189,21 +206,65 @@ mod tests {
     #[test]
     fn only_public_addresses_pass() {
         let private = [
-            "0.0.0.0", "0.1.2.3", "10.0.0.1", "100.64.0.1", "100.127.255.255", "127.0.0.1",
-            "127.255.255.254", "169.254.169.254", "172.16.0.1", "172.31.255.255", "192.0.0.8",
-            "192.0.2.1", "192.88.99.1", "192.168.1.1", "198.18.0.1", "198.19.255.255",
-            "198.51.100.1", "203.0.113.1", "224.0.0.1", "240.0.0.1", "255.255.255.255",
-            "::", "::1", "::127.0.0.1", "::ffff:10.0.0.1", "::ffff:169.254.169.254",
-            "64:ff9b::7f00:1", "64:ff9b:1::1", "100::1", "2001::1", "2001:db8::1", "2002:7f00:1::",
-            "2002:a00:1::1", "3fff::1", "fc00::1", "fd12::1", "fe80::1", "fec0::1", "ff02::1",
+            "0.0.0.0",
+            "0.1.2.3",
+            "10.0.0.1",
+            "100.64.0.1",
+            "100.127.255.255",
+            "127.0.0.1",
+            "127.255.255.254",
+            "169.254.169.254",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.0.0.8",
+            "192.0.2.1",
+            "192.88.99.1",
+            "192.168.1.1",
+            "198.18.0.1",
+            "198.19.255.255",
+            "198.51.100.1",
+            "203.0.113.1",
+            "224.0.0.1",
+            "240.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "::127.0.0.1",
+            "::ffff:10.0.0.1",
+            "::ffff:169.254.169.254",
+            "64:ff9b::7f00:1",
+            "64:ff9b:1::1",
+            "100::1",
+            "2001::1",
+            "2001:db8::1",
+            "2002:7f00:1::",
+            "2002:a00:1::1",
+            "3fff::1",
+            "fc00::1",
+            "fd12::1",
+            "fe80::1",
+            "fec0::1",
+            "ff02::1",
         ];
         for ip in private {
             assert!(!is_public(ip.parse().unwrap()), "{ip}");
         }
         let public = [
-            "1.1.1.1", "8.8.8.8", "100.63.255.255", "100.128.0.1", "172.15.0.1", "172.32.0.1",
-            "192.0.1.1", "198.17.0.1", "198.20.0.1", "223.255.255.255", "::ffff:8.8.8.8",
-            "64:ff9b::808:808", "2002:808:808::1", "2606:4700::1111", "2a00:1450::1",
+            "1.1.1.1",
+            "8.8.8.8",
+            "100.63.255.255",
+            "100.128.0.1",
+            "172.15.0.1",
+            "172.32.0.1",
+            "192.0.1.1",
+            "198.17.0.1",
+            "198.20.0.1",
+            "223.255.255.255",
+            "::ffff:8.8.8.8",
+            "64:ff9b::808:808",
+            "2002:808:808::1",
+            "2606:4700::1111",
+            "2a00:1450::1",
         ];
         for ip in public {
             assert!(is_public(ip.parse().unwrap()), "{ip}");
@@ -212,38 +273,59 @@ mod tests {
 
     #[test]
     fn urls_are_checked_in_every_spelling() {
-        for text in ["http://example.com/x", "https://8.8.8.8:8443/x?y=1", "http://[2606:4700::1]/"] {
+        for text in [
+            "http://example.com/x",
+            "https://8.8.8.8:8443/x?y=1",
+            "http://[2606:4700::1]/",
+        ] {
             assert!(check_url(text, false).is_ok(), "{text}");
         }
         for text in [
-            "http://127.0.0.1/", "http://2130706433/", "http://0x7f.1/", "http://0177.0.0.1/",
-            "http://[::1]/", "http://[::ffff:127.0.0.1]/", "http://127.1/",
+            "http://127.0.0.1/",
+            "http://2130706433/",
+            "http://0x7f.1/",
+            "http://0177.0.0.1/",
+            "http://[::1]/",
+            "http://[::ffff:127.0.0.1]/",
+            "http://127.1/",
         ] {
-            assert!(matches!(check_url(text, false), Err(SourceError::Private(_))), "{text}");
+            assert!(
+                matches!(check_url(text, false), Err(SourceError::Private(_))),
+                "{text}"
+            );
             assert!(check_url(text, true).is_ok(), "{text}");
         }
-        assert!(matches!(check_url("file:///etc/passwd", true), Err(SourceError::Scheme(_))));
-        assert!(matches!(check_url("nope", true), Err(SourceError::NoUrl(_))));
-        assert_eq!(check_url("http://u@example.com/", true), Err(SourceError::Credentials));
+        assert!(matches!(
+            check_url("file:///etc/passwd", true),
+            Err(SourceError::Scheme(_))
+        ));
+        assert!(matches!(
+            check_url("nope", true),
+            Err(SourceError::NoUrl(_))
+        ));
+        assert_eq!(
+            check_url("http://u@example.com/", true),
+            Err(SourceError::Credentials)
+        );
     }
 
     #[tokio::test]
     async fn names_and_redirects_that_lead_inside_are_refused() {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = server.local_addr().unwrap().port();
+        let here = server.local_addr().unwrap();
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(async move {
             loop {
                 let (mut s, _) = server.accept().await.unwrap();
                 let mut buf = [0; 1024];
                 let n = s.read(&mut buf).await.unwrap();
-                let answer: &[u8] = if buf[..n].starts_with(b"GET /away") {
-                    b"HTTP/1.1 302 Found\r\nlocation: file:///etc/passwd\r\ncontent-length: 0\r\n\r\n"
+                let answer = if buf[..n].starts_with(b"GET /away") {
+                    format!("HTTP/1.1 302 Found\r\nlocation: http://{here}/in\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
                 } else {
-                    b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok"
+                    "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok".into()
                 };
-                s.write_all(answer).await.unwrap();
+                s.write_all(answer.as_bytes()).await.unwrap();
             }
         });
         let cause = |e: reqwest::Error| {
@@ -255,21 +337,29 @@ mod tests {
             }
             text
         };
-        let strict = client(false).unwrap();
-        let e = strict.get(format!("http://localhost:{port}/")).send().await.unwrap_err();
-        assert!(cause(e).contains("not a public address"));
-        let open = client(true).unwrap();
-        let got = open.get(format!("http://localhost:{port}/")).send().await.unwrap();
+        let name = format!("http://localhost:{}/", here.port());
+        let refused = client(false).unwrap().get(&name).send().await.unwrap_err();
+        assert!(cause(refused).contains("not a public address"));
+        let got = client(true).unwrap().get(&name).send().await.unwrap();
         assert_eq!(got.text().await.unwrap(), "ok");
-        let e = open.get(format!("http://127.0.0.1:{port}/away")).send().await.unwrap_err();
-        assert!(!cause(e).is_empty());
+        // A public name that redirects to a literal address inside.
+        let strict = builder(false).resolve("public.test", here).build().unwrap();
+        let away = format!("http://public.test:{}/away", here.port());
+        let refused = strict.get(away).send().await.unwrap_err();
+        assert!(cause(refused).contains("not a public address"));
     }
 
     #[test]
     fn headers_that_change_the_request_are_refused() {
         let one = |n: &str, v: &str| BTreeMap::from([(n.to_owned(), vec![v.to_owned()])]);
         assert_eq!(bad_header(&one("Authorization", "Bearer x")), None);
-        for (n, v) in [("host", "x"), ("Range", "bytes=0-"), ("a b", "x"), ("x", "a\nb"), ("TE", "x")] {
+        for (n, v) in [
+            ("host", "x"),
+            ("Range", "bytes=0-"),
+            ("a b", "x"),
+            ("x", "a\nb"),
+            ("TE", "x"),
+        ] {
             assert_eq!(bad_header(&one(n, v)).as_deref(), Some(n));
         }
     }

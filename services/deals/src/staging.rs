@@ -6,9 +6,9 @@ use std::collections::hash_map::Entry;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use lotus_car::{CarError, CarReader};
@@ -60,7 +60,10 @@ pub enum IntakeError {
 
 impl From<io::Error> for IntakeError {
     fn from(e: io::Error) -> Self {
-        if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+        if matches!(
+            e.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        ) {
             Self::DiskFull
         } else {
             Self::Io(e)
@@ -73,7 +76,9 @@ impl IntakeError {
     #[must_use]
     pub const fn kind(&self) -> Kind {
         match self {
-            Self::Short { .. } | Self::Long { .. } | Self::WrongPiece { .. } | Self::Car(_) => Kind::Data,
+            Self::Short { .. } | Self::Long { .. } | Self::WrongPiece { .. } | Self::Car(_) => {
+                Kind::Data
+            }
             Self::DiskFull => Kind::Capacity,
             Self::Io(_) => Kind::Fatal,
         }
@@ -103,7 +108,9 @@ pub(crate) struct Staging {
 impl Staging {
     pub(crate) fn open(dir: &Path) -> io::Result<Self> {
         fs::create_dir_all(dir)?;
-        Ok(Self { dir: dir.to_owned() })
+        Ok(Self {
+            dir: dir.to_owned(),
+        })
     }
 
     fn path(&self, key: &DealKey, ending: &str) -> PathBuf {
@@ -175,7 +182,12 @@ impl Staging {
             drop(lease);
             out
         });
-        Intake { sink: Some(sink), done, received, start }
+        Intake {
+            sink: Some(sink),
+            done,
+            received,
+            start,
+        }
     }
 }
 
@@ -248,7 +260,9 @@ impl Intake {
     /// No more bytes come: checks them and gives the piece its name.
     pub(crate) async fn finish(mut self) -> Result<(), IntakeError> {
         drop(self.sink.take());
-        self.done.await.map_err(|e| IntakeError::Io(io::Error::other(e)))?
+        self.done
+            .await
+            .map_err(|e| IntakeError::Io(io::Error::other(e)))?
     }
 }
 
@@ -312,10 +326,19 @@ impl Job {
             while let Some(chunk) = chunks.blocking_recv() {
                 pass.file_and_hash(chunk)?;
             }
-            let Pass { file, commp, to_car, len, .. } = pass;
+            let Pass {
+                file,
+                commp,
+                to_car,
+                len,
+                ..
+            } = pass;
             drop(to_car);
             if len < self.piece.raw_size {
-                return Err(IntakeError::Short { have: len, want: self.piece.raw_size });
+                return Err(IntakeError::Short {
+                    have: len,
+                    want: self.piece.raw_size,
+                });
             }
             let got = commp.finish();
             if got.cid != self.piece.cid {
@@ -325,7 +348,8 @@ impl Job {
                 });
             }
             if let Some(car) = car {
-                car.join().map_err(|_| io::Error::other("the CAR check panicked"))??;
+                car.join()
+                    .map_err(|_| io::Error::other("the CAR check panicked"))??;
             }
             file.sync_all()?;
             fs::rename(&self.part, &self.done)?;
@@ -347,7 +371,11 @@ struct Pass<'a> {
 impl Pass<'_> {
     /// Takes over what an earlier process left, or starts empty.
     fn begin(&mut self, resume: bool) -> Result<(), IntakeError> {
-        if !resume || self.file.metadata()?.len() > self.want {
+        let left = self.file.metadata()?.len();
+        if left == 0 {
+            return Ok(());
+        }
+        if !resume || left > self.want {
             self.file.set_len(0)?;
             return Ok(());
         }
@@ -386,7 +414,10 @@ impl Pass<'_> {
 }
 
 fn check_car(chunks: Receiver<Bytes>) -> Result<(), CarError> {
-    for block in CarReader::new(Chunks { from: chunks, now: Bytes::new() })? {
+    for block in CarReader::new(Chunks {
+        from: chunks,
+        now: Bytes::new(),
+    })? {
         block?;
     }
     Ok(())

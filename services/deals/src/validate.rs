@@ -127,7 +127,10 @@ pub fn digest(deal: &Deal) -> [u8; 32] {
 
 /// The deal's id.
 pub fn identifier(text: &str) -> Result<Ulid, Refusal> {
-    Ulid::from_string(text).map_err(|_| {
+    // 26 characters hold 130 bits: the library drops the two that are too many.
+    let parsed = Ulid::from_string(text).ok();
+    let exact = parsed.filter(|id| id.to_string().eq_ignore_ascii_case(text));
+    exact.ok_or_else(|| {
         Refusal::new(
             Code::BadProposal,
             format!("{:?} is no ULID", clip(text)),
@@ -151,8 +154,12 @@ pub fn validate(deal: &Deal, signer: &Address, rules: &Rules<'_>) -> Result<Prop
         .at("products.pdp_v1"));
     }
     let data = deal.data.as_ref().ok_or_else(|| {
-        Refusal::new(Code::BadProposal, "the proposal names no data", "add the data section")
-            .at("data")
+        Refusal::new(
+            Code::BadProposal,
+            "the proposal names no data",
+            "add the data section",
+        )
+        .at("data")
     })?;
     let piece = piece(data, rules)?;
     let format = format(data)?;
@@ -187,7 +194,8 @@ fn clip(text: &str) -> String {
 }
 
 fn client(text: &str, signer: &Address) -> Result<String, Refusal> {
-    let bad = |error: String, fix: &str| Err(Refusal::new(Code::BadProposal, error, fix).at("client"));
+    let bad =
+        |error: String, fix: &str| Err(Refusal::new(Code::BadProposal, error, fix).at("client"));
     let Some(address) = mk20::parse_address(text) else {
         return bad(
             format!("{:?} is no address", clip(text)),
@@ -202,7 +210,10 @@ fn client(text: &str, signer: &Address) -> Result<String, Refusal> {
     }
     if address != *signer {
         return bad(
-            format!("the request is signed by {}, not by the client {text}", mk20::address_text(signer)),
+            format!(
+                "the request is signed by {}, not by the client {text}",
+                mk20::address_text(signer)
+            ),
             "sign the request with the client's key",
         );
     }
@@ -211,10 +222,15 @@ fn client(text: &str, signer: &Address) -> Result<String, Refusal> {
 
 fn piece(data: &DataSource, rules: &Rules<'_>) -> Result<PieceInfo, Refusal> {
     let text = &data.piece_cid.0;
-    let bad = |code, error: String, fix: String| Err(Refusal::new(code, error, fix).at("data.piece_cid"));
+    let bad =
+        |code, error: String, fix: String| Err(Refusal::new(code, error, fix).at("data.piece_cid"));
     let how = "compute it with `lotus-markets client piece-cid FILE`";
     let Ok(cid) = Cid::try_from(text.as_str()) else {
-        return bad(Code::BadProposal, format!("{:?} is no CID", clip(text)), how.into());
+        return bad(
+            Code::BadProposal,
+            format!("{:?} is no CID", clip(text)),
+            how.into(),
+        );
     };
     let piece = match PieceInfo::from_cid_v2(&cid) {
         Ok(p) => p,
@@ -237,14 +253,21 @@ fn piece(data: &DataSource, rules: &Rules<'_>) -> Result<PieceInfo, Refusal> {
     if PaddedSize::to_hold(piece.raw_size) != Some(piece.size) {
         return bad(
             Code::BadProposal,
-            format!("the piece is padded to {} bytes, more than its {} bytes need", piece.size, piece.raw_size),
+            format!(
+                "the piece is padded to {} bytes, more than its {} bytes need",
+                piece.size, piece.raw_size
+            ),
             how.into(),
         );
     }
     if !piece.fits(rules.sector_size) {
         return bad(
             Code::BadProposal,
-            format!("the piece takes {} bytes, a sector of this provider holds {}", piece.size, rules.sector_size.bytes()),
+            format!(
+                "the piece takes {} bytes, a sector of this provider holds {}",
+                piece.size,
+                rules.sector_size.bytes()
+            ),
             format!(
                 "split the data: at most {} bytes before padding fit one piece",
                 rules.sector_size.padded().unpadded()
@@ -256,7 +279,12 @@ fn piece(data: &DataSource, rules: &Rules<'_>) -> Result<PieceInfo, Refusal> {
 
 fn format(data: &DataSource) -> Result<Format, Refusal> {
     let bad = |error: &str| {
-        Err(Refusal::new(Code::MalformedSource, error, "set exactly one of format.car and format.raw to {}").at("data.format"))
+        Err(Refusal::new(
+            Code::MalformedSource,
+            error,
+            "set exactly one of format.car and format.raw to {}",
+        )
+        .at("data.format"))
     };
     let f = &data.format;
     match (f.car.is_some(), f.raw.is_some(), f.aggregate.is_some()) {
@@ -281,15 +309,25 @@ fn source_of(data: &DataSource, allow_private: bool) -> Result<Source, Refusal> 
         return Err(Refusal::new(Code::BadProposal, "the data has no source", fix).at("data"));
     }
     if count > 1 {
-        return Err(Refusal::new(Code::BadProposal, "the data has more than one source", fix).at("data"));
+        return Err(
+            Refusal::new(Code::BadProposal, "the data has more than one source", fix).at("data"),
+        );
     }
     let Some(http) = &data.source_http else {
         if data.source_http_put.is_some() {
             return Ok(Source::Put);
         }
-        let field = if data.source_offline.is_some() { "source_offline" } else { "source_aggregate" };
-        return Err(Refusal::new(Code::UnsupportedSource, format!("{field} is not taken here"), fix)
-            .at(&format!("data.{field}")));
+        let field = if data.source_offline.is_some() {
+            "source_offline"
+        } else {
+            "source_aggregate"
+        };
+        return Err(Refusal::new(
+            Code::UnsupportedSource,
+            format!("{field} is not taken here"),
+            fix,
+        )
+        .at(&format!("data.{field}")));
     };
     let bad = |error: String, fix: &str| {
         Err(Refusal::new(Code::MalformedSource, error, fix).at("data.source_http.urls"))
@@ -330,8 +368,15 @@ fn terms(ddo: &DdoV1, rules: &Rules<'_>) -> Result<(Epoch, Epoch), Refusal> {
     if provider != Some(rules.provider.0) {
         return bad(
             Code::InvalidProduct,
-            format!("the provider is {:?}, this is {}", clip(&ddo.provider), rules.provider),
-            format!("propose to {}, or ask the provider that you mean", rules.provider),
+            format!(
+                "the provider is {:?}, this is {}",
+                clip(&ddo.provider),
+                rules.provider
+            ),
+            format!(
+                "propose to {}, or ask the provider that you mean",
+                rules.provider
+            ),
             "provider",
         );
     }
@@ -366,7 +411,10 @@ fn terms(ddo: &DdoV1, rules: &Rules<'_>) -> Result<(Epoch, Epoch), Refusal> {
             if Epoch(start) < earliest {
                 return bad(
                     Code::InvalidProduct,
-                    format!("start epoch {start} is too early: the chain is at {}", rules.height),
+                    format!(
+                        "start epoch {start} is too early: the chain is at {}",
+                        rules.height
+                    ),
                     format!("name an epoch from {earliest} on, or leave start_epoch out"),
                     "start_epoch",
                 );
@@ -374,7 +422,10 @@ fn terms(ddo: &DdoV1, rules: &Rules<'_>) -> Result<(Epoch, Epoch), Refusal> {
             if Epoch(start) > rules.height + MAX_DURATION {
                 return bad(
                     Code::InvalidProduct,
-                    format!("start epoch {start} is too far away: the chain is at {}", rules.height),
+                    format!(
+                        "start epoch {start} is too far away: the chain is at {}",
+                        rules.height
+                    ),
                     "name an earlier one".into(),
                     "start_epoch",
                 );
@@ -386,7 +437,8 @@ fn terms(ddo: &DdoV1, rules: &Rules<'_>) -> Result<(Epoch, Epoch), Refusal> {
         return bad(
             Code::InvalidProduct,
             "market contracts are not supported here".into(),
-            "leave market_address and market_deal_id out; GET /market/mk20/contracts is empty".into(),
+            "leave market_address and market_deal_id out; GET /market/mk20/contracts is empty"
+                .into(),
             "market_address",
         );
     }
@@ -402,27 +454,55 @@ fn notify(ddo: &DdoV1) -> Result<Option<(String, Vec<u8>)>, Refusal> {
         "" | "<empty>" => None,
         text => match mk20::parse_address(text) {
             Some(a) => Some(mk20::address_text(&a)),
-            None => return bad("the notification address is no address", "give an address, or leave it out", "notification_address"),
+            None => {
+                return bad(
+                    "the notification address is no address",
+                    "give an address, or leave it out",
+                    "notification_address",
+                );
+            }
         },
     };
     let Ok(payload) = STANDARD.decode(&ddo.notification_payload) else {
-        return bad("the notification payload is not base64", "encode it as standard base64", "notification_payload");
+        return bad(
+            "the notification payload is not base64",
+            "encode it as standard base64",
+            "notification_payload",
+        );
     };
     if payload.len() > MAX_PAYLOAD {
-        return bad("the notification payload is too long", "use at most 32 KiB", "notification_payload");
+        return bad(
+            "the notification payload is too long",
+            "use at most 32 KiB",
+            "notification_payload",
+        );
     }
     match (address, payload.is_empty()) {
         (None, true) => Ok(None),
         (Some(a), false) => Ok(Some((a, payload))),
-        (None, false) => bad("there is a notification payload without an address", "set notification_address too", "notification_address"),
-        (Some(_), true) => bad("there is a notification address without a payload", "set notification_payload too", "notification_payload"),
+        (None, false) => bad(
+            "there is a notification payload without an address",
+            "set notification_address too",
+            "notification_address",
+        ),
+        (Some(_), true) => bad(
+            "there is a notification address without a payload",
+            "set notification_payload too",
+            "notification_payload",
+        ),
     }
 }
 
 fn retrieval(r: Option<&RetrievalV1>, format: Format) -> Result<Retrieval, Refusal> {
-    let bad = |error: &str, fix: &str, field: &str| Err(Refusal::new(Code::InvalidProduct, error, fix).at(field));
+    let bad = |error: &str, fix: &str, field: &str| {
+        Err(Refusal::new(Code::InvalidProduct, error, fix).at(field))
+    };
     let Some(r) = r else {
-        return bad("retrieval_v1 is required with ddo_v1", "add products.retrieval_v1", "products.retrieval_v1");
+        return bad(
+            "retrieval_v1 is required with ddo_v1",
+            "add products.retrieval_v1",
+            "products.retrieval_v1",
+        );
     };
     if r.announce_payload && !r.indexing {
         return bad(
@@ -470,13 +550,19 @@ pub fn check_allocation(
     let duration = (proposal.end_epoch - proposal.start_epoch).0;
     if a.provider != rules.provider.0 {
         return bad(
-            format!("allocation {id} is for t0{}, this is {}", a.provider, rules.provider),
+            format!(
+                "allocation {id} is for t0{}, this is {}",
+                a.provider, rules.provider
+            ),
             "allocate to this provider",
         );
     }
     if a.piece_cid.parse() != Ok(proposal.piece.cid) || a.piece_size != proposal.piece.size.get() {
         return bad(
-            format!("allocation {id} is for piece {} of {} bytes", a.piece_cid, a.piece_size),
+            format!(
+                "allocation {id} is for piece {} of {} bytes",
+                a.piece_cid, a.piece_size
+            ),
             "propose that piece, or name another allocation",
         );
     }
@@ -488,7 +574,10 @@ pub fn check_allocation(
     }
     if duration < a.term_min || duration > a.term_max {
         return bad(
-            format!("allocation {id} is for {} to {} epochs, not {duration}", a.term_min, a.term_max),
+            format!(
+                "allocation {id} is for {} to {} epochs, not {duration}",
+                a.term_min, a.term_max
+            ),
             "choose a duration within the allocation's terms",
         );
     }

@@ -82,11 +82,22 @@ fn the_happy_path_offers_once_and_drops_the_copy_once() {
         .collect();
     assert_eq!(
         names,
-        ["Accepted", "Transferred", "Offered", "Offered", "AddedPiece", "Sealing", "Active"]
+        [
+            "Accepted",
+            "Transferred",
+            "Offered",
+            "Offered",
+            "AddedPiece",
+            "Sealing",
+            "Active"
+        ]
     );
     let (end, effects) = drive(Source::Put, &path);
     assert_eq!(effects, [Effect::Offer, Effect::DropStaging]);
-    assert_eq!((end.place, end.sealing_state.as_str()), (Some((3, 128)), "Proving"));
+    assert_eq!(
+        (end.place, end.sealing_state.as_str()),
+        (Some((3, 128)), "Proving")
+    );
     let (_, effects) = drive(Source::Http(vec![]), &path);
     assert_eq!(effects, [Effect::Pull, Effect::Offer, Effect::DropStaging]);
 }
@@ -101,22 +112,57 @@ fn the_table() {
     // (events after acceptance, checkpoint, reason, effects of the last event)
     let end = vec![Effect::DropStaging, Effect::ReleaseCredit];
     let table: Vec<(Vec<Event>, Checkpoint, &str, Vec<Effect>)> = vec![
-        (vec![Event::TransferFailed("gone".into())], Failed, "gone", end.clone()),
-        (vec![Event::TooLate("late".into())], Expired, "late", end.clone()),
-        (vec![t(), Event::TooLate("late".into())], Transferred, "", vec![]),
-        (vec![t(), Event::Refused("no".into())], Failed, "no", end.clone()),
+        (
+            vec![Event::TransferFailed("gone".into())],
+            Failed,
+            "gone",
+            end.clone(),
+        ),
+        (
+            vec![Event::TooLate("late".into())],
+            Expired,
+            "late",
+            end.clone(),
+        ),
+        (
+            vec![t(), Event::TooLate("late".into())],
+            Transferred,
+            "",
+            vec![],
+        ),
+        (
+            vec![t(), Event::Refused("no".into())],
+            Failed,
+            "no",
+            end.clone(),
+        ),
         (vec![t(), failed()], Failed, "bad", end.clone()),
         (vec![t(), active()], Active, "", vec![Effect::DropStaging]),
         (vec![t(), unknown()], Transferred, "", vec![]),
-        (vec![t(), Event::Hub(HubView::Taken), unknown()], Transferred, "", vec![Effect::Offer]),
+        (
+            vec![t(), Event::Hub(HubView::Taken), unknown()],
+            Transferred,
+            "",
+            vec![Effect::Offer],
+        ),
         (
             vec![t(), stored(), unknown()],
             Failed,
             "the hub does not know the piece any more, and the staging copy is gone",
             vec![Effect::ReleaseCredit],
         ),
-        (vec![t(), placed("PreCommit1"), stored()], Sealing, "", vec![]),
-        (vec![t(), placed("PreCommit1"), placed("WaitDeals")], Sealing, "", vec![]),
+        (
+            vec![t(), placed("PreCommit1"), stored()],
+            Sealing,
+            "",
+            vec![],
+        ),
+        (
+            vec![t(), placed("PreCommit1"), placed("WaitDeals")],
+            Sealing,
+            "",
+            vec![],
+        ),
         (vec![t(), active(), failed()], Active, "", vec![]),
         (vec![Event::Hub(HubView::Stored)], Accepted, "", vec![]),
         (vec![accept(Source::Put)], Accepted, "", vec![]),
@@ -124,16 +170,24 @@ fn the_table() {
     for (events, checkpoint, reason, effects) in table {
         let (last, first) = events.split_last().unwrap();
         let (before, _) = drive(Source::Put, first);
-        let (after, got) = DealMachine::step(Some(&before), last)
-            .unwrap_or_else(|| (before.clone(), vec![]));
+        let (after, got) =
+            DealMachine::step(Some(&before), last).unwrap_or_else(|| (before.clone(), vec![]));
         assert_eq!(
             (after.checkpoint, after.reason.as_str(), got),
             (checkpoint, reason, effects),
             "{events:?}"
         );
     }
-    for e in [t(), failed(), Event::TooLate(String::new()), Event::Refused(String::new())] {
-        assert!(DealMachine::step(None, &e).is_none(), "{e:?} creates nothing");
+    for e in [
+        t(),
+        failed(),
+        Event::TooLate(String::new()),
+        Event::Refused(String::new()),
+    ] {
+        assert!(
+            DealMachine::step(None, &e).is_none(),
+            "{e:?} creates nothing"
+        );
     }
 }
 

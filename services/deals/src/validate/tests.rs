@@ -89,7 +89,9 @@ fn each_wrong_field_has_its_own_refusal() {
         v
     };
     let header = |name: &str, value: &str| {
-        http(urls(json!([{"url": "https://example.com/x", "headers": {name: [value]}}])))
+        http(urls(
+            json!([{"url": "https://example.com/x", "headers": {name: [value]}}]),
+        ))
     };
     let ddo = |f: &str, v: Value| with(&format!("products.ddo_v1.{f}"), v);
     let retrieval = |i, payload, piece| {
@@ -101,10 +103,34 @@ fn each_wrong_field_has_its_own_refusal() {
     let raw_indexed = with("data.format", json!({"raw": {}}));
     // (what is wrong, proposal, code, field, words of the reason)
     let table: Vec<(&str, Value, u16, &str, &str)> = vec![
-        ("bad ulid", with("identifier", json!("nope")), 400, "identifier", "no ULID"),
-        ("ulid too large", with("identifier", json!("8ZZZZZZZZZZZZZZZZZZZZZZZZZ")), 400, "identifier", "no ULID"),
-        ("bad client", with("client", json!("t1abc")), 400, "client", "no address"),
-        ("id client", with("client", json!("t01001")), 400, "client", "not the address of a key"),
+        (
+            "bad ulid",
+            with("identifier", json!("nope")),
+            400,
+            "identifier",
+            "no ULID",
+        ),
+        (
+            "ulid too large",
+            with("identifier", json!("8ZZZZZZZZZZZZZZZZZZZZZZZZZ")),
+            400,
+            "identifier",
+            "no ULID",
+        ),
+        (
+            "bad client",
+            with("client", json!("t1abc")),
+            400,
+            "client",
+            "no address",
+        ),
+        (
+            "id client",
+            with("client", json!("t01001")),
+            400,
+            "client",
+            "not the address of a key",
+        ),
         (
             "someone else",
             with("client", json!("t1i5vulpjggjwd5ekcy2jkojcbx5yu2xrbsg6gdxa")),
@@ -112,31 +138,97 @@ fn each_wrong_field_has_its_own_refusal() {
             "client",
             "",
         ),
-        ("pdp", with("products.pdp_v1", json!({})), 423, "products.pdp_v1", "not offered"),
+        (
+            "pdp",
+            with("products.pdp_v1", json!({})),
+            423,
+            "products.pdp_v1",
+            "not offered",
+        ),
         ("no data", with("data", Value::Null), 400, "data", "no data"),
-        ("no cid", with("data.piece_cid", json!("x")), 400, "data.piece_cid", "no CID"),
-        ("payload cid", with("data.piece_cid", json!("bafkqaaa")), 400, "data.piece_cid", "no piece CID"),
-        ("cid v1", with("data.piece_cid", json!(v1)), 400, "data.piece_cid", "version 1"),
+        (
+            "no cid",
+            with("data.piece_cid", json!("x")),
+            400,
+            "data.piece_cid",
+            "no CID",
+        ),
+        (
+            "payload cid",
+            with("data.piece_cid", json!("bafkqaaa")),
+            400,
+            "data.piece_cid",
+            "no piece CID",
+        ),
+        (
+            "cid v1",
+            with("data.piece_cid", json!(v1)),
+            400,
+            "data.piece_cid",
+            "version 1",
+        ),
         (
             "empty",
-            with("data.piece_cid", json!(cid_v2(0, PaddedSize::new(128).unwrap()))),
+            with(
+                "data.piece_cid",
+                json!(cid_v2(0, PaddedSize::new(128).unwrap())),
+            ),
             400,
             "data.piece_cid",
             "empty",
         ),
         (
             "over-padded",
-            with("data.piece_cid", json!(cid_v2(100, PaddedSize::new(1024).unwrap()))),
+            with(
+                "data.piece_cid",
+                json!(cid_v2(100, PaddedSize::new(1024).unwrap())),
+            ),
             400,
             "data.piece_cid",
             "padded to 1024",
         ),
-        ("larger than the sector", with("data.piece_cid", json!(sized(2033))), 400, "data.piece_cid", "holds 2048"),
-        ("no format", with("data.format", json!({})), 430, "data.format", "missing"),
-        ("aggregate", with("data.format", json!({"aggregate": {}})), 430, "data.format", "not taken"),
-        ("two formats", with("data.format", json!({"car": {}, "raw": {}})), 430, "data.format", "more than one"),
-        ("no source", with("data.source_http_put", Value::Null), 400, "data", "no source"),
-        ("two sources", with("data.source_http", one("https://example.com")), 400, "data", "more than one"),
+        (
+            "larger than the sector",
+            with("data.piece_cid", json!(sized(2033))),
+            400,
+            "data.piece_cid",
+            "holds 2048",
+        ),
+        (
+            "no format",
+            with("data.format", json!({})),
+            430,
+            "data.format",
+            "missing",
+        ),
+        (
+            "aggregate",
+            with("data.format", json!({"aggregate": {}})),
+            430,
+            "data.format",
+            "not taken",
+        ),
+        (
+            "two formats",
+            with("data.format", json!({"car": {}, "raw": {}})),
+            430,
+            "data.format",
+            "more than one",
+        ),
+        (
+            "no source",
+            with("data.source_http_put", Value::Null),
+            400,
+            "data",
+            "no source",
+        ),
+        (
+            "two sources",
+            with("data.source_http", one("https://example.com")),
+            400,
+            "data",
+            "more than one",
+        ),
         (
             "offline",
             {
@@ -148,7 +240,13 @@ fn each_wrong_field_has_its_own_refusal() {
             "data.source_offline",
             "not taken",
         ),
-        ("no urls", http(urls(json!([]))), 430, "data.source_http.urls", "0 URLs"),
+        (
+            "no urls",
+            http(urls(json!([]))),
+            430,
+            "data.source_http.urls",
+            "0 URLs",
+        ),
         (
             "too many urls",
             http(urls(json!(vec![json!({"url": "https://example.com"}); 11]))),
@@ -156,26 +254,146 @@ fn each_wrong_field_has_its_own_refusal() {
             "data.source_http.urls",
             "11 URLs",
         ),
-        ("ftp", http(one("ftp://example.com/x")), 430, "data.source_http.urls", "http"),
-        ("not a url", http(one("::")), 430, "data.source_http.urls", "no URL"),
-        ("credentials", http(one("http://u:p@example.com/")), 430, "data.source_http.urls", "user"),
-        ("loopback", http(one("http://127.0.0.1/x")), 430, "data.source_http.urls", "public"),
-        ("metadata", http(one("http://169.254.169.254/x")), 430, "data.source_http.urls", "public"),
-        ("private v6", http(one("http://[fd00::1]/x")), 430, "data.source_http.urls", "public"),
-        ("octal loopback", http(one("http://0177.1/x")), 430, "data.source_http.urls", "public"),
-        ("host header", header("Host", "x"), 430, "data.source_http.urls", "Host"),
-        ("header injection", header("X-A", "a\r\nb: c"), 430, "data.source_http.urls", "X-A"),
-        ("no ddo", with("products.ddo_v1", Value::Null), 425, "products.ddo_v1", "no storage product"),
-        ("other provider", ddo("provider", json!("t01001")), 425, "products.ddo_v1.provider", "this is t01000"),
-        ("bad provider", ddo("provider", json!("x")), 425, "products.ddo_v1.provider", "this is t01000"),
-        ("allocation 0", ddo("allocation_id", json!(0)), 425, "products.ddo_v1.allocation_id", "does not exist"),
-        ("too short", ddo("duration", json!(518_399)), 441, "products.ddo_v1.duration", "too short"),
-        ("negative", ddo("duration", json!(-1)), 441, "products.ddo_v1.duration", "too short"),
-        ("too long", ddo("duration", json!(3_680_641)), 425, "products.ddo_v1.duration", "not possible"),
-        ("start elapsed", ddo("start_epoch", json!(100)), 425, "products.ddo_v1.start_epoch", "too early"),
-        ("start negative", ddo("start_epoch", json!(-5)), 425, "products.ddo_v1.start_epoch", "too early"),
-        ("start far off", ddo("start_epoch", json!(4_000_000)), 425, "products.ddo_v1.start_epoch", "too far"),
-        ("contract", ddo("market_address", json!("0x00")), 425, "products.ddo_v1.market_address", "not supported"),
+        (
+            "ftp",
+            http(one("ftp://example.com/x")),
+            430,
+            "data.source_http.urls",
+            "http",
+        ),
+        (
+            "not a url",
+            http(one("::")),
+            430,
+            "data.source_http.urls",
+            "no URL",
+        ),
+        (
+            "credentials",
+            http(one("http://u:p@example.com/")),
+            430,
+            "data.source_http.urls",
+            "user",
+        ),
+        (
+            "loopback",
+            http(one("http://127.0.0.1/x")),
+            430,
+            "data.source_http.urls",
+            "public",
+        ),
+        (
+            "metadata",
+            http(one("http://169.254.169.254/x")),
+            430,
+            "data.source_http.urls",
+            "public",
+        ),
+        (
+            "private v6",
+            http(one("http://[fd00::1]/x")),
+            430,
+            "data.source_http.urls",
+            "public",
+        ),
+        (
+            "octal loopback",
+            http(one("http://0177.1/x")),
+            430,
+            "data.source_http.urls",
+            "public",
+        ),
+        (
+            "host header",
+            header("Host", "x"),
+            430,
+            "data.source_http.urls",
+            "Host",
+        ),
+        (
+            "header injection",
+            header("X-A", "a\r\nb: c"),
+            430,
+            "data.source_http.urls",
+            "X-A",
+        ),
+        (
+            "no ddo",
+            with("products.ddo_v1", Value::Null),
+            425,
+            "products.ddo_v1",
+            "no storage product",
+        ),
+        (
+            "other provider",
+            ddo("provider", json!("t01001")),
+            425,
+            "products.ddo_v1.provider",
+            "this is t01000",
+        ),
+        (
+            "bad provider",
+            ddo("provider", json!("x")),
+            425,
+            "products.ddo_v1.provider",
+            "this is t01000",
+        ),
+        (
+            "allocation 0",
+            ddo("allocation_id", json!(0)),
+            425,
+            "products.ddo_v1.allocation_id",
+            "does not exist",
+        ),
+        (
+            "too short",
+            ddo("duration", json!(518_399)),
+            441,
+            "products.ddo_v1.duration",
+            "too short",
+        ),
+        (
+            "negative",
+            ddo("duration", json!(-1)),
+            441,
+            "products.ddo_v1.duration",
+            "too short",
+        ),
+        (
+            "too long",
+            ddo("duration", json!(3_680_641)),
+            425,
+            "products.ddo_v1.duration",
+            "not possible",
+        ),
+        (
+            "start elapsed",
+            ddo("start_epoch", json!(100)),
+            425,
+            "products.ddo_v1.start_epoch",
+            "too early",
+        ),
+        (
+            "start negative",
+            ddo("start_epoch", json!(-5)),
+            425,
+            "products.ddo_v1.start_epoch",
+            "too early",
+        ),
+        (
+            "start far off",
+            ddo("start_epoch", json!(4_000_000)),
+            425,
+            "products.ddo_v1.start_epoch",
+            "too far",
+        ),
+        (
+            "contract",
+            ddo("market_address", json!("0x00")),
+            425,
+            "products.ddo_v1.market_address",
+            "not supported",
+        ),
         (
             "bad notification address",
             ddo("notification_address", json!("x")),
@@ -204,7 +422,13 @@ fn each_wrong_field_has_its_own_refusal() {
             "products.ddo_v1.notification_payload",
             "base64",
         ),
-        ("no retrieval", with("products.retrieval_v1", Value::Null), 425, "products.retrieval_v1", "required"),
+        (
+            "no retrieval",
+            with("products.retrieval_v1", Value::Null),
+            425,
+            "products.retrieval_v1",
+            "required",
+        ),
         (
             "announce without index",
             retrieval(false, true, false),
@@ -219,11 +443,21 @@ fn each_wrong_field_has_its_own_refusal() {
             "products.retrieval_v1.announce_piece",
             "both",
         ),
-        ("index raw", raw_indexed, 425, "products.retrieval_v1.indexing", "no blocks"),
+        (
+            "index raw",
+            raw_indexed,
+            425,
+            "products.retrieval_v1.indexing",
+            "no blocks",
+        ),
     ];
     for (what, proposal, code, field, words) in table {
         let refusal = check(proposal).expect_err(what);
-        assert_eq!((refusal.code, refusal.field.as_str()), (code, field), "{what}: {refusal:?}");
+        assert_eq!(
+            (refusal.code, refusal.field.as_str()),
+            (code, field),
+            "{what}: {refusal:?}"
+        );
         assert!(refusal.error.contains(words), "{what}: {refusal:?}");
         assert!(!refusal.fix.is_empty(), "{what}");
     }
@@ -256,7 +490,9 @@ fn an_allocation_must_match_in_every_respect() {
     type Change = fn(&mut AllocationResponse);
     let table: [(&str, Change); 7] = [
         ("is for t01001", |a| a.provider = 1001),
-        ("is for piece", |a| a.piece_cid = PieceCid::new(Commitment([2; 32])).to_string()),
+        ("is for piece", |a| {
+            a.piece_cid = PieceCid::new(Commitment([2; 32])).to_string()
+        }),
         ("is for piece", |a| a.piece_size = 2048),
         ("expires", |a| a.expiration = 100),
         ("expires", |a| a.expiration = 499),
