@@ -272,3 +272,19 @@ fn forged(u: &Updated, old_comm_r: &Commitment, new: &SealedCommitments) -> Chec
         other => panic!("{other:?}"),
     }
 }
+
+/// A replica of some data, claimed for other data of which every path is right.
+#[test]
+fn the_encoding_of_an_update_is_recomputed() {
+    let (u, other) = (Updated::make(8), Updated::make(9));
+    let tree_d = "sc-02-data-tree-d.dat";
+    fs::copy(other.paths[3].join(tree_d), u.paths[3].join(tree_d)).unwrap();
+    let claimed = SealedCommitments {
+        comm_d: other.new.comm_d,
+        ..u.new
+    };
+    assert_eq!(
+        forged(&u, &u.old.commitments.comm_r, &claimed),
+        Check::Encoding
+    );
+}
