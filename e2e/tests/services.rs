@@ -1,0 +1,90 @@
+//! The supervisor keeps things running, and a host of spokes runs exactly what it was told to.
+
+use std::process::{Command, Stdio};
+
+use lotus_e2e::{Net, NetConfig, secs};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn spokes_run_as_named_and_come_back_when_killed() {
+    let mut net = Net::start(&NetConfig::default()).await.unwrap();
+    net.ready(secs(120)).await.unwrap();
+
+    // The default set, in order, ready, with pids.
+    let all = net.status().await.unwrap();
+    let names: Vec<&str> = all.iter().map(|p| p.name.as_str()).collect();
+    assert_eq!(
+        names,
+        ["devnet", "hub-init", "hub", "deals", "retrieval", "indexing"]
+    );
+    assert!(all.iter().all(|p| p.ready), "{all:?}");
+
+    // `--services=indexing,retrieval` runs exactly those.
+    let repo = net.root().join("two");
+    let mut two = Command::new(net.exe("lotus-markets"))
+        .args(["run", "--services=indexing,retrieval", "--repo"])
+        .arg(&repo)
+        .env(
+            "LOTUS_MARKETS__HUB__ADDR",
+            format!("unix:{}", net.root().join("miner/run/hub.sock").display()),
+        )
+        .env("LOTUS_MARKETS__RETRIEVAL__LISTEN", "127.0.0.1:0")
+        .env("LOTUS_MARKETS__INDEXING__LISTEN", "127.0.0.1:0")
+        .env("LOTUS_MARKETS__DEALS__LISTEN", "127.0.0.1:0")
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let read = |name: &str| lotus_runtime::addr_file::read(&repo.join("run"), name).ok();
+    let admin = net
+        .wait("two spokes to bind", secs(30), async |_| {
+            read("retrieval").and(read("indexing")).and(read("admin"))
+        })
+        .await
+        .unwrap();
+    assert_eq!(read("deals"), None);
+    let http = lotus_runtime::http_client().build().unwrap();
+    let ready: serde_json::Value = net
+        .wait("two spokes to be ready", secs(30), async |_| {
+            let answer = http.get(format!("http://{admin}/readyz")).send().await.ok()?;
+            answer.error_for_status().ok()?.json().await.ok()
+        })
+        .await
+        .unwrap();
+    let parts = ready["components"].as_object().unwrap();
+    assert!(parts.contains_key("retrieval") && parts.contains_key("indexing"));
+    assert!(!parts.contains_key("deals"), "{ready}");
+    two.kill().unwrap();
+    two.wait().unwrap();
+
+    // A spoke comes back; nobody else is touched.
+    let before = net.status().await.unwrap();
+    let old = net.kill9("retrieval").await.unwrap();
+    net.wait("a new retrieval", secs(30), async |n| {
+        let p = n.process("retrieval").await.ok()?;
+        (p.ready && p.pid != Some(old)).then_some(())
+    })
+    .await
+    .unwrap();
+    // The hub comes back, and the spokes that were healthy are still the same processes.
+    let old = net.kill9("hub").await.unwrap();
+    net.wait("a new hub", secs(60), async |n| {
+        let p = n.process("hub").await.ok()?;
+        (p.ready && p.pid != Some(old)).then_some(())
+    })
+    .await
+    .unwrap();
+    let after = net.status().await.unwrap();
+    for (b, a) in before.iter().zip(&after) {
+        let killed = ["hub", "retrieval"].contains(&b.name.as_str());
+        assert_eq!(b.pid == a.pid, !killed || b.pid.is_none(), "{b:?} {a:?}");
+        assert_eq!(a.restarts, u32::from(killed), "{a:?}");
+    }
+
+    // A second supervisor is refused.
+    let out = Command::new(net.exe("lotus-supervisor"))
+        .args(["run", "--repo"])
+        .arg(net.root())
+        .output()
+        .unwrap();
+    assert_eq!(out.status.code(), Some(78));
+    net.stop().await.unwrap();
+}
