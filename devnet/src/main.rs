@@ -1,2 +1,20 @@
 //! An embedded Filecoin chain behind Lotus JSON-RPC that verifies every proof.
-fn main() {}
+
+mod cli;
+mod config;
+mod remote;
+mod run;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    match cli::execute(cli::Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("lotus-devnet: {e}\n  fix: {}", e.fix);
+            e.kind.exit_code()
+        }
+    }
+}
