@@ -1,1 +1,37 @@
 //! WindowPoSt, WinningPoSt, block production and the mined-block log.
+//!
+//! - [`WindowPost`] follows the chain, proves each deadline as soon as its challenge is known,
+//!   submits when it opens, and declares faults and recoveries before the cut-off. What is due at
+//!   a head is a pure function of `dline.Info` ([`deadline`]); every constant comes from the node.
+//! - [`Mining`] takes part in every epoch's election. Before a block is signed its height and
+//!   parents are reserved in a [`Fence`].
+//! - [`Activity`] says what a restart would interrupt.
+//!
+//! Proofs are made in worker processes ([`lotus_workers::Pool`]); messages go through
+//! [`lotus_messages::Sender`].
+
+mod activity;
+mod config;
+pub mod deadline;
+mod declare;
+mod error;
+mod fence;
+mod files;
+mod mining;
+mod pace;
+mod partition;
+mod prove;
+mod record;
+mod round;
+mod submit;
+mod watch;
+mod window;
+
+pub use activity::{Activity, Busy};
+pub use config::{MiningConfig, ProvingConfig};
+pub use error::ProvingError;
+pub use fence::{Fence, FenceError, LocalFence, Mined};
+pub use files::SectorFiles;
+pub use mining::{Mining, MiningDeps};
+pub use record::{DeadlineRecord, Outcome};
+pub use window::{ProvingDeps, WindowPost};

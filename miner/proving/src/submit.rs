@@ -1,0 +1,129 @@
+//! Messages of WindowPoSt.
+
+use lotus_actors::miner::{PoStPartition, SubmitWindowedPoStParams};
+use lotus_actors::{Dst, PoStProof, Randomness, RegisteredPoStProof, miner};
+use lotus_messages::{Landed, MessageKind, SendRequest};
+use lotus_node_client::api::TipSetKey;
+use lotus_types::{Address, TokenAmount};
+
+use crate::ProvingError;
+use crate::deadline::Window;
+use crate::record::ProofRecord;
+use crate::window::Shared;
+
+/// A partition is given up for its deadline after this many failed messages.
+pub(crate) const MAX_ATTEMPTS: u64 = 8;
+
+impl Shared {
+    /// Idempotency key of a partition's message.
+    pub(crate) fn post_key(&self, w: &Window, partition: u64, attempt: u64) -> String {
+        format!(
+            "wdpost/{}/{}/{}/{partition}/{attempt}",
+            self.deps.miner, w.period_start, w.index
+        )
+    }
+
+    /// Submits a proof. The message commits to the ticket of the opening epoch on the chain of
+    /// `head`.
+    pub(crate) async fn submit(
+        &self,
+        w: &Window,
+        partition: u64,
+        attempt: u64,
+        record: &ProofRecord,
+        head: &TipSetKey,
+    ) -> Result<String, ProvingError> {
+        let ticket = self
+            .deps
+            .node
+            .state_get_randomness_from_tickets(
+                Dst::PoStChainCommit as i64,
+                w.open,
+                &[],
+                head,
+            )
+            .await?;
+        let proof_type = lotus_proofs::window_post_proof_type(self.deps.size);
+        let params = SubmitWindowedPoStParams {
+            deadline: w.index,
+            partitions: vec![PoStPartition {
+                index: partition,
+                skipped: record.skipped.clone(),
+            }],
+            proofs: vec![PoStProof {
+                post_proof: RegisteredPoStProof::from(proof_type),
+                proof_bytes: record.proof.clone(),
+            }],
+            chain_commit_epoch: w.open.0,
+            chain_commit_rand: Randomness(ticket.to_vec()),
+        };
+        let key = self.post_key(w, partition, attempt);
+        self.send(
+            key.clone(),
+            miner::SUBMIT_WINDOWED_POST,
+            lotus_actors::encode(&params),
+            MessageKind::Post,
+        )
+        .await?;
+        Ok(key)
+    }
+
+    /// Sends a message to the miner actor from an address that may.
+    pub(crate) async fn send(
+        &self,
+        key: String,
+        method: u64,
+        params: Vec<u8>,
+        kind: MessageKind,
+    ) -> Result<(), ProvingError> {
+        let from = self.sending_address().await?;
+        let cid = self
+            .deps
+            .sender
+            .send(SendRequest {
+                key: key.clone(),
+                from,
+                to: self.deps.miner.address(),
+                method,
+                params,
+                value: TokenAmount::default(),
+                kind,
+                max_fee: None,
+            })
+            .await?;
+        tracing::info!(key, %cid, method = miner::method_name(method), "sent");
+        Ok(())
+    }
+
+    /// The first control address that has funds and whose key the node holds, else the worker: a
+    /// queue of its own keeps WindowPoSt from waiting behind sealing's nonces.
+    async fn sending_address(&self) -> Result<Address, ProvingError> {
+        let node = &self.deps.node;
+        let info = node
+            .state_miner_info(self.deps.miner.address(), &TipSetKey::HEAD)
+            .await?;
+        for control in info.control_addresses {
+            let key = node.state_account_key(control, &TipSetKey::HEAD).await?;
+            if node.wallet_has(key).await? && node.wallet_balance(key).await?.is_positive() {
+                return Ok(control);
+            }
+        }
+        Ok(info.worker)
+    }
+
+    /// Waits for a message and turns a failed execution into an error.
+    pub(crate) async fn landed(&self, key: &str) -> Result<Landed, ProvingError> {
+        let confidence = self.deps.cfg.confidence_epochs;
+        let landed = self.deps.sender.wait(key, confidence).await?;
+        if landed.exit_code == 0 {
+            return Ok(landed);
+        }
+        Err(ProvingError::Landed {
+            what: key.into(),
+            exit: u32::try_from(landed.exit_code).map_or_else(
+                |_| landed.exit_code.to_string(),
+                |code| lotus_actors::exit_name(code.into()),
+            ),
+        })
+    }
+}
