@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DealsConfig {
-    /// Address of the public HTTP intake. Port 0 picks a free port.
+    /// Address of the public HTTP intake. Port 0 picks a free port, and keeps it over restarts as
+    /// long as it stays free.
     pub listen: SocketAddr,
     /// Seconds that a stopping service may spend finishing open requests.
     pub drain_secs: u64,

@@ -159,7 +159,11 @@ async fn admit(
             })
         };
         let status = response.status().as_u16();
-        tracing::info!(status, "answered");
+        if method == Method::GET && status < 400 {
+            tracing::debug!(status, "answered");
+        } else {
+            tracing::info!(status, "answered");
+        }
         metrics::counter!("lotus_markets_deal_requests_total", "method" => method.to_string(), "status" => status.to_string())
             .increment(1);
         response

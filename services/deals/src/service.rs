@@ -1,4 +1,5 @@
 use std::fs::File;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +40,23 @@ impl Deals {
         }
     }
 
+    /// Port 0 picks a free port, and after a restart the same one if it is still free: clients
+    /// have its URL.
+    async fn bind(&self) -> Result<TcpListener, Fault> {
+        let wanted = self.cfg.listen;
+        if wanted.port() == 0
+            && let Ok(last) = addr_file::read(&self.run_dir, Self::NAME)
+            && let Ok(last) = last.parse::<SocketAddr>()
+            && last.ip() == wanted.ip()
+            && let Ok(listener) = TcpListener::bind(last).await
+        {
+            return Ok(listener);
+        }
+        TcpListener::bind(wanted)
+            .await
+            .map_err(|e| Fault::bind(&wanted, "deals.listen", &e))
+    }
+
     async fn engine(&self, data_socket: &std::path::Path) -> Result<Arc<Engine>, Fault> {
         std::fs::create_dir_all(&self.dir)?;
         let journal = Journal::open(&self.dir.join("deals.redb")).map_err(|e| journal_fault(&e))?;
@@ -62,9 +80,7 @@ impl Service for Deals {
     const NAME: &'static str = "deals";
 
     async fn run(self, cx: Cx) -> Result<(), Fault> {
-        let listener = TcpListener::bind(self.cfg.listen)
-            .await
-            .map_err(|e| Fault::bind(&self.cfg.listen, "deals.listen", &e))?;
+        let listener = self.bind().await?;
         // The hub opens the socket by this path, whatever its working directory is.
         let data_socket = std::path::absolute(self.dir.join("data.sock"))?;
         let engine = self.engine(&data_socket).await?;

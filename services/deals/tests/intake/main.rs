@@ -105,8 +105,10 @@ impl Net {
 
     /// Ends every task of the service at once, wherever it is, and starts it again.
     async fn crash(&mut self) {
+        let before = self.base.clone();
         self.service.shutdown().await;
         self.start().await;
+        assert_eq!(self.base, before, "the URL outlives a crash");
     }
 
     fn request(&self, method: &str, path: &str) -> reqwest::RequestBuilder {

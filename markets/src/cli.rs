@@ -1,0 +1,138 @@
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use comfy_table::{Table, presets};
+use lotus_runtime::{Fault, signals, telemetry};
+
+use crate::client::{self, ClientCommand};
+use crate::config::Repo;
+use crate::{MarketsConfig, host, registry};
+
+/// Public services of a storage provider, and their client.
+#[derive(Debug, Parser)]
+#[command(
+    name = "lotus-markets",
+    version,
+    after_help = "\
+Examples:
+  lotus-markets run                                   run every service
+  lotus-markets run --services=indexing,retrieval     run these two
+  lotus-markets client pack ./data -o data.car        pack a folder as a CAR
+  lotus-markets client deal --provider-url http://127.0.0.1:7780 --car data.car
+  lotus-markets client status --provider-url http://127.0.0.1:7780 DEAL_ID --watch"
+)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run services until stopped by SIGTERM or SIGINT.
+    Run {
+        /// Directory of configuration and state [default: ~/.lotus-hub/markets].
+        #[arg(long, env = "LOTUS_HUB_MARKETS")]
+        repo: Option<PathBuf>,
+        /// Services to run, separated by commas; all when left out. `services` lists them.
+        #[arg(long, value_delimiter = ',')]
+        services: Option<Vec<String>>,
+    },
+    /// List the services of this binary.
+    Services {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// The configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Act as a client of a storage provider: pack data, make deals, follow them, fetch.
+    #[command(subcommand)]
+    Client(ClientCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print every key with its default, as TOML.
+    Default,
+    /// Check the repo's configuration, environment included.
+    Check {
+        /// Directory of configuration and state [default: ~/.lotus-hub/markets].
+        #[arg(long, env = "LOTUS_HUB_MARKETS")]
+        repo: Option<PathBuf>,
+    },
+}
+
+/// Runs a command line.
+pub fn start(args: Args) -> Result<(), Fault> {
+    match args.command {
+        Command::Run { repo, services } => run(Repo::at(repo)?, services.as_deref()),
+        Command::Services { json } => {
+            list(json);
+            Ok(())
+        }
+        Command::Config(ConfigCommand::Default) => {
+            print!("{}", lotus_settings::default_toml::<MarketsConfig>());
+            Ok(())
+        }
+        Command::Config(ConfigCommand::Check { repo }) => {
+            let repo = Repo::at(repo)?;
+            repo.config()?;
+            println!("{} is fine", repo.config_file().display());
+            Ok(())
+        }
+        Command::Client(command) => runtime()?.block_on(client::run(command)),
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Fault> {
+    Ok(tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?)
+}
+
+fn run(repo: Repo, names: Option<&[String]>) -> Result<(), Fault> {
+    let services = registry::select(names)?;
+    let cfg = repo.config()?;
+    std::fs::create_dir_all(repo.run_dir())?;
+    let runtime = runtime()?;
+    let outcome = runtime.block_on(async {
+        let _telemetry = telemetry::init("lotus-markets", &cfg.telemetry)?;
+        let names: Vec<_> = services.iter().map(|e| e.name).collect();
+        tracing::info!(repo = %repo.dir().display(), ?names, hub = cfg.hub.addr, "starting");
+        signals::run_until_signal(|stop| host::run(services, cfg, repo, stop)).await
+    });
+    // Blocking work of a broken-off request must not hold the exit.
+    runtime.shutdown_background();
+    outcome
+}
+
+fn list(json: bool) {
+    if json {
+        let names: Vec<_> = registry::SERVICES
+            .iter()
+            .map(|e| serde_json::json!({"name": e.name, "about": e.about}))
+            .collect();
+        println!("{}", serde_json::Value::from(names));
+        return;
+    }
+    let mut table = Table::new();
+    table
+        .load_preset(presets::NOTHING)
+        .set_header(["SERVICE", "WHAT IT DOES"]);
+    for e in registry::SERVICES {
+        table.add_row([e.name, e.about]);
+    }
+    println!("{table}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Args::command().debug_assert();
+    }
+}
