@@ -108,7 +108,7 @@ pub(crate) struct Record {
     /// Sending address in key form, as text.
     pub(crate) from: String,
     pub(crate) nonce: u64,
-    /// CBOR of the signed message: the same bytes for ever.
+    /// CBOR of the signed message: the same bytes for ever. Emptied once no push can be needed.
     #[serde(with = "serde_bytes")]
     signed: Vec<u8>,
     /// Head when it was signed: the search for its receipt goes back to here.
@@ -137,6 +137,11 @@ impl Record {
             landed: None,
             replaced: false,
         }
+    }
+
+    /// The message is final: it is remembered, its bytes are not.
+    pub(crate) fn finish(&mut self) {
+        self.signed = Vec::new();
     }
 
     pub(crate) fn signed(&self, key: &str) -> Result<SignedMessage, SendError> {

@@ -124,6 +124,8 @@ impl Runner {
             end.cancel();
             // Writers look at `stop`; a call to the node has its own deadline.
             while tasks.join_next().await.is_some() {}
+            self.shared.calls.close();
+            self.shared.calls.wait().await;
         }
     }
 }

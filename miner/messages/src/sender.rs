@@ -11,6 +11,7 @@ use lotus_node_client::api::{TipSet, TipSetKey};
 use lotus_types::{Address, Epoch, EpochDelta};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::message::{MESSAGES, Record};
 use crate::runner::{Job, Runner};
@@ -39,6 +40,8 @@ pub(crate) struct Shared {
     /// What the node said at the last push of a message that it did not take, by key.
     pub(crate) push_errors: Mutex<HashMap<String, String>>,
     pub(crate) stop: CancellationToken,
+    /// Journal calls: awaited at the end, so that nothing is written after it.
+    pub(crate) calls: TaskTracker,
 }
 
 impl Sender {
@@ -64,6 +67,7 @@ impl Sender {
             key_addresses: Mutex::default(),
             push_errors: Mutex::default(),
             stop: CancellationToken::new(),
+            calls: TaskTracker::new(),
         });
         (Self(shared.clone()), Runner::new(shared, jobs))
     }
@@ -161,12 +165,15 @@ impl Sender {
         let Some(r) = self.0.record(key).await? else {
             return Ok(None);
         };
-        let signed = r.signed(key)?;
+        let from = r.from.parse().map_err(|e| SendError::Broken {
+            key: key.into(),
+            why: format!("the journaled sender {} is no address: {e}", r.from),
+        })?;
         Ok(Some(MessageStatus {
             key: key.into(),
             cid: r.cid,
             kind: r.kind,
-            from: signed.message.from,
+            from,
             nonce: r.nonce,
             created_unix_ms: r.created_unix_ms,
             landed: r.landed,
@@ -191,7 +198,7 @@ impl Shared {
         f: impl FnOnce(&Journal) -> Result<R, JournalError> + Send + 'static,
     ) -> Result<R, SendError> {
         let journal = self.journal.clone();
-        match tokio::task::spawn_blocking(move || f(&journal)).await {
+        match self.calls.spawn_blocking(move || f(&journal)).await {
             Ok(done) => Ok(done?),
             // The runtime is shutting down, or the journal panicked, which ends the process.
             Err(_) => Err(SendError::Stopped),

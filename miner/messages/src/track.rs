@@ -181,6 +181,7 @@ impl Shared {
                 "another program sends from this address: its message took the nonce");
         }
         record.replaced = replaced;
+        record.finish();
         lock(&self.push_errors).remove(key);
         let key = key.to_owned();
         self.journal(move |j| {

@@ -59,7 +59,7 @@ impl Hub {
         let mut tasks = JoinSet::new();
         let end = stop.clone();
         tasks.spawn(async move {
-            drop(walk.run(end).await);
+            walk.run(end).await;
         });
         tasks.spawn(runner.run(stop.clone()));
         Self {

@@ -47,24 +47,32 @@ impl Shared {
         Ok(age > self.cfg.ticket_max_age_epochs)
     }
 
+    /// A sector that is active counts only once no reorg is likely to undo it: what comes next
+    /// drops the files with which it could be proven again.
     async fn on_chain(
         &self,
         n: SectorNumber,
         commitments: &SealedCommitments,
-        at: &TipSetKey,
+        head: &TipSet,
     ) -> Result<OnChain, SealingError> {
-        let ours = commitments.comm_r.sealed_cid();
-        if let Some(info) = self.node.state_sector_get_info(self.actor(), n, at).await? {
-            return Ok(if info.sealed_cid == ours {
-                OnChain::Active {
-                    activation: info.activation,
-                    expiration: info.expiration,
-                }
-            } else {
-                OnChain::Other("sector")
+        let (at, ours) = (head.key(), commitments.comm_r.sealed_cid());
+        if let Some(info) = self.node.state_sector_get_info(self.actor(), n, &at).await? {
+            if info.sealed_cid != ours {
+                return Ok(OnChain::Other("sector"));
+            }
+            let depth = (head.height - info.activation).0;
+            if depth < i64::try_from(self.cfg.message_confidence_epochs).unwrap_or(i64::MAX) {
+                return Err(SealingError::Chain(format!(
+                    "sector {n} is active since epoch {}, {depth} epochs ago: waiting for more",
+                    info.activation
+                )));
+            }
+            return Ok(OnChain::Active {
+                activation: info.activation,
+                expiration: info.expiration,
             });
         }
-        let info = self.node.state_sector_precommit_info(self.actor(), n, at).await?;
+        let info = self.node.state_sector_precommit_info(self.actor(), n, &at).await?;
         Ok(match info {
             Some(i) if i.info.sealed_cid == ours => OnChain::PreCommitted(Box::new(i)),
             Some(_) => OnChain::Other("pre-commit"),
@@ -146,7 +154,7 @@ impl Shared {
         let at = head.key();
         let key = pre_commit_key(n, s);
         let sent = self.sender.status(&key).await?;
-        match self.on_chain(n, &commitments, &at).await? {
+        match self.on_chain(n, &commitments, &head).await? {
             OnChain::Active {
                 activation,
                 expiration,
@@ -229,7 +237,7 @@ impl Shared {
             return Ok(not_there("the replica is not known any more".into()));
         };
         let head = self.chain_head()?;
-        Ok(match self.on_chain(n, &commitments, &head.key()).await? {
+        Ok(match self.on_chain(n, &commitments, &head).await? {
             OnChain::PreCommitted(info) => Event::PreCommitLanded {
                 epoch: info.pre_commit_epoch,
             },
@@ -260,7 +268,7 @@ impl Shared {
         let mut heads = self.head.clone();
         loop {
             let head = self.chain_head()?;
-            let info = match self.on_chain(n, &commitments, &head.key()).await? {
+            let info = match self.on_chain(n, &commitments, &head).await? {
                 OnChain::PreCommitted(info) => info,
                 OnChain::Active {
                     activation,
@@ -306,7 +314,7 @@ impl Shared {
         };
         let head = self.chain_head()?;
         let at = head.key();
-        let pre_commit = match self.on_chain(n, &commitments, &at).await? {
+        let pre_commit = match self.on_chain(n, &commitments, &head).await? {
             OnChain::Active {
                 activation,
                 expiration,

@@ -80,6 +80,8 @@ impl Runner {
             }
             shared.stop.cancel();
             while tasks.join_next().await.is_some() {}
+            shared.calls.close();
+            shared.calls.wait().await;
         }
     }
 }

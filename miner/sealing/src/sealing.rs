@@ -16,6 +16,7 @@ use lotus_workers::{Output, Pool, Progress, Task, WorkError};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, OnceCell, watch};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::machine::{Event, Sector, SectorPiece, SectorState, Sectors, Terms};
 use crate::pieces::{self, Choice};
@@ -178,6 +179,8 @@ pub(crate) struct Shared {
     /// Counts changes, for those who wait for one.
     pub(crate) changes: watch::Sender<u64>,
     pub(crate) stop: CancellationToken,
+    /// Calls that block: awaited at the end, so that nothing is written after it.
+    pub(crate) calls: TaskTracker,
 }
 
 impl Sealing {
@@ -205,6 +208,7 @@ impl Sealing {
             wake: Notify::new(),
             changes: watch::Sender::new(0),
             stop: CancellationToken::new(),
+            calls: TaskTracker::new(),
         });
         Ok((Self(shared.clone()), Runner(shared)))
     }
@@ -470,15 +474,11 @@ impl Shared {
     ) -> Result<bool, SealingError> {
         let shared = self.clone();
         let span = tracing::Span::current();
-        let blocking = tokio::task::spawn_blocking(move || {
+        self.blocking(move || {
             let _entered = span.enter();
             shared.commit(number, &event, settles, also)
-        });
-        match blocking.await {
-            Ok(done) => done,
-            Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
-            Err(_) => Err(SealingError::Stopped),
-        }
+        })
+        .await
     }
 
     fn commit(
@@ -556,7 +556,7 @@ impl Shared {
         &self,
         f: impl FnOnce() -> Result<R, SealingError> + Send + 'static,
     ) -> Result<R, SealingError> {
-        match tokio::task::spawn_blocking(f).await {
+        match self.calls.spawn_blocking(f).await {
             Ok(done) => done,
             Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
             Err(_) => Err(SealingError::Stopped),

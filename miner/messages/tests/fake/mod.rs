@@ -1,5 +1,7 @@
 //! A small chain behind `trait FullNode`: a mempool, blocks on demand, receipts, reorgs.
 
+#![allow(dead_code, reason = "the tests of two crates use it, each another part")]
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -16,7 +18,7 @@ use lotus_types::{Address, Epoch, EpochDelta, TokenAmount};
 use tokio::sync::broadcast;
 
 /// Executes a message: exit code and return value.
-pub type Execute = Box<dyn FnMut(&Message, Epoch) -> (i64, Vec<u8>) + Send>;
+pub(crate) type Execute = Box<dyn FnMut(&Message, Epoch) -> (i64, Vec<u8>) + Send>;
 
 /// A tipset and the messages in it with what they gave.
 struct Round {
@@ -24,23 +26,23 @@ struct Round {
     messages: Vec<(SignedMessage, i64, Vec<u8>)>,
 }
 
-pub struct Inner {
+pub(crate) struct Inner {
     rounds: Vec<Round>,
-    pub mempool: Vec<SignedMessage>,
+    pub(crate) mempool: Vec<SignedMessage>,
     /// Every push that arrived, accepted or not.
-    pub pushes: Vec<SignedMessage>,
+    pub(crate) pushes: Vec<SignedMessage>,
     signatures: u64,
     forks: u64,
     execute: Execute,
     /// Exit code that `StateCall` gives, with a failing gas estimate, if not 0.
-    pub refuse: i64,
+    pub(crate) refuse: i64,
     /// Calls that fail with a transport error, by name; each entry fails one call.
-    pub failures: VecDeque<&'static str>,
+    pub(crate) failures: VecDeque<&'static str>,
 }
 
 /// The chain. Clones share it.
 #[derive(Clone)]
-pub struct Fake {
+pub(crate) struct Fake {
     inner: Arc<Mutex<Inner>>,
     heads: broadcast::Sender<Vec<HeadChange>>,
 }
@@ -71,7 +73,7 @@ fn tipset(parent: Option<&TipSet>, height: i64, salt: u64) -> TipSet {
 }
 
 impl Fake {
-    pub fn new(execute: Execute) -> Self {
+    pub(crate) fn new(execute: Execute) -> Self {
         let genesis = Round {
             tipset: tipset(None, 0, 0),
             messages: vec![],
@@ -91,12 +93,12 @@ impl Fake {
         }
     }
 
-    pub fn lock(&self) -> MutexGuard<'_, Inner> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap()
     }
 
     /// Makes a block with what the mempool holds in nonce order.
-    pub fn mine(&self) {
+    pub(crate) fn mine(&self) {
         let mut guard = self.lock();
         let inner = &mut *guard;
         let parent = inner.rounds.last().unwrap().tipset.clone();
@@ -129,7 +131,7 @@ impl Fake {
 
     /// Takes the last `depth` tipsets away and puts empty ones there, one more. Their messages go
     /// back to the mempool, or are forgotten.
-    pub fn reorg(&self, depth: usize, forget: bool) {
+    pub(crate) fn reorg(&self, depth: usize, forget: bool) {
         let mut guard = self.lock();
         let inner = &mut *guard;
         inner.forks += 1;
@@ -163,7 +165,7 @@ impl Fake {
     }
 
     /// Puts a message on chain that the hub did not send.
-    pub fn intrude(&self, from: Address) {
+    pub(crate) fn intrude(&self, from: Address) {
         let mut inner = self.lock();
         let nonce = inner.nonces().get(&from).copied().unwrap_or(0);
         let mut message = bare(from);
@@ -207,7 +209,7 @@ fn bare(from: Address) -> Message {
 }
 
 impl Inner {
-    pub fn nonces(&self) -> BTreeMap<Address, u64> {
+    pub(crate) fn nonces(&self) -> BTreeMap<Address, u64> {
         let mut nonces = BTreeMap::new();
         for r in &self.rounds {
             for (m, ..) in &r.messages {
@@ -218,12 +220,12 @@ impl Inner {
     }
 
     /// Messages on chain, in order.
-    pub fn landed(&self) -> Vec<SignedMessage> {
+    pub(crate) fn landed(&self) -> Vec<SignedMessage> {
         let messages = self.rounds.iter().flat_map(|r| &r.messages);
         messages.map(|m| m.0.clone()).collect()
     }
 
-    pub fn head(&self) -> &TipSet {
+    pub(crate) fn head(&self) -> &TipSet {
         &self.rounds.last().unwrap().tipset
     }
 

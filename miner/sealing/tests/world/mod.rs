@@ -35,6 +35,7 @@ use lotus_workers::{Output, Progress, Task, WorkError, execute};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::fake::Fake;
 
@@ -44,14 +45,14 @@ const DELAY: i64 = 10;
 /// Oldest ticket that the chain takes, in epochs.
 const MAX_TICKET_AGE: i64 = 400;
 
-pub fn deal(n: usize) -> DealKey {
+pub(crate) fn deal(n: usize) -> DealKey {
     DealKey {
         client: "t1client".into(),
         id: (n as u128).into(),
     }
 }
 
-pub fn terms() -> Terms {
+pub(crate) fn terms() -> Terms {
     Terms {
         start_epoch: Epoch(0),
         end_epoch: Epoch(2_000_000),
@@ -66,12 +67,12 @@ fn randomness(dst: Dst, epoch: i64) -> [u8; 32] {
 
 /// State of the miner actor.
 #[derive(Default)]
-pub struct Miner {
-    pub allocated: BTreeSet<u64>,
-    pub pre_commits: BTreeMap<u64, SectorPreCommitOnChainInfo>,
-    pub active: BTreeMap<u64, SectorOnChainInfo>,
+pub(crate) struct Miner {
+    pub(crate) allocated: BTreeSet<u64>,
+    pub(crate) pre_commits: BTreeMap<u64, SectorPreCommitOnChainInfo>,
+    pub(crate) active: BTreeMap<u64, SectorOnChainInfo>,
     /// Exit codes for the next messages, by method.
-    pub exits: Vec<(u64, i64)>,
+    pub(crate) exits: Vec<(u64, i64)>,
 }
 
 impl Miner {
@@ -215,6 +216,8 @@ macro_rules! forward {
                     consensus_fault_elapsed: Epoch(-1),
                     pending_owner_address: None,
                     beneficiary: Some(miner),
+                    beneficiary_term: None,
+                    pending_beneficiary_term: None,
                 })
             }
 
@@ -327,15 +330,15 @@ forward! {
 }
 
 /// What outlives a hub: the chain, the disk, the piece files.
-pub struct World {
-    pub chain: Fake,
+pub(crate) struct World {
+    pub(crate) chain: Fake,
     miner: Arc<Mutex<Miner>>,
     dir: tempfile::TempDir,
     _mining: JoinSet<()>,
 }
 
 impl World {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let miner = Arc::new(Mutex::new(Miner::default()));
         let state = miner.clone();
         let chain = Fake::new(Box::new(move |msg, height| {
@@ -359,15 +362,15 @@ impl World {
         }
     }
 
-    pub fn miner(&self) -> MutexGuard<'_, Miner> {
+    pub(crate) fn miner(&self) -> MutexGuard<'_, Miner> {
         self.miner.lock().unwrap()
     }
 
-    pub fn height(&self) -> i64 {
+    pub(crate) fn height(&self) -> i64 {
         self.chain.lock().head().height.0
     }
 
-    pub fn id(&self, number: SectorNumber) -> SectorId {
+    pub(crate) fn id(&self, number: SectorNumber) -> SectorId {
         SectorId {
             miner: MINER,
             number,
@@ -375,14 +378,14 @@ impl World {
     }
 
     /// A piece of so many bytes, on disk.
-    pub fn piece(&self, len: usize) -> PieceInfo {
+    pub(crate) fn piece(&self, len: usize) -> PieceInfo {
         let bytes: Vec<u8> = (0..len).map(|i| (i * 31 + len) as u8).collect();
         let piece = commp(bytes.as_slice()).unwrap();
         std::fs::write(Files(self.dir.path().join("pieces")).path(&piece.cid), bytes).unwrap();
         piece
     }
 
-    pub async fn until(&self, what: &str, f: impl Fn(&Self) -> bool) {
+    pub(crate) async fn until(&self, what: &str, f: impl Fn(&Self) -> bool) {
         let poll = async {
             while !f(self) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -402,14 +405,15 @@ impl PieceFiles for Files {
 }
 
 /// Runs tasks on a thread, and fails those that it was told to.
-pub struct Worker {
+pub(crate) struct Worker {
     lose: Mutex<Vec<&'static str>>,
     fail: Mutex<Vec<&'static str>>,
     held: watch::Sender<BTreeSet<&'static str>>,
+    running: TaskTracker,
 }
 
 /// Holds tasks back until it is dropped.
-pub struct Gate(Arc<Worker>, &'static str);
+pub(crate) struct Gate(Arc<Worker>, &'static str);
 
 impl Drop for Gate {
     fn drop(&mut self) {
@@ -420,15 +424,15 @@ impl Drop for Gate {
 }
 
 impl Worker {
-    pub fn lose(&self, step: &'static str, times: usize) {
+    pub(crate) fn lose(&self, step: &'static str, times: usize) {
         self.lose.lock().unwrap().extend(vec![step; times]);
     }
 
-    pub fn fail(&self, step: &'static str, times: usize) {
+    pub(crate) fn fail(&self, step: &'static str, times: usize) {
         self.fail.lock().unwrap().extend(vec![step; times]);
     }
 
-    pub fn hold(self: &Arc<Self>, step: &'static str) -> Gate {
+    pub(crate) fn hold(self: &Arc<Self>, step: &'static str) -> Gate {
         self.held.send_modify(|h| {
             h.insert(step);
         });
@@ -463,7 +467,7 @@ impl Work for Worker {
                 });
             }
             progress(0.5);
-            let done = tokio::task::spawn_blocking(move || execute(&Vanilla, &task)).await;
+            let done = self.running.spawn_blocking(move || execute(&Vanilla, &task)).await;
             done.unwrap().map_err(|e| WorkError::Failed {
                 step,
                 kind: e.kind(),
@@ -487,21 +491,21 @@ impl Observer for Witness {
 }
 
 /// The sealing part of a hub.
-pub struct Hub {
-    pub sealing: Sealing,
-    pub storage: Storage,
-    pub work: Arc<Worker>,
+pub(crate) struct Hub {
+    pub(crate) sealing: Sealing,
+    pub(crate) storage: Storage,
+    pub(crate) work: Arc<Worker>,
     journal: Journal,
     stop: CancellationToken,
     tasks: JoinSet<()>,
 }
 
 impl Hub {
-    pub fn start(world: &World) -> Self {
+    pub(crate) fn start(world: &World) -> Self {
         Self::start_with(world, |_| {})
     }
 
-    pub fn start_with(world: &World, adjust: impl FnOnce(&mut SealingConfig)) -> Self {
+    pub(crate) fn start_with(world: &World, adjust: impl FnOnce(&mut SealingConfig)) -> Self {
         let dir = world.dir.path();
         let journal = Journal::open(&dir.join("journal")).unwrap();
         let node = Arc::new(Node {
@@ -529,6 +533,7 @@ impl Hub {
             lose: Mutex::default(),
             fail: Mutex::default(),
             held: watch::Sender::default(),
+            running: TaskTracker::new(),
         });
         let (sealing, runner) = Sealing::new(SealingDeps {
             journal: journal.clone(),
@@ -562,7 +567,7 @@ impl Hub {
         }
     }
 
-    pub async fn restart_with(
+    pub(crate) async fn restart_with(
         self,
         world: &World,
         adjust: impl FnOnce(&mut SealingConfig),
@@ -576,7 +581,7 @@ impl Hub {
     }
 
     /// Waits until the sector is in a state.
-    pub async fn until(&self, n: SectorNumber, state: SectorState) {
+    pub(crate) async fn until(&self, n: SectorNumber, state: SectorState) {
         let mut changes = self.sealing.changes();
         let there = async {
             while self.state(n) != state {
@@ -589,7 +594,7 @@ impl Hub {
     }
 
     /// Waits until the sector is in another state than now, or in its last.
-    pub async fn moved(&self, n: SectorNumber) -> SectorState {
+    pub(crate) async fn moved(&self, n: SectorNumber) -> SectorState {
         let mut changes = self.sealing.changes();
         let before = self.state(n);
         let moves = async {
@@ -603,14 +608,17 @@ impl Hub {
     }
 
     /// The states that the observer was told.
-    pub fn observed(&self) -> Vec<String> {
+    pub(crate) fn observed(&self) -> Vec<String> {
         let seen = self.journal.read(|v| v.scan(&SEEN, None, 10_000));
         let seen: Vec<(u64, String)> = seen.map_err(|e: JournalError| e).unwrap();
         seen.into_iter().map(|(_, s)| s).collect()
     }
 
-    pub async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         self.stop.cancel();
         while self.tasks.join_next().await.is_some() {}
+        // A hub's workers end with it.
+        self.work.running.close();
+        self.work.running.wait().await;
     }
 }
