@@ -41,7 +41,7 @@ pub enum PackError {
         /// Its path.
         path: PathBuf,
         /// The error.
-        source: CarError,
+        source: Box<CarError>,
     },
     /// Something else than a file, a folder or a symbolic link.
     #[error("{0} is neither a file nor a folder nor a symbolic link")]
@@ -97,11 +97,11 @@ pub fn pack_dir(dir: &Path, out: &Path) -> Result<Cid, PackError> {
     };
     let failed = |source: io::Error| PackError::Write {
         path: out.into(),
-        source: CarError::Write(source),
+        source: Box::new(CarError::Write(source)),
     };
-    let car = |source| PackError::Write {
+    let car = |source: CarError| PackError::Write {
         path: out.into(),
-        source,
+        source: source.into(),
     };
     let tmp = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
     let own = tmp.as_file().metadata().map_err(failed)?;
@@ -156,7 +156,7 @@ impl<W: Write> Pack<'_, W> {
                 .write(&cid, data)
                 .map_err(|source| PackError::Write {
                     path: self.out.into(),
-                    source,
+                    source: source.into(),
                 })?;
         }
         Ok(cid)

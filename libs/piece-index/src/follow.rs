@@ -187,7 +187,8 @@ impl<H: Hooks> Follower<H> {
                     self.piece(piece).waiting = false;
                     self.queue.push_back(piece);
                 }
-                event = events.next() => match event {
+                // Only the listing knows all deals of a piece; before it, an event may mislead.
+                event = events.next(), if listed.is_none() => match event {
                     Some(Ok(event)) => self.take(&event),
                     Some(Err(e)) if e.kind() == Kind::Config => {
                         return Err(Fault::new(e.kind(), e.to_string(), e.fix()));

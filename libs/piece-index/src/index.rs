@@ -69,7 +69,7 @@ pub enum IndexError {
         /// The piece.
         piece: PieceCid,
         /// What is wrong with it.
-        source: CarError,
+        source: Box<CarError>,
     },
 }
 
@@ -82,10 +82,9 @@ impl IndexError {
             Self::DiskFull => Kind::Capacity,
             Self::Store(_) => Kind::Fatal,
             // Reading a leased piece can fail for reasons that pass.
-            Self::Car {
-                source: CarError::Read { .. },
-                ..
-            } => Kind::Transport,
+            Self::Car { source, .. } if matches!(**source, CarError::Read { .. }) => {
+                Kind::Transport
+            }
             Self::Car { source, .. } => source.kind(),
         }
     }
@@ -187,9 +186,9 @@ impl PieceIndex {
 
     /// Adds a piece that is a CAR: every block is checked and indexed.
     pub fn add_car(&self, piece: &PieceCid, car: impl Read) -> Result<u64, IndexError> {
-        let failed = |source| IndexError::Car {
+        let failed = |source: CarError| IndexError::Car {
             piece: *piece,
-            source,
+            source: source.into(),
         };
         let blocks = CarReader::new(car).map_err(failed)?;
         self.add_piece(

@@ -1,0 +1,46 @@
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// `[indexing]` in markets.toml.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct IndexingConfig {
+    /// HTTP address of lookups and of the advertisement chain. Port 0 picks a free port.
+    pub listen: SocketAddr,
+    /// Where the advertised content is served: `http://host:port`, or a multiaddr such as
+    /// `/dns4/sp.example/tcp/443/https`. Indexers hand it to clients, so it must be reachable
+    /// for them.
+    pub retrieval_url: String,
+    /// Where indexers fetch the advertisement chain, in the same form. Empty: the listen address.
+    pub publisher_url: String,
+    /// Indexers that are told of every new advertisement, such as
+    /// `https://cid.contact/announce`. Empty: none are.
+    pub announce_urls: Vec<String>,
+    /// Requests served at once; more are answered 429.
+    pub max_requests: usize,
+    /// Open connections; more wait.
+    pub max_connections: usize,
+    /// Seconds a client may take for the headers of a request.
+    pub header_secs: u64,
+    /// Seconds after which a client that takes nothing is dropped.
+    pub stall_secs: u64,
+    /// Seconds a stopping service may spend finishing open requests.
+    pub drain_secs: u64,
+}
+
+impl Default for IndexingConfig {
+    fn default() -> Self {
+        Self {
+            listen: ([127, 0, 0, 1], 7778).into(),
+            retrieval_url: "http://127.0.0.1:7777".into(),
+            publisher_url: String::new(),
+            announce_urls: Vec::new(),
+            max_requests: 256,
+            max_connections: 1024,
+            header_secs: 10,
+            stall_secs: 30,
+            drain_secs: 10,
+        }
+    }
+}
