@@ -8,8 +8,11 @@ mod run;
 use std::process::ExitCode;
 
 use clap::Parser;
+use fvm_shared::address::{Network, set_current_network};
 
 fn main() -> ExitCode {
+    // Addresses print as t…, as on every network but mainnet.
+    set_current_network(Network::Testnet);
     match cli::execute(cli::Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

@@ -136,6 +136,10 @@ pub(crate) fn fault(repo: &Path, what: &FaultCommand) -> Result<(), Fault> {
 
 /// `wallet`.
 pub(crate) fn wallet(repo: &Path, what: &WalletCommand) -> Result<(), Fault> {
+    let imported = match what {
+        WalletCommand::Import { key } => exported(key)?,
+        _ => Value::Null,
+    };
     with_node(repo, async |node| match what {
         WalletCommand::List { json } => list(&node, *json).await,
         WalletCommand::New { kind } => {
@@ -160,14 +164,10 @@ pub(crate) fn wallet(repo: &Path, what: &WalletCommand) -> Result<(), Fault> {
             println!("{}", hex::encode(key.to_string()));
             Ok(())
         }
-        WalletCommand::Import { key } => {
-            let bad = |why: String| NodeError::Decode {
-                method: "wallet import".into(),
-                why: format!("the key is not what `wallet export` prints: {why}"),
-            };
-            let bytes = hex::decode(key.trim()).map_err(|e| bad(e.to_string()))?;
-            let key = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
-            let address = node.request("Filecoin.WalletImport", vec![key]).await?;
+        WalletCommand::Import { .. } => {
+            let address = node
+                .request("Filecoin.WalletImport", vec![imported])
+                .await?;
             println!("{}", address.as_str().unwrap_or_default());
             Ok(())
         }
@@ -182,6 +182,19 @@ pub(crate) fn wallet(repo: &Path, what: &WalletCommand) -> Result<(), Fault> {
             );
             Ok(())
         }
+    })
+}
+
+/// Reads what `wallet export` prints.
+fn exported(key: &str) -> Result<Value, Fault> {
+    let bytes = hex::decode(key.trim()).map_err(|e| e.to_string());
+    let key = bytes.and_then(|b| serde_json::from_slice(&b).map_err(|e| e.to_string()));
+    key.map_err(|e| {
+        Fault::new(
+            Kind::Data,
+            format!("no exported key: {e}"),
+            "give the hex text that `lotus-devnet wallet export` or `lotus wallet export` printed",
+        )
     })
 }
 

@@ -1,6 +1,7 @@
 //! `lotus-devnet run`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -95,7 +96,11 @@ pub(crate) fn run(repo: &Path, options: &Options) -> Result<(), Fault> {
 }
 
 async fn serve(repo: &Path, cfg: Config, stop: CancellationToken) -> Result<(), Fault> {
-    std::fs::create_dir_all(repo)?;
+    // The repo holds keys.
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(repo)?;
     let chain = {
         let (repo, cfg) = (repo.to_owned(), cfg.chain.clone());
         let open = move || Chain::open(&repo, cfg, Arc::new(Vanilla));

@@ -49,7 +49,7 @@ struct StoredFacts {
     beacon_seed: [u8; 32],
     producer: Vec<u8>,
     producer_id: u64,
-    default_address: String,
+    default_address: Vec<u8>,
 }
 
 impl Facts {
@@ -59,8 +59,7 @@ impl Facts {
         };
         let damaged = |why: &dyn std::fmt::Display| ChainError::Damaged(format!("facts: {why}"));
         let s: StoredFacts = serde_json::from_slice(&bytes).map_err(|e| damaged(&e))?;
-        let default_address =
-            fvm_shared::address::Network::Testnet.parse_address(&s.default_address);
+        let default_address = Address::from_bytes(&s.default_address);
         Ok(Some(Self {
             policy: s.policy,
             network_name: s.network_name,
@@ -83,7 +82,7 @@ impl Facts {
             beacon_seed: self.beacon_seed,
             producer: self.producer.to_bytes(),
             producer_id: self.producer_id,
-            default_address: self.default_address.to_string(),
+            default_address: self.default_address.to_bytes(),
         };
         serde_json::to_vec(&s).map_err(|e| ChainError::Damaged(format!("facts: {e}")))
     }

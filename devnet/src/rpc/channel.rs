@@ -189,3 +189,71 @@ async fn follow_heads(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rpc::gate::Gate;
+    use crate::rpc::token::Tokens;
+    use crate::{Chain, ChainConfig};
+    use lotus_proofs::Vanilla;
+
+    const WAIT: Duration = Duration::from_secs(20);
+
+    fn context(repo: &std::path::Path) -> Arc<Context> {
+        Arc::new(Context {
+            chain: Chain::open(repo, ChainConfig::default(), Arc::new(Vanilla)).unwrap(),
+            tokens: Tokens::open(repo).unwrap(),
+            gate: Arc::new(Gate::default()),
+            stop: CancellationToken::new(),
+        })
+    }
+
+    fn height(frame: &Value) -> i64 {
+        frame["params"][1][0]["Val"]["Height"].as_i64().unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_slow_reader_loses_its_channel_and_a_fast_one_no_item() {
+        let repo = tempfile::tempdir().unwrap();
+        let cx = context(repo.path());
+        let start = |room| {
+            let (out, frames) = mpsc::channel(room);
+            let (cx, cancel) = (cx.clone(), CancellationToken::new());
+            let token = cancel.clone();
+            let mut task = JoinSet::new();
+            task.spawn(async move { follow_heads(&cx, 1, &out, &token).await });
+            (task, frames, cancel)
+        };
+        let (mut slow, mut unread, _open) = start(1);
+        let (mut fast, mut frames, cancel) = start(1);
+        let first = timeout(WAIT, frames.recv()).await.unwrap().unwrap();
+        assert_eq!(first["method"], "xrpc.ch.val");
+        assert_eq!(first["params"][1][0]["Type"], "current");
+        // The slow one has begun too: its first frame fills its room.
+        while unread.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        for _ in 0..MAX_UNREAD + 4 {
+            let chain = cx.chain.clone();
+            let made = tokio::task::spawn_blocking(move || chain.advance().unwrap());
+            let made = made.await.unwrap();
+            let frame = timeout(WAIT, frames.recv()).await.unwrap().unwrap();
+            assert_eq!(height(&frame), made.height.0);
+        }
+        timeout(WAIT, slow.join_next())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
+        assert!(fast.try_join_next().is_none());
+        cancel.cancel();
+        timeout(WAIT, fast.join_next())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
+        // What it was sent before is still there to be read.
+        assert_eq!(height(&unread.recv().await.unwrap()), 0);
+    }
+}
