@@ -1,1 +1,19 @@
-//! The hub: sealing, proving, mining.
+//! The hub: sealing, proving, mining, and the API that spokes use.
+//!
+//! - [`repo`]: the directory, its lock and generation. [`config`]: `config.toml`.
+//! - [`pieces`]: the hand-off of pieces; [`capacity`]: the room they may take; [`unsealed`]:
+//!   reading them; [`events`]: the durable log that spokes follow.
+//! - [`api`]: all of it over gRPC. [`control`]: what only the operator may do.
+//! - [`sealer`]: joins sealing, proving and workers to these parts. [`run`]: starts it all.
+
+pub mod api;
+pub mod capacity;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod events;
+pub mod pieces;
+pub mod repo;
+pub mod run;
+pub mod sealer;
+pub mod unsealed;

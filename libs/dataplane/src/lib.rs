@@ -15,7 +15,7 @@ use std::fs::File;
 
 pub use error::DataError;
 pub use fd::{FdServer, fetch_fd};
-pub use pull::{HttpPull, Pulled, http_client, pull_http};
+pub use pull::{HttpPull, Pulled, http_client, http_client_on, pull_http};
 pub use reader::PieceReader;
 pub use serve::http_router;
 

@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -37,16 +38,27 @@ pub struct Pulled {
 
 /// A client for the data plane: no redirects, connects within `connect`.
 pub fn http_client(connect: Duration) -> Result<reqwest::Client, DataError> {
+    build(builder(connect))
+}
+
+/// A client whose every connection goes to a Unix socket on this host.
+pub fn http_client_on(socket: &Path, connect: Duration) -> Result<reqwest::Client, DataError> {
+    build(builder(connect).unix_socket(socket))
+}
+
+fn builder(connect: Duration) -> reqwest::ClientBuilder {
     // Already installed by another part of the process: just as good.
     drop(rustls::crypto::ring::default_provider().install_default());
     reqwest::Client::builder()
         .connect_timeout(connect)
         .redirect(reqwest::redirect::Policy::none())
-        .build()
-        .map_err(|e| DataError::Unreachable {
-            at: "the HTTP client".into(),
-            why: e.to_string(),
-        })
+}
+
+fn build(builder: reqwest::ClientBuilder) -> Result<reqwest::Client, DataError> {
+    builder.build().map_err(|e| DataError::Unreachable {
+        at: "the HTTP client".into(),
+        why: e.to_string(),
+    })
 }
 
 /// Pulls `pull.url` from byte `pull.from` to its end into `sink`, waiting while the sink is full.

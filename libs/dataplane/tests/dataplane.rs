@@ -1,5 +1,7 @@
 //! Both transports over real sockets.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write as _;

@@ -1,0 +1,88 @@
+use hub_proto::status;
+use hub_proto::v1::chain_server::Chain;
+use hub_proto::v1::{
+    AccountKeyRequest, AccountKeyResponse, AllocationRequest, AllocationResponse, HeadChanged,
+    HeadRequest,
+};
+use lotus_node_client::NodeError;
+use lotus_node_client::api::TipSetKey;
+use lotus_types::{Address, Kind};
+use tonic::{Request, Response, Status};
+
+use super::{Answer, Api, from_node, invalid, not_found};
+
+#[tonic::async_trait]
+impl Chain for Api {
+    async fn head(&self, _: Request<HeadRequest>) -> Answer<HeadChanged> {
+        self.events.head().map(Response::new).ok_or_else(|| {
+            status(
+                Kind::Transport,
+                "the hub has not reached its full node yet",
+                "see /readyz of the hub",
+                None,
+            )
+        })
+    }
+
+    async fn allocation(&self, request: Request<AllocationRequest>) -> Answer<AllocationResponse> {
+        let request = request.into_inner();
+        let client = address(&request.client)?;
+        let found = self
+            .node
+            .state_get_allocation(client, request.id, &TipSetKey::default())
+            .await
+            .map_err(|e| from_node(&e))?;
+        let a = found.ok_or_else(|| {
+            not_found(
+                format!("{} has no allocation {}", request.client, request.id),
+                "check the client and the allocation id",
+            )
+        })?;
+        Ok(Response::new(AllocationResponse {
+            client: a.client,
+            provider: a.provider,
+            piece_cid: a.data.to_string(),
+            piece_size: a.size,
+            term_min: a.term_min.0,
+            term_max: a.term_max.0,
+            expiration: a.expiration.0,
+        }))
+    }
+
+    async fn account_key(&self, request: Request<AccountKeyRequest>) -> Answer<AccountKeyResponse> {
+        let text = request.into_inner().address;
+        let addr = address(&text)?;
+        let head = TipSetKey::default();
+        // The node words an unknown actor as an error of the call.
+        let absent = |e: NodeError| match e {
+            NodeError::Rpc { .. } => {
+                not_found(format!("there is no account {text}"), "check the address")
+            }
+            other => from_node(&other),
+        };
+        let key = self
+            .node
+            .state_account_key(addr, &head)
+            .await
+            .map_err(absent)?;
+        let id = self
+            .node
+            .state_lookup_id(addr, &head)
+            .await
+            .map_err(absent)?;
+        Ok(Response::new(AccountKeyResponse {
+            key_address: key.to_string(),
+            id_address: id.to_string(),
+        }))
+    }
+}
+
+fn address(text: &str) -> Result<Address, Status> {
+    text.parse().map_err(|_| {
+        let short: String = text.chars().take(100).collect();
+        invalid(
+            format!("{short:?} is no address"),
+            "send an address such as t01000 or t1…",
+        )
+    })
+}

@@ -1,0 +1,169 @@
+use std::time::Duration;
+
+use hub_proto::v1::capacity_server::Capacity;
+use hub_proto::v1::events_server::Events;
+use hub_proto::v1::hub_server::Hub;
+use hub_proto::v1::{
+    AcquireRequest, CapacityState, Credit, Event, HelloRequest, HelloResponse, IdentityRequest,
+    IdentityResponse, ReleaseRequest, ReleaseResponse, SafeToRestartRequest, SafeToRestartResponse,
+    SubscribeRequest, WatchCapacityRequest,
+};
+use hub_proto::{API_VERSION, status, with_code};
+use lotus_types::Kind;
+use tonic::{Code, Request, Response, Status};
+
+use super::pieces::deal_key;
+use super::{Answer, Api, Streamed, from_journal, invalid};
+use crate::capacity::CapacityError;
+use crate::events::{EventsError, Topics};
+
+/// How often room is looked at when nothing tells of a change: disks fill without telling.
+const CAPACITY_EVERY: Duration = Duration::from_secs(2);
+
+#[tonic::async_trait]
+impl Hub for Api {
+    async fn hello(&self, request: Request<HelloRequest>) -> Answer<HelloResponse> {
+        let on_this_host = request.remote_addr().is_none_or(|a| a.ip().is_loopback());
+        let hello = request.into_inner();
+        let (major, minor) = API_VERSION;
+        if hello.major != major {
+            return Err(status(
+                Kind::Config,
+                format!(
+                    "this hub speaks API {major}.{minor}, the caller {}.{}",
+                    hello.major, hello.minor
+                ),
+                "install hub and spokes of matching releases",
+                None,
+            ));
+        }
+        let short = |s: &str| s.chars().take(64).collect::<String>();
+        tracing::info!(
+            service = short(&hello.service),
+            instance = short(&hello.instance),
+            api = format!("{}.{}", hello.major, hello.minor),
+            "hello"
+        );
+        Ok(Response::new(HelloResponse {
+            major,
+            minor,
+            generation: self.generation.0,
+            features: vec![
+                "pull.unix".into(),
+                "pull.http".into(),
+                "lease".into(),
+                "events".into(),
+            ],
+            data_socket: if on_this_host {
+                self.data_socket.display().to_string()
+            } else {
+                String::new()
+            },
+            data_url: self.data_url.clone(),
+        }))
+    }
+
+    async fn identity(&self, _: Request<IdentityRequest>) -> Answer<IdentityResponse> {
+        // A name that the node does not tell now is no reason to know nothing.
+        let network = self.node.state_network_name().await.unwrap_or_default();
+        Ok(Response::new(IdentityResponse {
+            actor: self.actor.to_string(),
+            sector_size: self.sector_size.bytes(),
+            height: self.events.head().map_or(0, |h| h.height),
+            network,
+            proof_mode: "vanilla".into(),
+        }))
+    }
+
+    async fn safe_to_restart(
+        &self,
+        _: Request<SafeToRestartRequest>,
+    ) -> Answer<SafeToRestartResponse> {
+        Ok(Response::new(self.safety.safe_to_restart()))
+    }
+}
+
+#[tonic::async_trait]
+impl Capacity for Api {
+    type WatchStream =
+        std::pin::Pin<Box<dyn futures::Stream<Item = Result<CapacityState, Status>> + Send>>;
+
+    async fn watch(&self, _: Request<WatchCapacityRequest>) -> Streamed<CapacityState> {
+        let credits = self.capacity.watch();
+        let pieces = self.pieces.watch();
+        let start = (self.clone(), credits, pieces, None::<CapacityState>);
+        let stream =
+            futures::stream::unfold(start, |(api, mut credits, mut pieces, told)| async move {
+                loop {
+                    credits.borrow_and_update();
+                    pieces.borrow_and_update();
+                    let now = api.capacity.state();
+                    if told.as_ref() != Some(&now) {
+                        return Some((Ok(now), (api, credits, pieces, Some(now))));
+                    }
+                    tokio::select! {
+                        () = api.stop.cancelled() => return None,
+                        _ = credits.changed() => {}
+                        _ = pieces.changed() => {}
+                        () = tokio::time::sleep(CAPACITY_EVERY) => {}
+                    }
+                }
+            });
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn acquire(&self, request: Request<AcquireRequest>) -> Answer<Credit> {
+        let request = request.into_inner();
+        let key = deal_key(request.key.as_ref())?;
+        self.capacity
+            .acquire(&key, request.piece_size, request.ttl_seconds)
+            .map(Response::new)
+            .map_err(|e| from_capacity(&e))
+    }
+
+    async fn release(&self, request: Request<ReleaseRequest>) -> Answer<ReleaseResponse> {
+        self.capacity.release(&request.into_inner().id);
+        Ok(Response::new(ReleaseResponse {}))
+    }
+}
+
+pub(super) fn from_capacity(e: &CapacityError) -> Status {
+    status(e.kind(), e.to_string(), e.fix(), e.retry_after())
+}
+
+#[tonic::async_trait]
+impl Events for Api {
+    type SubscribeStream =
+        std::pin::Pin<Box<dyn futures::Stream<Item = Result<Event, Status>> + Send>>;
+
+    async fn subscribe(&self, request: Request<SubscribeRequest>) -> Streamed<Event> {
+        use futures::StreamExt as _;
+        let request = request.into_inner();
+        let topics = Topics::parse(&request.topics).map_err(|name| {
+            invalid(
+                format!("there is no event topic {name:?}"),
+                "subscribe to piece, sector or head",
+            )
+        })?;
+        let events = self
+            .events
+            .subscribe(request.from_seq, topics, self.stop.clone())
+            .map_err(|e| from_events(&e))?;
+        Ok(Response::new(Box::pin(
+            events.map(|e| e.map_err(|e| from_events(&e))),
+        )))
+    }
+}
+
+fn from_events(e: &EventsError) -> Status {
+    match e {
+        EventsError::OutOfRange { .. } => with_code(
+            Code::OutOfRange,
+            Kind::Data,
+            e.to_string(),
+            "list the state and subscribe anew from the present",
+            None,
+        ),
+        EventsError::Journal(e) => from_journal(e),
+    }
+}

@@ -1,0 +1,223 @@
+//! The hub API over gRPC: checks what comes in, asks the parts of the hub, tells errors by kind.
+
+mod chain;
+mod hub;
+mod pieces;
+mod sectors;
+mod unsealed;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::Stream;
+use hub_proto::v1::capacity_server::CapacityServer;
+use hub_proto::v1::chain_server::ChainServer;
+use hub_proto::v1::events_server::EventsServer;
+use hub_proto::v1::hub_server::HubServer;
+use hub_proto::v1::pieces_server::PiecesServer;
+use hub_proto::v1::sectors_server::SectorsServer;
+use hub_proto::v1::unsealed_server::UnsealedServer;
+use hub_proto::v1::{SafeToRestartResponse, SectorInfo};
+use hub_proto::{status, with_code};
+use lotus_journal::JournalError;
+use lotus_node_client::{Node, NodeError};
+use lotus_runtime::{Fault, addr_file, trace};
+use lotus_types::{ActorId, Generation, Kind, SectorSize};
+use tokio::net::{TcpListener, UnixListener};
+use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tonic::transport::Server;
+use tonic::{Code, Response, Status};
+
+use crate::capacity::Capacity;
+use crate::config::ApiConfig;
+use crate::events::EventLog;
+use crate::pieces::{Pieces, Placer};
+use crate::unsealed::Unsealed;
+pub(crate) use pieces::piece_state;
+
+/// Streams that one connection may hold.
+const MAX_STREAMS: u32 = 256;
+/// HTTP/2 pings that find dead connections.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+
+/// Entries of a list in one answer.
+pub(crate) const MAX_PAGE: u32 = 1_000;
+
+type Answer<T> = Result<Response<T>, Status>;
+type Streamed<T> = Answer<Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>>;
+
+/// The sectors, for reading.
+pub trait SectorBook: Send + Sync + 'static {
+    /// Sectors with a number above `after`.
+    fn list(&self, after: Option<u64>, limit: usize) -> Vec<SectorInfo>;
+    /// One sector, with its log if wanted.
+    fn get(&self, number: u64, log: bool) -> Result<Option<SectorInfo>, JournalError>;
+}
+
+/// What a restart would interrupt.
+pub trait Safety: Send + Sync + 'static {
+    /// Whether the hub may be stopped now.
+    fn safe_to_restart(&self) -> SafeToRestartResponse;
+}
+
+/// What the services need. Clones share it.
+#[derive(Clone)]
+pub struct Api {
+    /// The miner.
+    pub actor: ActorId,
+    /// Size of its sectors.
+    pub sector_size: SectorSize,
+    /// Of this start.
+    pub generation: Generation,
+    /// The data plane on this host.
+    pub data_socket: PathBuf,
+    /// The data plane for other hosts; empty when off.
+    pub data_url: String,
+    /// Hand-offs.
+    pub pieces: Arc<Pieces>,
+    /// Places of pieces.
+    pub placer: Arc<dyn Placer>,
+    /// Room.
+    pub capacity: Arc<Capacity>,
+    /// Leases.
+    pub unsealed: Arc<Unsealed>,
+    /// Events.
+    pub events: EventLog,
+    /// Sectors.
+    pub sectors: Arc<dyn SectorBook>,
+    /// Safety of a restart.
+    pub safety: Arc<dyn Safety>,
+    /// The chain.
+    pub node: Node,
+    /// Ends streams.
+    pub stop: CancellationToken,
+}
+
+impl Api {
+    /// Every service, with reflection.
+    pub fn routes(&self, cfg: &ApiConfig) -> Result<Routes, Fault> {
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(hub_proto::DESCRIPTORS)
+            .build_v1()
+            .map_err(|e| Fault::new(Kind::Fatal, format!("gRPC reflection: {e}"), "report this"))?;
+        let max = cfg.max_request_bytes;
+        Ok(Routes::new(reflection)
+            .add_service(HubServer::new(self.clone()).max_decoding_message_size(max))
+            .add_service(CapacityServer::new(self.clone()).max_decoding_message_size(max))
+            .add_service(PiecesServer::new(self.clone()).max_decoding_message_size(max))
+            .add_service(SectorsServer::new(self.clone()).max_decoding_message_size(max))
+            .add_service(UnsealedServer::new(self.clone()).max_decoding_message_size(max))
+            .add_service(EventsServer::new(self.clone()).max_decoding_message_size(max))
+            .add_service(ChainServer::new(self.clone()).max_decoding_message_size(max)))
+    }
+}
+
+/// The bound listeners of the API.
+#[derive(Debug)]
+pub struct Listeners {
+    tcp: TcpListener,
+    unix: UnixListener,
+    addr: SocketAddr,
+}
+
+impl Listeners {
+    /// Binds TCP and the Unix socket, and writes `run/api.addr`.
+    pub async fn bind(cfg: &ApiConfig, socket: &Path, run_dir: &Path) -> Result<Self, Fault> {
+        let tcp = TcpListener::bind(cfg.listen)
+            .await
+            .map_err(|e| Fault::bind(&cfg.listen, "api.listen", &e))?;
+        let addr = tcp.local_addr()?;
+        let unix = bind_unix(socket)?;
+        addr_file::write(run_dir, "api", &addr.to_string())?;
+        Ok(Self { tcp, unix, addr })
+    }
+
+    /// The TCP address.
+    #[must_use]
+    pub const fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Serves until `stop`.
+    pub async fn serve(
+        self,
+        api: &Api,
+        cfg: &ApiConfig,
+        stop: CancellationToken,
+    ) -> Result<(), Fault> {
+        let routes = api.routes(cfg)?;
+        let tcp = server(cfg)
+            .add_routes(routes.clone())
+            .serve_with_incoming_shutdown(TcpListenerStream::new(self.tcp), stop.cancelled());
+        let unix = server(cfg)
+            .add_routes(routes)
+            .serve_with_incoming_shutdown(UnixListenerStream::new(self.unix), stop.cancelled());
+        tokio::try_join!(tcp, unix)
+            .map(|_| ())
+            .map_err(|e| Fault::new(Kind::Fatal, format!("hub API: {e}"), "see the log"))
+    }
+}
+
+/// Binds a Unix socket for this user alone. The repo's lock says that who was there is dead.
+pub(crate) fn bind_unix(path: &Path) -> Result<UnixListener, Fault> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let bind = || {
+        match std::fs::remove_file(path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        Ok(listener)
+    };
+    bind().map_err(|e| {
+        Fault::new(
+            Kind::Config,
+            format!("can not listen on {}: {e}", path.display()),
+            "put the repo on a file system with Unix sockets, at a path of under 90 bytes",
+        )
+    })
+}
+
+/// A server with this API's limits.
+fn server(cfg: &ApiConfig) -> Server {
+    Server::builder()
+        .timeout(Duration::from_secs(cfg.call_secs.max(1)))
+        .concurrency_limit_per_connection(cfg.calls_per_connection)
+        .max_concurrent_streams(Some(MAX_STREAMS))
+        .http2_keepalive_interval(Some(KEEP_ALIVE))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE))
+        .trace_fn(|request| {
+            let span = tracing::info_span!("hub_api", call = request.uri().path());
+            trace::set_parent(&span, &trace::from_headers(request.headers()));
+            span
+        })
+}
+
+// ---- errors
+
+fn not_found(what: impl Into<String>, fix: &str) -> Status {
+    with_code(Code::NotFound, Kind::Data, what, fix, None)
+}
+
+fn invalid(what: impl Into<String>, fix: impl Into<String>) -> Status {
+    status(Kind::Data, what, fix, None)
+}
+
+fn from_journal(e: &JournalError) -> Status {
+    status(e.kind(), e.to_string(), e.fix(), None)
+}
+
+fn from_node(e: &NodeError) -> Status {
+    // The node's credentials are the hub's affair: to a spoke they are an outage.
+    let kind = match e.kind() {
+        Kind::Config => Kind::Transport,
+        kind => kind,
+    };
+    status(kind, e.to_string(), e.fix(), None)
+}

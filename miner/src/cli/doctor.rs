@@ -1,0 +1,121 @@
+use lotus_runtime::Fault;
+use lotus_types::Kind;
+use serde::Serialize;
+use tokio::net::TcpListener;
+
+use super::init::look_up;
+use super::{Cx, bytes, print, print_json, table};
+use crate::config::MinerConfig;
+use crate::repo::Repo;
+
+#[derive(Serialize)]
+struct Check {
+    name: &'static str,
+    ok: bool,
+    detail: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    fix: String,
+}
+
+/// Checks what a start needs. Fails with the first problem's kind.
+pub(super) async fn doctor(cx: &Cx) -> Result<(), Fault> {
+    let repo = cx.repo()?;
+    let mut checks: Vec<(Check, Kind)> = Vec::new();
+    let mut add = |name, result: Result<String, Fault>| {
+        checks.push(match result {
+            Ok(detail) => (
+                Check {
+                    name,
+                    ok: true,
+                    detail,
+                    fix: String::new(),
+                },
+                Kind::Config,
+            ),
+            Err(f) => (
+                Check {
+                    name,
+                    ok: false,
+                    detail: f.message,
+                    fix: f.fix,
+                },
+                f.kind,
+            ),
+        });
+    };
+    let cfg = if repo.is_initialised() {
+        MinerConfig::load(&repo.config())
+    } else {
+        Err(Fault::new(
+            Kind::Config,
+            format!("{} is no hub repo", repo.root().display()),
+            "run `lotus-miner init --actor <your actor>`",
+        ))
+    };
+    match &cfg {
+        Ok(_) => add("configuration", Ok(repo.config().display().to_string())),
+        Err(f) => add("configuration", Err(f.clone())),
+    }
+    if let Ok(cfg) = &cfg {
+        add("disk", disk(&repo, cfg));
+        let running = cx.hub().await.is_ok();
+        add(
+            "hub",
+            Ok(if running { "running" } else { "not running" }.into()),
+        );
+        if !running {
+            add("api.listen", port(cfg).await);
+        }
+        let found = look_up(&cfg.node, cfg.actor()?).await;
+        add(
+            "full node",
+            found.map(|f| format!("{}, worker {} can sign", f.network, f.worker)),
+        );
+    }
+    let bad = checks
+        .iter()
+        .find(|(c, _)| !c.ok)
+        .map(|(c, kind)| Fault::new(*kind, format!("{}: {}", c.name, c.detail), c.fix.clone()));
+    let checks: Vec<Check> = checks.into_iter().map(|(c, _)| c).collect();
+    if cx.json {
+        print_json(&checks)?;
+    } else {
+        let mut out = table(&["Check", "", "Detail"]);
+        for c in &checks {
+            let detail = if c.ok {
+                c.detail.clone()
+            } else {
+                format!("{}\nfix: {}", c.detail, c.fix)
+            };
+            out.add_row([c.name, if c.ok { "ok" } else { "bad" }, detail.as_str()]);
+        }
+        print(&out.to_string())?;
+    }
+    bad.map_or(Ok(()), Err)
+}
+
+fn disk(repo: &Repo, cfg: &MinerConfig) -> Result<String, Fault> {
+    let s = rustix::fs::statvfs(repo.root()).map_err(|e| Fault::from(std::io::Error::from(e)))?;
+    let free = s.f_bavail * s.f_frsize;
+    let text = format!(
+        "{} free, {} are kept free",
+        bytes(free),
+        bytes(cfg.pieces.keep_free_bytes)
+    );
+    if free > cfg.pieces.keep_free_bytes {
+        Ok(text)
+    } else {
+        Err(Fault::new(
+            Kind::Capacity,
+            text,
+            "free space, or lower pieces.keep_free_bytes",
+        ))
+    }
+}
+
+async fn port(cfg: &MinerConfig) -> Result<String, Fault> {
+    TcpListener::bind(cfg.api.listen)
+        .await
+        .map(|_| format!("{} is free", cfg.api.listen))
+        .map_err(|e| Fault::bind(&cfg.api.listen, "api.listen", &e))
+}

@@ -1,0 +1,170 @@
+use std::collections::BTreeMap;
+
+use hub_proto::v1::{IdentityRequest, SafeToRestartRequest, WatchCapacityRequest};
+use lotus_node_client::api::{BigInt, TipSetKey};
+use lotus_runtime::Fault;
+use serde::Serialize;
+
+use super::{Cx, bytes, from_status, print, print_json, sectors, table};
+use crate::run::from_node;
+
+#[derive(Serialize)]
+struct Info {
+    actor: String,
+    network: String,
+    sector_size: u64,
+    height: i64,
+    generation: u64,
+    proof_mode: String,
+    sectors: BTreeMap<String, u64>,
+    free_bytes: u64,
+    waiting_pieces: u32,
+    safe_to_restart: bool,
+    busy: Vec<String>,
+    /// Absent when the node does not answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chain: Option<OnChain>,
+}
+
+#[derive(Serialize)]
+struct OnChain {
+    raw_power: String,
+    quality_power: String,
+    network_power: String,
+    has_min_power: bool,
+    available_balance: String,
+    worker: String,
+    worker_balance: String,
+}
+
+pub(super) async fn info(cx: &Cx) -> Result<(), Fault> {
+    let hub = cx.hub().await?;
+    let identity = hub.hub().identity(hub.request(IdentityRequest {})).await;
+    let identity = identity.map_err(from_status)?.into_inner();
+    let safe = hub
+        .hub()
+        .safe_to_restart(hub.request(SafeToRestartRequest {}))
+        .await;
+    let safe = safe.map_err(from_status)?.into_inner();
+    let room = hub
+        .capacity()
+        .watch(hub.request(WatchCapacityRequest {}))
+        .await;
+    let room = room.map_err(from_status)?.into_inner().message().await;
+    let room = room.map_err(from_status)?.unwrap_or_default();
+    let mut by_state: BTreeMap<String, u64> = BTreeMap::new();
+    for s in sectors::all(&hub).await? {
+        *by_state.entry(s.state).or_default() += 1;
+    }
+    let chain = match on_chain(cx).await {
+        Ok(chain) => Some(chain),
+        Err(e) => {
+            eprintln!("the full node does not answer: {e}");
+            None
+        }
+    };
+    let info = Info {
+        actor: identity.actor,
+        network: identity.network,
+        sector_size: identity.sector_size,
+        height: identity.height,
+        generation: hub.hello().generation,
+        proof_mode: identity.proof_mode,
+        sectors: by_state,
+        free_bytes: room.free_bytes,
+        waiting_pieces: room.waiting_pieces,
+        safe_to_restart: safe.safe,
+        busy: safe.reasons,
+        chain,
+    };
+    if cx.json {
+        return print_json(&info);
+    }
+    let mut out = table(&["Miner", &info.actor]);
+    let mut row = |name: &str, value: String| {
+        out.add_row([name.to_owned(), value]);
+    };
+    row(
+        "Network",
+        format!("{}, height {}", info.network, info.height),
+    );
+    row("Sector size", bytes(info.sector_size));
+    row(
+        "Hub",
+        format!("generation {}, {} proofs", info.generation, info.proof_mode),
+    );
+    if let Some(c) = &info.chain {
+        let least = if c.has_min_power {
+            ""
+        } else {
+            " (below the least for mining)"
+        };
+        row(
+            "Power",
+            format!("{} of {}{least}", c.quality_power, c.network_power),
+        );
+        row("Available balance", c.available_balance.clone());
+        row("Worker", format!("{} with {}", c.worker, c.worker_balance));
+    }
+    let sectors: Vec<String> = info
+        .sectors
+        .iter()
+        .map(|(s, n)| format!("{s}: {n}"))
+        .collect();
+    row(
+        "Sectors",
+        if sectors.is_empty() {
+            "none".into()
+        } else {
+            sectors.join("\n")
+        },
+    );
+    row(
+        "Room for pieces",
+        format!(
+            "{}, {} wait for a sector",
+            bytes(info.free_bytes),
+            info.waiting_pieces
+        ),
+    );
+    row(
+        "Safe to restart",
+        if info.safe_to_restart {
+            "yes".into()
+        } else {
+            info.busy.join("\n")
+        },
+    );
+    print(&out.to_string())
+}
+
+async fn on_chain(cx: &Cx) -> Result<OnChain, Fault> {
+    let (node, cfg) = cx.node()?;
+    let (miner, head) = (cfg.actor()?.address(), TipSetKey::default());
+    let power = node
+        .state_miner_power(miner, &head)
+        .await
+        .map_err(|e| from_node(&e))?;
+    let available = node.state_miner_available_balance(miner, &head).await;
+    let info = node
+        .state_miner_info(miner, &head)
+        .await
+        .map_err(|e| from_node(&e))?;
+    let balance = node
+        .wallet_balance(info.worker)
+        .await
+        .map_err(|e| from_node(&e))?;
+    Ok(OnChain {
+        raw_power: power.miner_power.raw_byte_power.to_string(),
+        quality_power: size(&power.miner_power.quality_adj_power),
+        network_power: size(&power.total_power.quality_adj_power),
+        has_min_power: power.has_min_power,
+        available_balance: format!("{} FIL", available.map_err(|e| from_node(&e))?),
+        worker: info.worker.to_string(),
+        worker_balance: format!("{balance} FIL"),
+    })
+}
+
+fn size(power: &BigInt) -> String {
+    u64::try_from(power.clone()).map_or_else(|_| power.to_string(), bytes)
+}

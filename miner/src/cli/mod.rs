@@ -1,0 +1,246 @@
+//! The command line.
+
+mod doctor;
+mod info;
+mod init;
+mod proving;
+mod sectors;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::{ContentArrangement, Table};
+use hub_proto::{HubClient, HubConfig, HubError};
+use lotus_node_client::{Client, Node};
+use lotus_runtime::{Fault, signals, trace};
+use lotus_types::Kind;
+use lotus_workers::{WorkerArgs, worker_main};
+use serde::Serialize;
+
+use crate::config::MinerConfig;
+use crate::repo::{DEFAULT_REPO, REPO_VAR, Repo};
+use crate::run::{from_node, run};
+
+/// Threads of the hub for calls and journal work; proofs run in processes of their own.
+const BLOCKING_THREADS: usize = 64;
+/// How long the runtime waits for a write to a slow disk at the end.
+const LAST_WRITES: Duration = Duration::from_secs(5);
+
+/// The hub of a Filecoin storage provider: sealing, proving, mining.
+///
+/// Start with `lotus-miner init --actor t01000 --node-repo ~/.lotus-hub/devnet`, then
+/// `lotus-miner run`. Every other command asks the running hub.
+#[derive(Debug, Parser)]
+#[command(name = "lotus-miner", version, max_term_width = 100)]
+pub struct Args {
+    /// The hub's directory
+    #[arg(long, global = true, env = REPO_VAR, default_value = DEFAULT_REPO, value_name = "DIR")]
+    repo: String,
+    /// Print JSON instead of tables
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Prepare a repo: check the actor on chain, write config.toml
+    Init(init::InitArgs),
+    /// Run the hub until SIGTERM or Ctrl-C
+    Run,
+    /// Run a worker process; the hub starts these itself
+    #[command(hide = true)]
+    Worker(WorkerArgs),
+    /// Show the actor, its power and balance, the sectors, the room, and whether a restart is safe
+    Info,
+    /// Look at sectors and push them on
+    #[command(subcommand)]
+    Sectors(sectors::SectorsCommand),
+    /// Look at WindowPoSt
+    #[command(subcommand)]
+    Proving(proving::ProvingCommand),
+    /// Print or check the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Check everything that a start needs, and say what to do about what is missing
+    Doctor,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print every key with its default
+    Default,
+    /// Check config.toml and the environment, and print what is in force
+    Check,
+}
+
+/// Runs the command.
+pub fn start(args: Args) -> Result<(), Fault> {
+    let (cx, command) = (
+        Cx {
+            json: args.json,
+            repo: args.repo,
+        },
+        args.command,
+    );
+    match command {
+        // These make runtimes of their own.
+        Command::Worker(worker) => worker_main(&worker),
+        Command::Run => {
+            let repo = Repo::at(&cx.repo)?;
+            // Before anything is locked or bound: a typo must not cost a running hub.
+            let cfg = if repo.is_initialised() {
+                MinerConfig::load(&repo.config())?
+            } else {
+                return repo.open().map(|_| ());
+            };
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .enable_all()
+                .max_blocking_threads(BLOCKING_THREADS)
+                .build()?;
+            let result = runtime.block_on(signals::run_until_signal(|stop| run(repo, cfg, stop)));
+            runtime.shutdown_timeout(LAST_WRITES);
+            result
+        }
+        Command::Config(ConfigCommand::Default) => {
+            print(&lotus_settings::default_toml::<MinerConfig>())
+        }
+        Command::Config(ConfigCommand::Check) => check_config(&cx),
+        other => tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?
+            .block_on(async {
+                match other {
+                    Command::Init(args) => init::init(&cx, args).await,
+                    Command::Info => info::info(&cx).await,
+                    Command::Sectors(command) => sectors::sectors(&cx, command).await,
+                    Command::Proving(command) => proving::proving(&cx, command).await,
+                    Command::Doctor => doctor::doctor(&cx).await,
+                    Command::Worker(_) | Command::Run | Command::Config(_) => Ok(()),
+                }
+            }),
+    }
+}
+
+fn check_config(cx: &Cx) -> Result<(), Fault> {
+    let repo = Repo::at(&cx.repo)?;
+    let mut cfg = MinerConfig::load(&repo.config())?;
+    // Output is copied into tickets and chats; the token must not go along.
+    if let Some((_, address)) = cfg.node.api.split_once(':') {
+        cfg.node.api = format!("<token>:{address}");
+    }
+    if cx.json {
+        return print_json(&cfg);
+    }
+    let text = toml::to_string_pretty(&cfg)
+        .map_err(|e| Fault::new(Kind::Fatal, e.to_string(), "report this"))?;
+    print(&format!(
+        "# {} is good. In force, environment included:\n{text}",
+        repo.config().display()
+    ))
+}
+
+/// What every command knows.
+struct Cx {
+    json: bool,
+    repo: String,
+}
+
+impl Cx {
+    fn repo(&self) -> Result<Repo, Fault> {
+        Repo::at(&self.repo)
+    }
+
+    /// The running hub.
+    async fn hub(&self) -> Result<HubClient, Fault> {
+        let cfg = HubConfig {
+            addr: format!("unix:{}", self.repo()?.hub_socket().display()),
+            ..HubConfig::default()
+        };
+        HubClient::connect(
+            &cfg,
+            "cli",
+            &std::process::id().to_string(),
+            trace::client_interceptor,
+        )
+        .await
+        .map_err(from_hub)
+    }
+
+    fn control_socket(&self) -> Result<PathBuf, Fault> {
+        Ok(self.repo()?.control_socket())
+    }
+
+    /// The full node that the hub uses, and the hub's configuration.
+    fn node(&self) -> Result<(Node, MinerConfig), Fault> {
+        let cfg = MinerConfig::load(&self.repo()?.config())?;
+        let node = Client::connect(&cfg.node).map_err(|e| from_node(&e))?;
+        Ok((node, cfg))
+    }
+}
+
+fn from_hub(e: HubError) -> Fault {
+    Fault::new(e.kind(), e.to_string(), e.fix())
+}
+
+fn from_status(s: tonic::Status) -> Fault {
+    from_hub(s.into())
+}
+
+fn table(head: &[&str]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_preset(UTF8_HORIZONTAL_ONLY)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_header(head.to_vec());
+    table
+}
+
+/// Prints to standard output. A reader that has gone away (`| head`) is no error.
+fn print(text: &str) -> Result<(), Fault> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| {
+        if text.ends_with('\n') {
+            Ok(())
+        } else {
+            out.write_all(b"\n")
+        }
+    }) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e.into()),
+        _ => Ok(()),
+    }
+}
+
+fn print_json(value: &impl Serialize) -> Result<(), Fault> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|e| Fault::new(Kind::Fatal, e.to_string(), "report this"))?;
+    print(&text)
+}
+
+/// Bytes as operators read them: 8.0 MiB.
+#[expect(clippy::cast_precision_loss, reason = "two digits are shown")]
+fn bytes(n: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if n < 1024 {
+        return format!("{n} B");
+    }
+    let mut value = n as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+/// A moment in UTC.
+fn time(unix_ms: u64) -> String {
+    i64::try_from(unix_ms)
+        .ok()
+        .and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok())
+        .map_or_else(String::new, |t| t.strftime("%Y-%m-%d %H:%M:%S").to_string())
+}

@@ -1,0 +1,205 @@
+//! `config.toml`: every section, its defaults, and what a parser cannot check.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use lotus_messages::MessagesConfig;
+use lotus_node_client::NodeConfig;
+use lotus_proving::{MiningConfig, ProvingConfig};
+use lotus_runtime::Fault;
+use lotus_runtime::admin::AdminConfig;
+use lotus_runtime::telemetry::TelemetryConfig;
+use lotus_sealing::SealingConfig;
+use lotus_types::{ActorId, Kind, SectorSize};
+use lotus_workers::WorkersConfig;
+use serde::{Deserialize, Serialize};
+
+/// Prefix of the variables that overlay config.toml: `LOTUS_MINER__API__LISTEN`.
+pub const ENV_PREFIX: &str = "LOTUS_MINER";
+
+/// The hub's config.toml.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MinerConfig {
+    /// Whose hub this is.
+    pub miner: ActorConfig,
+    /// The hub API.
+    pub api: ApiConfig,
+    /// The data plane for other hosts.
+    pub data: DataConfig,
+    /// The full node.
+    pub node: NodeConfig,
+    /// Pieces on their way into sectors.
+    pub pieces: PiecesConfig,
+    /// The event log.
+    pub events: EventsConfig,
+    /// Messages to the chain.
+    pub messages: MessagesConfig,
+    /// Sealing.
+    pub sealing: SealingConfig,
+    /// WindowPoSt.
+    pub proving: ProvingConfig,
+    /// Block production.
+    pub mining: MiningConfig,
+    /// Worker processes.
+    pub workers: WorkersConfig,
+    /// Health and metrics.
+    pub admin: AdminConfig,
+    /// Logs and traces.
+    pub telemetry: TelemetryConfig,
+}
+
+/// `[miner]`: written by `lotus-miner init`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ActorConfig {
+    /// The miner actor, such as t01000.
+    pub actor: String,
+    /// Its sector size, such as 32GiB.
+    pub sector_size: String,
+}
+
+/// `[api]`: gRPC, beside the Unix socket `run/hub.sock`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ApiConfig {
+    /// TCP address. Port 0 picks a free one; `run/api.addr` has the one in use.
+    pub listen: SocketAddr,
+    /// Seconds after which a unary call is given up.
+    pub call_secs: u64,
+    /// Calls in progress on one connection.
+    pub calls_per_connection: usize,
+    /// Largest request, bytes.
+    pub max_request_bytes: usize,
+}
+
+impl Default for ApiConfig {
+    fn default() -> Self {
+        Self {
+            listen: ([127, 0, 0, 1], 2345).into(),
+            call_secs: 30,
+            calls_per_connection: 128,
+            max_request_bytes: 1 << 20,
+        }
+    }
+}
+
+/// `[data]`: piece bytes over HTTP ranges, for spokes on other hosts. Spokes on this host use
+/// `run/data.sock`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataConfig {
+    /// Address such as 10.0.0.5:2346; empty: off. `run/data.addr` has the one in use.
+    pub listen: String,
+    /// URL that spokes reach it by, when it is another than `http://<listen>`.
+    pub url: String,
+}
+
+/// `[pieces]`: the hand-off.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PiecesConfig {
+    /// Pieces pulled at the same time.
+    pub pulls: usize,
+    /// Pieces that may wait for their bytes or for a sector. More offers are refused for now.
+    pub max_waiting: usize,
+    /// Bytes of the repo's disk that pieces leave free.
+    pub keep_free_bytes: u64,
+    /// Seconds that a source may be silent during a pull.
+    pub idle_secs: u64,
+    /// Milliseconds before the first retry of a pull or a placement; doubles up to
+    /// `retry_max_ms`.
+    pub retry_first_ms: u64,
+    /// Longest time between two retries, milliseconds.
+    pub retry_max_ms: u64,
+    /// Longest life of a capacity credit, seconds.
+    pub max_credit_secs: u32,
+}
+
+impl Default for PiecesConfig {
+    fn default() -> Self {
+        Self {
+            pulls: 4,
+            max_waiting: 1_000,
+            keep_free_bytes: 1 << 30,
+            idle_secs: 30,
+            retry_first_ms: 200,
+            retry_max_ms: 30_000,
+            max_credit_secs: 3_600,
+        }
+    }
+}
+
+/// `[events]`: the durable event log.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EventsConfig {
+    /// Events kept. A spoke that is further behind lists the state anew.
+    pub keep: u64,
+}
+
+impl Default for EventsConfig {
+    fn default() -> Self {
+        Self { keep: 100_000 }
+    }
+}
+
+impl MinerConfig {
+    /// Reads `file` and the environment, and checks what a parser cannot.
+    pub fn load(file: &Path) -> Result<Self, Fault> {
+        let cfg: Self = lotus_settings::load(Some(file), ENV_PREFIX)?;
+        cfg.actor()?;
+        cfg.sector_size()?;
+        cfg.data_listen()?;
+        let positive = [
+            ("api.calls_per_connection", cfg.api.calls_per_connection),
+            ("api.max_request_bytes", cfg.api.max_request_bytes),
+            ("pieces.pulls", cfg.pieces.pulls),
+            ("pieces.max_waiting", cfg.pieces.max_waiting),
+        ];
+        match positive.iter().find(|(_, n)| *n == 0) {
+            Some((key, _)) => Err(wrong(
+                format!("{key} is 0"),
+                format!("set {key} to 1 or more"),
+            )),
+            None => Ok(cfg),
+        }
+    }
+
+    /// The miner actor.
+    pub fn actor(&self) -> Result<ActorId, Fault> {
+        self.miner.actor.parse().map_err(|e| {
+            wrong(
+                format!("miner.actor: {e}"),
+                "set miner.actor, or run `lotus-miner init --actor t01000`".into(),
+            )
+        })
+    }
+
+    /// Size of its sectors.
+    pub fn sector_size(&self) -> Result<SectorSize, Fault> {
+        self.miner.sector_size.parse().map_err(|e| {
+            wrong(
+                format!("miner.sector_size: {e}"),
+                "run `lotus-miner init` again: it asks the chain".into(),
+            )
+        })
+    }
+
+    /// Address of the data plane for other hosts, if it is on.
+    pub fn data_listen(&self) -> Result<Option<SocketAddr>, Fault> {
+        if self.data.listen.is_empty() {
+            return Ok(None);
+        }
+        self.data.listen.parse().map(Some).map_err(|e| {
+            wrong(
+                format!("data.listen {:?}: {e}", self.data.listen),
+                "set data.listen to an address such as 10.0.0.5:2346, or to \"\" for off".into(),
+            )
+        })
+    }
+}
+
+fn wrong(message: String, fix: String) -> Fault {
+    Fault::new(Kind::Config, message, fix)
+}

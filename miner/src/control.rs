@@ -1,0 +1,149 @@
+//! What only the operator may do: JSON over `run/control.sock`, a socket that no spoke gets.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Path as UrlPath, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use lotus_proving::{DeadlineRecord, WindowPost};
+use lotus_runtime::Fault;
+use lotus_sealing::{Sealing, SealingError};
+use lotus_types::{Kind, SectorNumber};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use crate::api::bind_unix;
+
+/// Longest that a command may take.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// What the commands act on.
+#[derive(Clone)]
+pub struct Control {
+    /// Sectors.
+    pub sealing: Sealing,
+    /// Deadlines.
+    pub window_post: WindowPost,
+}
+
+/// A refusal.
+#[derive(Debug, Serialize, Deserialize)]
+struct Refusal {
+    error: String,
+    kind: Kind,
+    fix: String,
+}
+
+/// A sector that a command opened.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Opened {
+    /// Its number.
+    pub sector: u64,
+}
+
+struct Failed(Refusal);
+
+impl From<SealingError> for Failed {
+    fn from(e: SealingError) -> Self {
+        Self(Refusal {
+            error: e.to_string(),
+            kind: e.kind(),
+            fix: e.fix(),
+        })
+    }
+}
+
+impl IntoResponse for Failed {
+    fn into_response(self) -> Response {
+        let status = match self.0.kind {
+            Kind::Data => StatusCode::BAD_REQUEST,
+            Kind::Transport | Kind::Capacity => StatusCode::SERVICE_UNAVAILABLE,
+            Kind::Chain | Kind::Config | Kind::Fatal => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        (status, Json(self.0)).into_response()
+    }
+}
+
+impl Control {
+    /// Serves the socket until `stop`.
+    pub async fn serve(self, socket: &Path, stop: CancellationToken) -> Result<(), Fault> {
+        let listener = bind_unix(socket)?;
+        let app = Router::new()
+            .route("/v1/sectors/pledge", post(pledge))
+            .route("/v1/sectors/{number}/seal", post(seal))
+            .route("/v1/sectors/{number}/remove", post(remove))
+            .route("/v1/deadlines", get(deadlines))
+            .with_state(Arc::new(self));
+        axum::serve(listener, app)
+            .with_graceful_shutdown(stop.cancelled_owned())
+            .await
+            .map_err(Fault::from)
+    }
+}
+
+type Shared = State<Arc<Control>>;
+
+async fn pledge(State(c): Shared) -> Result<Json<Opened>, Failed> {
+    let number = c.sealing.pledge().await?;
+    Ok(Json(Opened { sector: number.0 }))
+}
+
+async fn seal(State(c): Shared, UrlPath(number): UrlPath<u64>) -> Result<Json<Opened>, Failed> {
+    c.sealing.seal_now(SectorNumber(number)).await?;
+    Ok(Json(Opened { sector: number }))
+}
+
+async fn remove(State(c): Shared, UrlPath(number): UrlPath<u64>) -> Result<Json<Opened>, Failed> {
+    c.sealing.remove(SectorNumber(number)).await?;
+    Ok(Json(Opened { sector: number }))
+}
+
+async fn deadlines(State(c): Shared) -> Result<Json<Vec<DeadlineRecord>>, Failed> {
+    c.window_post.outcomes().map(Json).map_err(|e| {
+        Failed(Refusal {
+            error: e.to_string(),
+            kind: e.kind(),
+            fix: e.fix(),
+        })
+    })
+}
+
+/// Calls the control socket of a running hub.
+pub async fn call<T: DeserializeOwned>(
+    socket: &Path,
+    method: reqwest::Method,
+    path: &str,
+) -> Result<T, Fault> {
+    let silent = |e: reqwest::Error| {
+        Fault::new(
+            Kind::Transport,
+            format!("no answer from the hub at {}: {e}", socket.display()),
+            "start `lotus-miner run`, or name its --repo",
+        )
+    };
+    let client = lotus_dataplane::http_client_on(socket, DEADLINE)
+        .map_err(|e| Fault::new(e.kind(), e.to_string(), e.fix()))?;
+    let answer = client
+        .request(method, format!("http://hub{path}"))
+        .timeout(DEADLINE)
+        .send()
+        .await
+        .map_err(silent)?;
+    if answer.status().is_success() {
+        return answer.json().await.map_err(silent);
+    }
+    let status = answer.status();
+    match answer.json::<Refusal>().await {
+        Ok(r) => Err(Fault::new(r.kind, r.error, r.fix)),
+        Err(_) => Err(Fault::new(
+            Kind::Fatal,
+            format!("the hub answered with HTTP status {status}"),
+            "use the lotus-miner of the same release as the hub",
+        )),
+    }
+}

@@ -1,0 +1,367 @@
+//! Joins sealing, proving and the worker pool to the parts that only know their traits.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use hub_proto::v1::event::What;
+use hub_proto::v1::{
+    SafeToRestartResponse, SectorChanged, SectorInfo, SectorLogEntry, SectorPiece,
+};
+use lotus_chain::Follower;
+use lotus_journal::{JournalError, Tx};
+use lotus_proving::{Activity, SectorFiles};
+use lotus_sealing::machine::{Allocation, Notify};
+use lotus_sealing::{
+    Observer, PieceFiles, Sealing, SealingError, SectorChange, SectorRecord, SectorState, Storage,
+    Terms,
+};
+use lotus_types::{
+    ActorId, DealKey, Epoch, Kind, PieceCid, PieceInfo, SectorId, SectorNumber, SectorSize,
+};
+use lotus_workers::{Output, Pool, Task};
+
+use crate::api::{Safety, SectorBook};
+use crate::events::{EventLog, unix_ms};
+use crate::pieces::machine::{DealTerms, Place};
+use crate::pieces::{NoPlace, Pieces, Placer, SectorFate};
+use crate::unsealed::Unsealer;
+
+/// Fr32 stores 127 payload bytes in every 128.
+const FR32: (u64, u64) = (127, 128);
+
+/// Sealing, as the API and the hand-off see it.
+pub struct Sealer {
+    /// Places pieces and knows the sectors.
+    pub sealing: Sealing,
+    /// Unseals.
+    pub pool: Pool,
+    /// Where sectors are.
+    pub storage: Storage,
+    /// The miner.
+    pub miner: ActorId,
+    /// Size of its sectors.
+    pub size: SectorSize,
+    /// What proving and mining are doing.
+    pub activity: Activity,
+    /// The chain's head.
+    pub follower: Follower,
+    /// Length of an epoch, once the node told it.
+    pub block_delay: OnceLock<Duration>,
+}
+
+impl Sealer {
+    const fn id(&self, number: SectorNumber) -> SectorId {
+        SectorId {
+            miner: self.miner,
+            number,
+        }
+    }
+
+    /// Unix milliseconds at which an epoch begins, as far as known.
+    fn time_of(&self, epoch: Epoch) -> Option<u64> {
+        let head = self.follower.head().borrow().clone()?;
+        let ahead = u64::try_from((epoch - head.height).0).unwrap_or(0);
+        let delay = u64::try_from(self.block_delay.get()?.as_millis()).ok()?;
+        Some(unix_ms().saturating_add(ahead.saturating_mul(delay)))
+    }
+}
+
+fn no_place(e: &SealingError) -> NoPlace {
+    NoPlace {
+        kind: e.kind(),
+        message: format!("{e} ({})", e.fix()),
+    }
+}
+
+fn terms(t: &DealTerms) -> Result<Terms, NoPlace> {
+    let notify = match &t.notify {
+        Some((address, payload)) => Some(Notify {
+            address: address.parse().map_err(|_| NoPlace {
+                kind: Kind::Data,
+                message: format!("{address} is no address to notify"),
+            })?,
+            payload: payload.clone(),
+        }),
+        None => None,
+    };
+    Ok(Terms {
+        start_epoch: Epoch(t.start_epoch),
+        end_epoch: Epoch(t.end_epoch),
+        allocation: t.allocation.map(|(client, id)| Allocation {
+            client: ActorId(client),
+            id,
+        }),
+        notify,
+    })
+}
+
+fn fate(state: SectorState, reason: Option<&str>) -> SectorFate {
+    let because = |what: &str| match reason {
+        Some(reason) => SectorFate::Lost(format!("{what}: {reason}")),
+        None => SectorFate::Lost(what.into()),
+    };
+    match state {
+        SectorState::Proving => SectorFate::Proven,
+        SectorState::FailedUnrecoverable => because("its sector can never be proven"),
+        SectorState::Removing | SectorState::RemoveFailed | SectorState::Removed => {
+            because("its sector was removed")
+        }
+        sealing => SectorFate::Sealing(sealing.as_str().into()),
+    }
+}
+
+#[async_trait]
+impl Placer for Sealer {
+    async fn place(
+        &self,
+        key: &DealKey,
+        piece: PieceInfo,
+        t: &DealTerms,
+    ) -> Result<Place, NoPlace> {
+        let placed = self.sealing.add_piece(key.clone(), piece, terms(t)?).await;
+        let placed = placed.map_err(|e| no_place(&e))?;
+        Ok(Place {
+            sector: placed.sector.0,
+            offset: placed.offset,
+        })
+    }
+
+    async fn placement(&self, key: &DealKey) -> Result<Option<Place>, NoPlace> {
+        let placed = self.sealing.placement(key).map_err(|e| no_place(&e))?;
+        Ok(placed.map(|p| Place {
+            sector: p.sector.0,
+            offset: p.offset,
+        }))
+    }
+
+    fn sector(&self, number: u64) -> SectorFate {
+        match self.sealing.sector(SectorNumber(number)) {
+            Ok(Some(r)) => fate(r.sector.state, r.sector.reason.as_deref()),
+            // Nothing is known, so nothing is lost.
+            Ok(None) | Err(_) => SectorFate::Sealing(String::new()),
+        }
+    }
+}
+
+#[async_trait]
+impl Unsealer for Sealer {
+    async fn unseal(&self, place: Place, piece: PieceInfo, out: &Path) -> Result<(), NoPlace> {
+        let not_now = |message: String| NoPlace {
+            kind: Kind::Capacity,
+            message,
+        };
+        let number = SectorNumber(place.sector);
+        let record = self.sealing.sector(number).map_err(|e| no_place(&e))?;
+        let sector = record
+            .map(|r| r.sector)
+            .filter(|s| s.state == SectorState::Proving)
+            .ok_or_else(|| not_now(format!("sector {number} is not proven yet")))?;
+        let (Some(ticket), Some(commitments)) = (sector.ticket, sector.commitments) else {
+            return Err(not_now(format!("sector {number} has no ticket on record")));
+        };
+        let id = self.id(number);
+        let scratch = self.storage.scratch(id).join("unseal");
+        let io = |e: std::io::Error| NoPlace {
+            kind: Kind::Fatal,
+            message: format!("{}: {e}", scratch.display()),
+        };
+        std::fs::create_dir_all(&scratch).map_err(io)?;
+        let task = Task::Unseal {
+            sector: id,
+            size: self.size,
+            ticket: ticket.value,
+            comm_d: commitments.comm_d,
+            sealed: self.storage.sealed(id),
+            cache: self.storage.cache(id),
+            scratch: scratch.clone(),
+            out: out.to_owned(),
+            offset: place.offset / FR32.1 * FR32.0,
+            len: piece.raw_size,
+        };
+        let done = self.pool.run(task, None).await;
+        std::fs::remove_dir_all(&scratch).map_err(io)?;
+        match done {
+            Ok(Output::Done) => Ok(()),
+            Ok(other) => Err(NoPlace {
+                kind: Kind::Fatal,
+                message: format!("the worker answered {other:?}"),
+            }),
+            Err(e) => Err(NoPlace {
+                kind: e.kind(),
+                message: e.to_string(),
+            }),
+        }
+    }
+}
+
+impl SectorBook for Sealer {
+    fn list(&self, after: Option<u64>, limit: usize) -> Vec<SectorInfo> {
+        let sectors = self.sealing.sectors();
+        let wanted = sectors
+            .into_iter()
+            .filter(|r| after.is_none_or(|a| r.number.0 > a));
+        wanted.take(limit).map(|r| info(r, false)).collect()
+    }
+
+    fn get(&self, number: u64, log: bool) -> Result<Option<SectorInfo>, JournalError> {
+        match self.sealing.sector(SectorNumber(number)) {
+            Ok(found) => Ok(found.map(|r| info(r, log))),
+            Err(SealingError::Journal(e)) => Err(e),
+            Err(_) => Ok(None),
+        }
+    }
+}
+
+impl Safety for Sealer {
+    fn safe_to_restart(&self) -> SafeToRestartResponse {
+        let busy = self.activity.busy();
+        let mut until: Option<Epoch> = None;
+        let mut open_end = false;
+        let mut reasons = Vec::new();
+        for b in busy {
+            match b.until {
+                Some(epoch) => until = until.max(Some(epoch)),
+                None => open_end = true,
+            }
+            reasons.push(match b.until {
+                Some(epoch) => format!("{} (until epoch {epoch})", b.what),
+                None => b.what,
+            });
+        }
+        for r in self.sealing.sectors() {
+            // The steps that take long and begin anew after a restart.
+            if let SectorState::PreCommit1 | SectorState::PreCommit2 | SectorState::Committing =
+                r.sector.state
+            {
+                let at = r
+                    .progress
+                    .map_or(String::new(), |p| format!(" at {:.0} %", p * 100.0));
+                reasons.push(format!(
+                    "sector {}: {}{at}",
+                    r.number,
+                    r.sector.state.as_str()
+                ));
+                open_end = true;
+            }
+        }
+        let known = until
+            .filter(|_| !open_end)
+            .and_then(|epoch| self.time_of(epoch));
+        SafeToRestartResponse {
+            safe: reasons.is_empty(),
+            safe_at_unix_ms: known.unwrap_or(0),
+            reasons,
+        }
+    }
+}
+
+fn info(r: SectorRecord, log: bool) -> SectorInfo {
+    let s = r.sector;
+    let epoch = |e: Option<Epoch>| e.map_or(0, |e| e.0);
+    let cid = |c: Option<cid::Cid>| c.map(|c| c.to_string()).unwrap_or_default();
+    SectorInfo {
+        number: r.number.0,
+        state: s.state.as_str().into(),
+        pieces: s
+            .pieces
+            .iter()
+            .map(|p| SectorPiece {
+                piece_cid: p.piece.cid.to_string(),
+                piece_size: p.piece.size.get(),
+                offset: p.offset,
+                key: Some((&p.key).into()),
+            })
+            .collect(),
+        progress: r.progress,
+        pre_commit_cid: cid(s.pre_commit),
+        commit_cid: cid(s.commit),
+        activation: epoch(s.activation),
+        expiration: epoch(s.expiration),
+        last_error: r.last_error.or(s.reason).unwrap_or_default(),
+        next_retry_unix_ms: r.next_retry_unix_ms.unwrap_or(0),
+        log: if log { r.log } else { Vec::new() }
+            .into_iter()
+            .map(|e| SectorLogEntry {
+                unix_ms: e.unix_ms,
+                event: e.event,
+                from: e.from,
+                to: e.to,
+                message: e.message,
+            })
+            .collect(),
+        comm_d: s
+            .commitments
+            .map(|c| c.comm_d.unsealed_cid().to_string())
+            .unwrap_or_default(),
+        comm_r: s
+            .commitments
+            .map(|c| c.comm_r.sealed_cid().to_string())
+            .unwrap_or_default(),
+    }
+}
+
+/// Tells spokes and pieces of every change of a sector, in the transaction that makes it.
+pub struct SectorObserver {
+    /// The hand-offs.
+    pub pieces: Arc<Pieces>,
+    /// The event log.
+    pub events: EventLog,
+}
+
+impl Observer for SectorObserver {
+    fn in_tx(&self, tx: &mut Tx, change: &SectorChange<'_>) -> Result<(), JournalError> {
+        if change.from == Some(change.to) {
+            return Ok(());
+        }
+        let sector = SectorChanged {
+            number: change.number.0,
+            from: change
+                .from
+                .map(|s| s.as_str().to_owned())
+                .unwrap_or_default(),
+            to: change.to.as_str().into(),
+        };
+        self.events.append(tx, What::Sector(sector))?;
+        let keys = change.sector.pieces.iter().map(|p| p.key.clone());
+        let fate = fate(change.to, change.sector.reason.as_deref());
+        self.pieces.sector_in(tx, keys, &fate)
+    }
+
+    fn committed(&self) {
+        self.pieces.woken();
+    }
+}
+
+/// Where sealing and proving find files.
+pub struct Files {
+    /// Raw pieces.
+    pub pieces: Arc<Pieces>,
+    /// Sectors.
+    pub storage: Storage,
+    /// The miner.
+    pub miner: ActorId,
+}
+
+impl PieceFiles for Files {
+    fn path(&self, cid: &PieceCid) -> PathBuf {
+        self.pieces.path(cid)
+    }
+}
+
+impl SectorFiles for Files {
+    fn sealed(&self, number: SectorNumber) -> PathBuf {
+        self.storage.sealed(SectorId {
+            miner: self.miner,
+            number,
+        })
+    }
+
+    fn cache(&self, number: SectorNumber) -> PathBuf {
+        self.storage.cache(SectorId {
+            miner: self.miner,
+            number,
+        })
+    }
+}
