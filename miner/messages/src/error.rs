@@ -109,7 +109,8 @@ impl SendError {
                 "the reason is the actor's; the step that sent it looks at the chain again".into()
             }
             Self::FeeLimit { .. } => {
-                "it is tried again while the base fee falls; or raise the limit in [messages]".into()
+                "it is tried again while the base fee falls; or raise the limit in [messages]"
+                    .into()
             }
             Self::Funds { from, .. } => format!("send FIL to {from}; it is tried again"),
             Self::QueueFull(_) => "it is tried again; see whether the node answers".into(),

@@ -7,9 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::SendError;
 
 /// What a message is for. Sets its place in the queue of its address and its fee limit.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MessageKind {
     /// WindowPoSt: goes before everything else.

@@ -1,12 +1,12 @@
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BinaryHeap, HashMap};
-use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cid::Cid;
 use lotus_types::Address;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
@@ -48,6 +48,9 @@ impl Ord for Job {
     }
 }
 
+/// Wait before the tracker starts again that panicked.
+const AFTER_PANIC: Duration = Duration::from_secs(10);
+
 /// The requests of one address. One at a time is written, which is what keeps nonces in order.
 #[derive(Default)]
 struct Lane {
@@ -68,65 +71,57 @@ impl Runner {
 
     /// Runs until `stop`. A message that is being written then is either journaled or not; what
     /// is journaled is pushed at the next start.
-    pub fn run(mut self, stop: CancellationToken) -> impl Future<Output = ()> + Send {
-        async move {
-            let end = self.shared.stop.clone();
-            let mut tasks = JoinSet::new();
-            let tracker = self.shared.clone();
-            tasks.spawn(async move {
-                tracker.track().await;
-                None
-            });
-            let mut lanes: HashMap<Address, Lane> = HashMap::new();
-            loop {
-                let from = tokio::select! {
-                    () = stop.cancelled() => break,
-                    job = self.jobs.recv() => {
-                        // The sender side lives in `shared`, so this queue never closes.
-                        let Some(job) = job else { break };
-                        let from = job.from;
-                        lanes.entry(from).or_default().waiting.push(Reverse(job));
-                        from
-                    }
-                    Some(done) = tasks.join_next() => match done {
-                        Ok(Some(from)) => {
-                            lanes.entry(from).or_default().busy = false;
-                            from
-                        }
-                        Ok(None) => continue,
-                        Err(e) => {
-                            // Without its lane nobody knows which address is free again.
-                            tracing::error!(error = %e, "a message writer panicked");
-                            break;
-                        }
-                    },
-                };
-                let lane = lanes.entry(from).or_default();
-                if lane.busy {
-                    continue;
+    pub async fn run(mut self, stop: CancellationToken) {
+        let end = self.shared.stop.clone();
+        let mut tasks = JoinSet::new();
+        let mut lanes: HashMap<Address, Lane> = HashMap::new();
+        // Which address a task writes for; the tracker is not among them.
+        let mut writers: HashMap<Id, Address> = HashMap::new();
+        tasks.spawn(self.shared.clone().track(Duration::ZERO));
+        loop {
+            let from = tokio::select! {
+                () = stop.cancelled() => break,
+                job = self.jobs.recv() => {
+                    // The sender side lives in `shared`, so this queue never closes.
+                    let Some(job) = job else { break };
+                    let from = job.from;
+                    lanes.entry(from).or_default().waiting.push(Reverse(job));
+                    from
                 }
-                let Some(Reverse(job)) = lane.waiting.pop() else {
-                    lanes.remove(&from);
-                    continue;
-                };
-                lane.busy = true;
-                let shared = self.shared.clone();
-                let span = job.span.clone();
-                tasks.spawn(
-                    async move {
-                        let from = job.from;
-                        shared.serve(job).await;
-                        Some(from)
-                    }
-                    .instrument(span),
-                );
+                Some(done) = tasks.join_next_with_id() => {
+                    let id = match done {
+                        Ok((id, ())) => id,
+                        Err(e) => {
+                            tracing::error!(error = %e, "a message task panicked");
+                            e.id()
+                        }
+                    };
+                    let Some(from) = writers.remove(&id) else {
+                        tasks.spawn(self.shared.clone().track(AFTER_PANIC));
+                        continue;
+                    };
+                    lanes.entry(from).or_default().busy = false;
+                    from
+                },
+            };
+            let lane = lanes.entry(from).or_default();
+            if lane.busy {
+                continue;
             }
-            end.cancel();
-            // Writers look at `stop`; a call to the node has its own deadline.
-            while tasks.join_next().await.is_some() {}
-            self.shared.calls.close();
-            self.shared.calls.wait().await;
+            let Some(Reverse(job)) = lane.waiting.pop() else {
+                lanes.remove(&from);
+                continue;
+            };
+            lane.busy = true;
+            let span = job.span.clone();
+            let writer = self.shared.clone().serve(job).instrument(span);
+            writers.insert(tasks.spawn(writer).id(), from);
         }
+        end.cancel();
+        // Writers look at `stop`; a call to the node has its own deadline.
+        while tasks.join_next().await.is_some() {}
+        self.shared.calls.close();
+        self.shared.calls.wait().await;
     }
 }
 

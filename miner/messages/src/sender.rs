@@ -207,7 +207,8 @@ impl Shared {
 
     pub(crate) async fn record(&self, key: &str) -> Result<Option<Record>, SendError> {
         let key = key.to_owned();
-        self.journal(move |j| j.read(|v| v.get(&MESSAGES, &key))).await
+        self.journal(move |j| j.read(|v| v.get(&MESSAGES, &key)))
+            .await
     }
 
     async fn key_address(&self, addr: Address) -> Result<Address, SendError> {

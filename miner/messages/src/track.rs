@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lotus_node_client::api::TipSet;
@@ -41,7 +42,11 @@ enum Verdict {
 impl Shared {
     /// Pushes what is not on chain, until the runner stops: all of it at once after a start,
     /// then with back-off.
-    pub(crate) async fn track(&self) {
+    pub(crate) async fn track(self: Arc<Self>, after: Duration) {
+        tokio::select! {
+            () = tokio::time::sleep(after) => {}
+            () = self.stop.cancelled() => return,
+        }
         let mut watches: HashMap<String, Watch> = HashMap::new();
         let mut heads = self.heads();
         loop {
@@ -147,7 +152,10 @@ impl Shared {
         // Replaced only if the nonce is spent so deep that no reorg is likely to return it.
         let back = EpochDelta(depth(self.cfg.confidence_epochs).min(head.height.0.max(0)));
         let at = head.height - back;
-        let past = self.node.chain_get_tipset_by_height(at, &head.key()).await?;
+        let past = self
+            .node
+            .chain_get_tipset_by_height(at, &head.key())
+            .await?;
         let Ok(from) = record.from.parse::<Address>() else {
             return Ok(Verdict::Absent);
         };
@@ -170,12 +178,7 @@ impl Shared {
             .await
     }
 
-    async fn close(
-        &self,
-        key: &str,
-        mut record: Record,
-        replaced: bool,
-    ) -> Result<(), SendError> {
+    async fn close(&self, key: &str, mut record: Record, replaced: bool) -> Result<(), SendError> {
         if replaced {
             tracing::error!(key, cid = %record.cid, from = record.from, nonce = record.nonce,
                 "another program sends from this address: its message took the nonce");

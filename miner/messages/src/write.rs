@@ -1,3 +1,4 @@
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cid::Cid;
@@ -14,7 +15,7 @@ use crate::{SendError, SendRequest};
 
 impl Shared {
     /// Serves one request; while its caller waits, a node that does not answer is asked again.
-    pub(crate) async fn serve(&self, job: Job) {
+    pub(crate) async fn serve(self: Arc<Self>, job: Job) {
         let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(8));
         let Job {
             from,
@@ -43,7 +44,10 @@ impl Shared {
             "outcome" => outcome)
         .increment(1);
         if reply.send(result).is_err() {
-            tracing::debug!(key = request.key, "the caller no longer waits for this message");
+            tracing::debug!(
+                key = request.key,
+                "the caller no longer waits for this message"
+            );
         }
     }
 
@@ -104,7 +108,9 @@ impl Shared {
         };
         if msg.max_fee() > limit && msg.gas_limit > 0 {
             msg.gas_fee_cap = limit.div_floor(msg.gas_limit);
-            let base = self.head().map(|h| h.min_ticket_block().parent_base_fee.clone());
+            let base = self
+                .head()
+                .map(|h| h.min_ticket_block().parent_base_fee.clone());
             let base = base.unwrap_or_default();
             if msg.gas_fee_cap < base {
                 return Err(SendError::FeeLimit {
@@ -211,6 +217,8 @@ impl Shared {
 }
 
 fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,5 +1,7 @@
 //! The sender over a real journal and a small chain.
 
+#![expect(clippy::unwrap_used, reason = "a failed test panics")]
+
 mod fake;
 
 use std::collections::HashSet;
@@ -97,7 +99,9 @@ async fn until(what: &str, f: impl Fn() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, poll).await.unwrap_or_else(|_| panic!("{what}"));
+    tokio::time::timeout(PATIENCE, poll)
+        .await
+        .unwrap_or_else(|_| panic!("{what}"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -115,11 +119,19 @@ async fn a_key_makes_one_message_and_nonces_have_no_gap() {
     while_mining(&chain, async {
         for i in 0..10 {
             let landed = hub.sender.wait(&format!("k{i}"), 3).await.unwrap();
-            assert_eq!((landed.exit_code, landed.return_data.as_slice()), (0, &[0xf6][..]));
+            assert_eq!(
+                (landed.exit_code, landed.return_data.as_slice()),
+                (0, &[0xf6][..])
+            );
         }
     })
     .await;
-    let nonces: Vec<_> = chain.lock().landed().iter().map(|m| m.message.nonce).collect();
+    let nonces: Vec<_> = chain
+        .lock()
+        .landed()
+        .iter()
+        .map(|m| m.message.nonce)
+        .collect();
     assert_eq!(nonces, (0..10).collect::<Vec<_>>());
     hub.stop().await;
 }
@@ -138,7 +150,9 @@ async fn a_restart_pushes_the_same_bytes() {
 
     let hub = Hub::start(dir.path(), &chain);
     assert_eq!(hub.sender.send(request("only")).await.unwrap(), cid);
-    let landed = while_mining(&chain, hub.sender.wait("only", 3)).await.unwrap();
+    let landed = while_mining(&chain, hub.sender.wait("only", 3))
+        .await
+        .unwrap();
     assert_eq!(landed.cid, cid);
     hub.stop().await;
     let inner = chain.lock();
@@ -164,7 +178,11 @@ async fn a_receipt_that_a_reorg_removes_is_waited_for_again() {
         assert_eq!(chain.lock().landed().len(), 1);
         chain.reorg(4, forget);
         assert!(chain.lock().landed().is_empty());
-        let landed: Landed = while_mining(&chain, waits.join_next()).await.unwrap().unwrap().unwrap();
+        let landed: Landed = while_mining(&chain, waits.join_next())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
         assert_eq!(landed.cid, cid);
         assert!(landed.height > Epoch(5), "{}", landed.height);
         assert_eq!(chain.lock().landed().len(), 1);
@@ -179,12 +197,19 @@ async fn a_nonce_that_another_program_took_is_reported() {
     let hub = Hub::start(dir.path(), &chain);
     hub.sender.send(request("mine")).await.unwrap();
     chain.intrude(worker());
-    let lost = while_mining(&chain, hub.sender.wait("mine", 3)).await.unwrap_err();
-    assert!(matches!(lost, SendError::Replaced { nonce: 0, .. }), "{lost}");
+    let lost = while_mining(&chain, hub.sender.wait("mine", 3))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(lost, SendError::Replaced { nonce: 0, .. }),
+        "{lost}"
+    );
     assert_eq!(lost.kind(), Kind::Chain);
     // A new key gets a new nonce and lands.
     hub.sender.send(request("mine/1")).await.unwrap();
-    let landed = while_mining(&chain, hub.sender.wait("mine/1", 3)).await.unwrap();
+    let landed = while_mining(&chain, hub.sender.wait("mine/1", 3))
+        .await
+        .unwrap();
     assert_eq!(landed.exit_code, 0);
     hub.stop().await;
 }
@@ -196,8 +221,14 @@ async fn what_the_chain_would_refuse_is_not_signed() {
     let hub = Hub::start(dir.path(), &chain);
     chain.lock().refuse = 16;
     let refused = hub.sender.send(request("k")).await.unwrap_err();
-    assert!(matches!(refused, SendError::Refused { exit_code: 16, .. }), "{refused}");
-    assert!(refused.to_string().contains("USR_ILLEGAL_ARGUMENT"), "{refused}");
+    assert!(
+        matches!(refused, SendError::Refused { exit_code: 16, .. }),
+        "{refused}"
+    );
+    assert!(
+        refused.to_string().contains("USR_ILLEGAL_ARGUMENT"),
+        "{refused}"
+    );
     assert_eq!(hub.sender.status("k").await.unwrap(), None);
     chain.lock().refuse = 0;
 

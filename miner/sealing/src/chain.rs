@@ -25,7 +25,10 @@ const TERM_SLACK: EpochDelta = EpochDelta(2_880);
 enum OnChain {
     Nothing,
     PreCommitted(Box<SectorPreCommitOnChainInfo>),
-    Active { activation: Epoch, expiration: Epoch },
+    Active {
+        activation: Epoch,
+        expiration: Epoch,
+    },
     /// With another replica than ours.
     Other(&'static str),
 }
@@ -56,7 +59,11 @@ impl Shared {
         head: &TipSet,
     ) -> Result<OnChain, SealingError> {
         let (at, ours) = (head.key(), commitments.comm_r.sealed_cid());
-        if let Some(info) = self.node.state_sector_get_info(self.actor(), n, &at).await? {
+        if let Some(info) = self
+            .node
+            .state_sector_get_info(self.actor(), n, &at)
+            .await?
+        {
             if info.sealed_cid != ours {
                 return Ok(OnChain::Other("sector"));
             }
@@ -72,7 +79,10 @@ impl Shared {
                 expiration: info.expiration,
             });
         }
-        let info = self.node.state_sector_precommit_info(self.actor(), n, &at).await?;
+        let info = self
+            .node
+            .state_sector_precommit_info(self.actor(), n, &at)
+            .await?;
         Ok(match info {
             Some(i) if i.info.sealed_cid == ours => OnChain::PreCommitted(Box::new(i)),
             Some(_) => OnChain::Other("pre-commit"),
@@ -174,7 +184,10 @@ impl Shared {
         }
         let landed = sent.as_ref().is_some_and(|m| m.landed.is_some());
         if (sent.is_none() || landed)
-            && self.node.state_miner_sector_allocated(self.actor(), n, &at).await?
+            && self
+                .node
+                .state_miner_sector_allocated(self.actor(), n, &at)
+                .await?
         {
             return Ok(Event::Abandoned(format!(
                 "sector number {n} was pre-committed before and its pre-commit has expired; \
@@ -338,7 +351,8 @@ impl Shared {
         // An allocation can have expired since it was checked; with it the whole sector would
         // be refused.
         let claims = self.claims(&s.pieces, &head).await?;
-        let claimed = |p: &SectorPiece| p.claim.is_some() && claims.iter().any(|(k, _)| *k == p.key);
+        let claimed =
+            |p: &SectorPiece| p.claim.is_some() && claims.iter().any(|(k, _)| *k == p.key);
         let verified: u64 = s
             .pieces
             .iter()
@@ -417,7 +431,11 @@ impl Shared {
 
     /// The receipt of a successful message; the inner error is the chain's refusal.
     async fn landed(&self, key: &str) -> Result<Result<Landed, Event>, SealingError> {
-        let landed = match self.sender.wait(key, self.cfg.message_confidence_epochs).await {
+        let landed = match self
+            .sender
+            .wait(key, self.cfg.message_confidence_epochs)
+            .await
+        {
             Ok(landed) => landed,
             Err(e @ SendError::Replaced { .. }) => {
                 return Ok(Err(Event::Refused {
@@ -442,7 +460,10 @@ impl Shared {
 
     /// The address that pays for sealing messages.
     async fn worker(&self) -> Result<Address, SealingError> {
-        let info = self.node.state_miner_info(self.actor(), &TipSetKey::HEAD).await?;
+        let info = self
+            .node
+            .state_miner_info(self.actor(), &TipSetKey::HEAD)
+            .await?;
         Ok(info.worker)
     }
 
@@ -528,7 +549,10 @@ fn expiration(cfg: &SealingConfig, head: Epoch, pieces: &[SectorPiece]) -> Epoch
         );
     claims()
         .map(|c| head + c.term_max)
-        .fold(head + EpochDelta(cfg.max_sector_duration_epochs), Epoch::min)
+        .fold(
+            head + EpochDelta(cfg.max_sector_duration_epochs),
+            Epoch::min,
+        )
         .min(earliest)
 }
 

@@ -97,13 +97,17 @@ impl SealingError {
             Self::Send(e) => e.fix(),
             Self::Work(e) => e.fix(),
             Self::Files(_) => {
-                "check the disk of the sectors: space, permissions, health; it is tried again".into()
+                "check the disk of the sectors: space, permissions, health; it is tried again"
+                    .into()
             }
             Self::NoRoom { .. } => {
                 "wait until a sector is done, or raise sealing.max_sealing_sectors".into()
             }
             Self::TooLarge { sector, .. } => {
-                format!("split the data into pieces of at most {} padded bytes", sector.bytes())
+                format!(
+                    "split the data into pieces of at most {} padded bytes",
+                    sector.bytes()
+                )
             }
             Self::OtherPiece { .. } => "give each deal its own id".into(),
             Self::NoSector(_) => "see `lotus-miner sectors list`".into(),

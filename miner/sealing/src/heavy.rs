@@ -19,11 +19,7 @@ enum Done {
 }
 
 impl Shared {
-    async fn work(
-        self: &Arc<Self>,
-        n: SectorNumber,
-        task: Task,
-    ) -> Result<Done, SealingError> {
+    async fn work(self: &Arc<Self>, n: SectorNumber, task: Task) -> Result<Done, SealingError> {
         let shared = self.clone();
         let progress: Progress = Arc::new(move |part| {
             shared.live(n, |l| l.progress = Some(part.clamp(0.0, 1.0)));
@@ -78,7 +74,8 @@ impl Shared {
             Done::Output(other) => return Ok(unexpected(&other)),
         }
         let unsealed = self.storage.unsealed(id);
-        self.blocking(move || Ok(put_in_place(&made, &unsealed)?)).await?;
+        self.blocking(move || Ok(put_in_place(&made, &unsealed)?))
+            .await?;
         Ok(Event::PiecesWritten)
     }
 
@@ -136,7 +133,9 @@ impl Shared {
             Err(why) => return Ok(Event::Failed(why)),
         };
         let Some(pc1) = self.stored(n, Stored::Labels).await? else {
-            return Ok(Event::Failed("the output of PreCommit1 is not stored".into()));
+            return Ok(Event::Failed(
+                "the output of PreCommit1 is not stored".into(),
+            ));
         };
         let task = Task::PreCommit2 {
             sector: id,
@@ -237,5 +236,7 @@ fn unexpected(output: &Output) -> Event {
         Output::Proof(_) => "a proof",
         Output::Faulty(_) => "a list of faults",
     };
-    Event::Failed(format!("the worker answered with {what}: install one release"))
+    Event::Failed(format!(
+        "the worker answered with {what}: install one release"
+    ))
 }

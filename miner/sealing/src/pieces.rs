@@ -57,7 +57,10 @@ pub(crate) fn choose(
 
 /// Sectors that have begun and are not done.
 pub(crate) fn in_use(sectors: &BTreeMap<SectorNumber, Sector>) -> usize {
-    sectors.values().filter(|s| s.state.effect().is_some()).count()
+    sectors
+        .values()
+        .filter(|s| s.state.effect().is_some())
+        .count()
 }
 
 fn max_pieces(cfg: &SealingConfig) -> usize {
@@ -118,8 +121,8 @@ pub(crate) fn due(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::{SectorPiece, Terms, step};
     use crate::machine::{Event, testing};
+    use crate::machine::{SectorPiece, Terms, step};
     use lotus_types::PaddedSize;
     use proptest::prelude::*;
 

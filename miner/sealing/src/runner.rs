@@ -1,5 +1,4 @@
 use std::collections::HashMap;
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,63 +25,65 @@ pub struct Runner(pub(crate) Arc<Shared>);
 impl Runner {
     /// Runs until `stop`. What is not finished then stays journaled and is run at the next
     /// start.
-    pub fn run(self, stop: CancellationToken) -> impl Future<Output = ()> + Send {
-        async move {
-            let shared = self.0;
-            let mut tasks = JoinSet::new();
-            let mut running: HashMap<EffectId, Id> = HashMap::new();
-            let mut trouble = Backoff::new(AGAIN.0, AGAIN.1);
-            loop {
-                let reader = shared.clone();
-                let pending = shared.blocking(move || Ok(reader.machines.pending()?)).await;
-                let pause = match pending {
-                    Ok(pending) => {
-                        trouble.reset();
-                        for p in pending {
-                            running.entry(p.id).or_insert_with(|| {
-                                let work = shared.clone().perform(p);
-                                tasks.spawn(work).id()
-                            });
-                        }
-                        None
+    pub async fn run(self, stop: CancellationToken) {
+        let shared = self.0;
+        let mut tasks = JoinSet::new();
+        let mut running: HashMap<EffectId, Id> = HashMap::new();
+        let mut trouble = Backoff::new(AGAIN.0, AGAIN.1);
+        loop {
+            let reader = shared.clone();
+            let pending = shared
+                .blocking(move || Ok(reader.machines.pending()?))
+                .await;
+            let pause = match pending {
+                Ok(pending) => {
+                    trouble.reset();
+                    for p in pending {
+                        running.entry(p.id).or_insert_with(|| {
+                            let work = shared.clone().perform(p);
+                            tasks.spawn(work).id()
+                        });
                     }
-                    Err(e) => {
-                        tracing::error!(error = %e, "the journal of sectors can not be read");
-                        Some(trouble.next())
-                    }
-                };
-                let paused = async {
-                    match pause {
-                        Some(wait) => tokio::time::sleep(wait).await,
-                        None => std::future::pending().await,
-                    }
-                };
-                tokio::select! {
-                    () = stop.cancelled() => break,
-                    () = shared.wake.notified() => {}
-                    () = paused => {}
-                    Some(ended) = tasks.join_next_with_id() => {
-                        let id = match ended {
-                            Ok((id, ())) => id,
-                            Err(e) => {
-                                tracing::error!(error = %e, "a sealing step panicked");
-                                let id = e.id();
-                                let after = tasks.spawn(tokio::time::sleep(AFTER_PANIC)).id();
-                                for task in running.values_mut().filter(|t| **t == id) {
-                                    *task = after;
-                                }
-                                continue;
+                    None
+                }
+                Err(e) => {
+                    tracing::error!(error = %e, "the journal of sectors can not be read");
+                    Some(trouble.next())
+                }
+            };
+            let paused = async {
+                match pause {
+                    Some(wait) => tokio::time::sleep(wait).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = shared.wake.notified() => {}
+                () = paused => {}
+                Some(ended) = tasks.join_next_with_id() => {
+                    let id = match ended {
+                        Ok((id, ())) => id,
+                        Err(e) => {
+                            tracing::error!(error = %e, "a sealing step panicked");
+                            let id = e.id();
+                            let stop = stop.clone();
+                            let rest = tokio::time::timeout(AFTER_PANIC, stop.cancelled_owned());
+                            let after = tasks.spawn(async { drop(rest.await) }).id();
+                            for task in running.values_mut().filter(|t| **t == id) {
+                                *task = after;
                             }
-                        };
-                        running.retain(|_, task| *task != id);
-                    }
+                            continue;
+                        }
+                    };
+                    running.retain(|_, task| *task != id);
                 }
             }
-            shared.stop.cancel();
-            while tasks.join_next().await.is_some() {}
-            shared.calls.close();
-            shared.calls.wait().await;
         }
+        shared.stop.cancel();
+        while tasks.join_next().await.is_some() {}
+        shared.calls.close();
+        shared.calls.wait().await;
     }
 }
 

@@ -9,9 +9,7 @@ use lotus_journal::{EffectId, Journal, JournalError, Machines, Map, Tx};
 use lotus_messages::Sender;
 use lotus_node_client::Node;
 use lotus_node_client::api::{NetworkParams, TipSet, TipSetKey};
-use lotus_types::{
-    ActorId, DealKey, PieceCid, PieceInfo, SectorId, SectorNumber, SectorSize,
-};
+use lotus_types::{ActorId, DealKey, PieceCid, PieceInfo, SectorId, SectorNumber, SectorSize};
 use lotus_workers::{Output, Pool, Progress, Task, WorkError};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, OnceCell, watch};
@@ -239,7 +237,8 @@ impl Sealing {
                 Choice::Into(number, offset) => (number, offset, false),
                 Choice::Open => (s.next_number().await?, 0, true),
                 Choice::Close(full) => {
-                    s.apply(full, Event::StartPacking, None, Also::Nothing).await?;
+                    s.apply(full, Event::StartPacking, None, Also::Nothing)
+                        .await?;
                     continue;
                 }
                 Choice::NoRoom(sealing) => return Err(SealingError::NoRoom { sealing }),
@@ -335,7 +334,9 @@ impl Sealing {
         let s = &self.0;
         let (sealing, room) = {
             let mirror = lock(&s.mirror);
-            let waiting = mirror.values().filter(|x| x.state == SectorState::WaitDeals);
+            let waiting = mirror
+                .values()
+                .filter(|x| x.state == SectorState::WaitDeals);
             let room: u64 = waiting.map(|x| pieces::room(s.size, x)).sum();
             (pieces::in_use(&mirror) as u64, room)
         };
@@ -361,7 +362,8 @@ impl Sealing {
     pub async fn seal_now(&self, number: SectorNumber) -> Result<(), SealingError> {
         let s = &self.0;
         s.get(number).ok_or(SealingError::NoSector(number))?;
-        s.apply(number, Event::StartPacking, None, Also::Nothing).await?;
+        s.apply(number, Event::StartPacking, None, Also::Nothing)
+            .await?;
         Ok(())
     }
 
@@ -430,9 +432,13 @@ impl Shared {
     /// The first number that neither this journal nor the chain has used.
     async fn next_number(&self) -> Result<SectorNumber, SealingError> {
         let miner = self.miner.address();
-        let used = self.node.state_miner_allocated(miner, &TipSetKey::HEAD).await?;
+        let used = self
+            .node
+            .state_miner_allocated(miner, &TipSetKey::HEAD)
+            .await?;
         let journal = self.machines.journal();
-        let next: Option<u64> = journal.read(|v| v.get(&NEXT_NUMBER, &0).map_err(SealingError::from))?;
+        let next: Option<u64> =
+            journal.read(|v| v.get(&NEXT_NUMBER, &0).map_err(SealingError::from))?;
         let mut number = next.unwrap_or(0);
         for range in used.ranges() {
             if range.contains(&number) {
@@ -565,7 +571,9 @@ impl Shared {
 }
 
 pub(crate) fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -1,5 +1,7 @@
 //! The whole pipeline over a real journal, real 2 KiB proofs and a small chain that verifies them.
 
+#![expect(clippy::unwrap_used, reason = "a failed test panics")]
+
 #[path = "../../messages/tests/fake/mod.rs"]
 mod fake;
 mod world;
@@ -50,11 +52,22 @@ async fn pieces_become_proven_sectors() {
         assert_eq!(hub.sealing.placement(&deal(i)).unwrap(), Some(at));
         placed.push(at);
     }
-    let other = hub.sealing.add_piece(deal(0), pieces[1], terms()).await.unwrap_err();
+    let other = hub
+        .sealing
+        .add_piece(deal(0), pieces[1], terms())
+        .await
+        .unwrap_err();
     assert!(matches!(other, SealingError::OtherPiece { .. }), "{other}");
     let huge = world.piece(3_000);
-    let huge = hub.sealing.add_piece(deal(9), huge, terms()).await.unwrap_err();
-    assert_eq!((huge.kind(), huge.to_string().contains("2KiB")), (Kind::Data, true));
+    let huge = hub
+        .sealing
+        .add_piece(deal(9), huge, terms())
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (huge.kind(), huge.to_string().contains("2KiB")),
+        (Kind::Data, true)
+    );
 
     let sectors: BTreeSet<_> = placed.iter().map(|p| p.sector).collect();
     assert_eq!(sectors.len(), 2, "1,024 + 512 bytes and 1,024 bytes");
@@ -70,15 +83,22 @@ async fn pieces_become_proven_sectors() {
         assert!(hub.storage.sealed(id).is_file() && hub.storage.cache(id).is_dir());
         assert!(!hub.storage.scratch(id).exists(), "only sealing needed it");
     }
-    let miner = world.miner();
-    let active: BTreeSet<_> = miner.active.keys().map(|n| SectorNumber(*n)).collect();
+    let active: BTreeSet<_> = world
+        .miner()
+        .active
+        .keys()
+        .map(|n| SectorNumber(*n))
+        .collect();
     assert_eq!(active, sectors);
-    drop(miner);
     // One pre-commit and one commit each, and no other message.
     assert_eq!(world.chain.lock().landed().len(), 4);
     // The observer saw every change, in the same transactions.
     let seen = hub.observed();
-    assert!(HAPPY.iter().all(|s| seen.iter().filter(|x| x == s).count() >= 2));
+    assert!(
+        HAPPY
+            .iter()
+            .all(|s| seen.iter().filter(|x| x == s).count() >= 2)
+    );
     hub.stop().await;
 }
 
@@ -87,14 +107,24 @@ async fn a_hub_that_stops_anywhere_goes_on_where_it_was() {
     let world = World::new();
     let piece = world.piece(1_500);
     let hub = Hub::start(&world);
-    let at = hub.sealing.add_piece(deal(0), piece, terms()).await.unwrap();
+    let at = hub
+        .sealing
+        .add_piece(deal(0), piece, terms())
+        .await
+        .unwrap();
     let n = at.sector;
     hub.sealing.seal_now(n).await.unwrap();
     hub.stop().await;
     let mut restarts = 0;
     loop {
         let hub = Hub::start(&world);
-        assert_eq!(hub.sealing.add_piece(deal(0), piece, terms()).await.unwrap(), at);
+        assert_eq!(
+            hub.sealing
+                .add_piece(deal(0), piece, terms())
+                .await
+                .unwrap(),
+            at
+        );
         // Stops as soon as the sector has moved.
         let state = hub.moved(n).await;
         hub.stop().await;
@@ -105,12 +135,19 @@ async fn a_hub_that_stops_anywhere_goes_on_where_it_was() {
         assert!(restarts < 60, "stuck in {state}");
     }
     assert!(restarts >= 3, "only {restarts} restarts");
-    assert_eq!(world.chain.lock().landed().len(), 2, "each message had effect once");
+    assert_eq!(
+        world.chain.lock().landed().len(),
+        2,
+        "each message had effect once"
+    );
     let hub = Hub::start(&world);
     assert_eq!(hub.sealing.sectors().len(), 1);
     // A state may be skipped when the chain knows already what it would wait for.
     let walked = walked(&hub, n);
-    let happy: Vec<_> = HAPPY.iter().filter(|s| walked.iter().any(|w| w == *s)).collect();
+    let happy: Vec<_> = HAPPY
+        .iter()
+        .filter(|s| walked.iter().any(|w| w == *s))
+        .collect();
     assert!(walked.iter().eq(happy) && walked.len() >= 12, "{walked:?}");
     hub.stop().await;
 }
@@ -127,9 +164,17 @@ async fn failures_of_work_and_chain_are_overcome() {
     hub.work.fail("finalize", 1);
     // The first pre-commit runs out of gas, the first commit is called wrong.
     world.miner().exits.extend([(28, 7), (34, 16)]);
-    world.chain.lock().failures.extend(["MpoolGetNonce", "GasEstimateMessageGas"]);
+    world
+        .chain
+        .lock()
+        .failures
+        .extend(["MpoolGetNonce", "GasEstimateMessageGas"]);
     let piece = world.piece(1_500);
-    let at = hub.sealing.add_piece(deal(0), piece, terms()).await.unwrap();
+    let at = hub
+        .sealing
+        .add_piece(deal(0), piece, terms())
+        .await
+        .unwrap();
     hub.sealing.seal_now(at.sector).await.unwrap();
     hub.until(at.sector, SectorState::Proving).await;
     let walked = walked(&hub, at.sector);
@@ -145,7 +190,10 @@ async fn failures_of_work_and_chain_are_overcome() {
         assert!(walked.iter().any(|s| s == failed), "{failed} in {walked:?}");
     }
     let record = hub.sealing.sector(at.sector).unwrap().unwrap();
-    assert_eq!((record.sector.pre_commit_tries, record.sector.commit_tries), (1, 1));
+    assert_eq!(
+        (record.sector.pre_commit_tries, record.sector.commit_tries),
+        (1, 1)
+    );
     hub.stop().await;
 }
 
@@ -154,17 +202,26 @@ async fn an_old_ticket_is_replaced_before_the_pre_commit() {
     let world = World::new();
     let hub = Hub::start(&world);
     let piece = world.piece(1_500);
-    let at = hub.sealing.add_piece(deal(0), piece, terms()).await.unwrap();
+    let at = hub
+        .sealing
+        .add_piece(deal(0), piece, terms())
+        .await
+        .unwrap();
     // PreCommit1 hangs until the chain is far ahead.
     let gate = hub.work.hold("pre_commit1");
     hub.sealing.seal_now(at.sector).await.unwrap();
     hub.until(at.sector, SectorState::PreCommit1).await;
     let start = world.height();
-    world.until("the ticket is old", |w| w.height() > start + 500).await;
+    world
+        .until("the ticket is old", |w| w.height() > start + 500)
+        .await;
     drop(gate);
     hub.until(at.sector, SectorState::Proving).await;
     let log = hub.sealing.sector(at.sector).unwrap().unwrap().log;
-    let expired = log.iter().filter(|e| e.event == "SectorTicketExpired").count();
+    let expired = log
+        .iter()
+        .filter(|e| e.event == "SectorTicketExpired")
+        .count();
     assert_eq!(expired, 1);
     hub.stop().await;
 }
@@ -187,7 +244,12 @@ async fn a_number_that_the_chain_knows_is_not_used() {
     drop(gate);
     hub.until(lost, SectorState::FailedUnrecoverable).await;
     let record = hub.sealing.sector(lost).unwrap().unwrap();
-    assert!(record.last_error.unwrap().contains("never takes a number twice"));
+    assert!(
+        record
+            .last_error
+            .unwrap()
+            .contains("never takes a number twice")
+    );
     hub.sealing.remove(lost).await.unwrap();
     hub.until(lost, SectorState::Removed).await;
     assert!(!hub.storage.sealed(world.id(lost)).exists());
@@ -200,7 +262,11 @@ async fn a_number_that_the_chain_knows_is_not_used() {
 async fn a_sector_closes_by_itself() {
     let world = World::new();
     let hub = Hub::start_with(&world, |cfg| cfg.wait_deals_secs = 1);
-    let at = hub.sealing.add_piece(deal(0), world.piece(100), terms()).await.unwrap();
+    let at = hub
+        .sealing
+        .add_piece(deal(0), world.piece(100), terms())
+        .await
+        .unwrap();
     hub.until(at.sector, SectorState::Proving).await;
     let soon = world.height() + 100;
     let hub2 = hub.restart_with(&world, |cfg| {
@@ -210,7 +276,11 @@ async fn a_sector_closes_by_itself() {
     let hub = hub2.await;
     let mut pressing = terms();
     pressing.start_epoch = lotus_types::Epoch(soon);
-    let at = hub.sealing.add_piece(deal(1), world.piece(101), pressing).await.unwrap();
+    let at = hub
+        .sealing
+        .add_piece(deal(1), world.piece(101), pressing)
+        .await
+        .unwrap();
     hub.until(at.sector, SectorState::Proving).await;
     hub.stop().await;
 }

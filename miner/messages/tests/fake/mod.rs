@@ -1,6 +1,9 @@
 //! A small chain behind `trait FullNode`: a mempool, blocks on demand, receipts, reorgs.
 
-#![allow(dead_code, reason = "the tests of two crates use it, each another part")]
+#![allow(
+    dead_code,
+    reason = "the tests of two crates use it, each another part"
+)]
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -10,8 +13,8 @@ use cid::Cid;
 use futures::StreamExt as _;
 use lotus_node_client::api::{
     Actor, BigInt, BlockHeader, HeadChange, HeadChangeKind, InvocResult, Message, MessageReceipt,
-    MessageSendSpec, MsgGasCost, MsgLookup, Signature, SignatureType, SignedMessage, Ticket, TipSet,
-    TipSetKey, cbor_cid,
+    MessageSendSpec, MsgGasCost, MsgLookup, Signature, SignatureType, SignedMessage, Ticket,
+    TipSet, TipSetKey, cbor_cid,
 };
 use lotus_node_client::{FullNode, HeadChanges, NodeError};
 use lotus_types::{Address, Epoch, EpochDelta, TokenAmount};
@@ -146,7 +149,9 @@ impl Fake {
             })
             .collect();
         if !forget {
-            let back = gone.iter().flat_map(|r| r.messages.iter().map(|m| m.0.clone()));
+            let back = gone
+                .iter()
+                .flat_map(|r| r.messages.iter().map(|m| m.0.clone()));
             inner.mempool.extend(back);
         }
         for _ in 0..=depth {
@@ -259,7 +264,9 @@ impl FullNode for Fake {
         let rest = futures::stream::unfold(rx, |mut rx| async {
             rx.recv().await.ok().map(|changes| (Ok(changes), rx))
         });
-        Ok(futures::stream::once(async { Ok(current) }).chain(rest).boxed())
+        Ok(futures::stream::once(async { Ok(current) })
+            .chain(rest)
+            .boxed())
     }
 
     async fn chain_head(&self) -> Result<TipSet, NodeError> {

@@ -160,7 +160,8 @@ impl SectorState {
     /// Whether something went wrong.
     #[must_use]
     pub const fn is_failure(self) -> bool {
-        matches!(self.effect(), Some(Effect::RetryLater)) || matches!(self, Self::FailedUnrecoverable)
+        matches!(self.effect(), Some(Effect::RetryLater))
+            || matches!(self, Self::FailedUnrecoverable)
     }
 
     /// Whether the sector takes up sealing room: it has begun and is not done.

@@ -74,7 +74,10 @@ fn next(now: Option<&Sector>, event: &Event) -> Option<SectorState> {
         (SubmitCommitAggregate, CommitSent(_)) => CommitAggregateWait,
         // The chain may know more than this journal, as after a restored backup.
         (
-            SubmitPreCommitBatch | PreCommitBatchWait | WaitSeed | SubmitCommitAggregate
+            SubmitPreCommitBatch
+            | PreCommitBatchWait
+            | WaitSeed
+            | SubmitCommitAggregate
             | CommitAggregateWait,
             CommitLanded { .. },
         ) => FinalizeSector,

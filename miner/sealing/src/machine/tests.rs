@@ -5,9 +5,7 @@ use lotus_proofs::SealedCommitments;
 use lotus_types::{Commitment, Epoch, EpochDelta};
 use proptest::prelude::*;
 
-use super::{
-    Claim, Effect, Event, SealSeed, SealTicket, Sector, SectorState, step, testing,
-};
+use super::{Claim, Effect, Event, SealSeed, SealTicket, Sector, SectorState, step, testing};
 use SectorState as S;
 
 fn cid(n: u8) -> Cid {
@@ -88,16 +86,32 @@ fn table() -> Vec<(Option<S>, &'static str, S)> {
         (&[S::Packing], "SectorPacked", S::GetTicket),
         (&[S::GetTicket], "SectorTicket", S::PreCommit1),
         (&[S::PreCommit1], "SectorPreCommit1", S::PreCommit2),
-        (&[S::PreCommit2], "SectorPreCommit2", S::SubmitPreCommitBatch),
-        (&[S::SubmitPreCommitBatch], "SectorPreCommitBatchSent", S::PreCommitBatchWait),
+        (
+            &[S::PreCommit2],
+            "SectorPreCommit2",
+            S::SubmitPreCommitBatch,
+        ),
+        (
+            &[S::SubmitPreCommitBatch],
+            "SectorPreCommitBatchSent",
+            S::PreCommitBatchWait,
+        ),
         (
             &[S::SubmitPreCommitBatch, S::PreCommitBatchWait],
             "SectorPreCommitLanded",
             S::WaitSeed,
         ),
         (&[S::WaitSeed], "SectorSeedReady", S::Committing),
-        (&[S::Committing], "SectorProofReady", S::SubmitCommitAggregate),
-        (&[S::SubmitCommitAggregate], "SectorCommitAggregateSent", S::CommitAggregateWait),
+        (
+            &[S::Committing],
+            "SectorProofReady",
+            S::SubmitCommitAggregate,
+        ),
+        (
+            &[S::SubmitCommitAggregate],
+            "SectorCommitAggregateSent",
+            S::CommitAggregateWait,
+        ),
         (
             &[
                 S::SubmitPreCommitBatch,
@@ -110,21 +124,37 @@ fn table() -> Vec<(Option<S>, &'static str, S)> {
             S::FinalizeSector,
         ),
         (&[S::FinalizeSector], "SectorFinalized", S::Proving),
-        (&[S::PreCommit1, S::SubmitPreCommitBatch], "SectorTicketExpired", S::GetTicket),
+        (
+            &[S::PreCommit1, S::SubmitPreCommitBatch],
+            "SectorTicketExpired",
+            S::GetTicket,
+        ),
         (
             &[S::WaitSeed, S::SubmitCommitAggregate],
             "SectorPreCommitLost",
             S::SubmitPreCommitBatch,
         ),
         (
-            &[S::SubmitPreCommitBatch, S::WaitSeed, S::SubmitCommitAggregate],
+            &[
+                S::SubmitPreCommitBatch,
+                S::WaitSeed,
+                S::SubmitCommitAggregate,
+            ],
             "SectorAbandoned",
             S::FailedUnrecoverable,
         ),
         (&[S::AddPiece], "SectorStepFailed", S::AddPieceFailed),
         (&[S::Packing], "SectorStepFailed", S::PackingFailed),
-        (&[S::PreCommit1], "SectorStepFailed", S::SealPreCommit1Failed),
-        (&[S::PreCommit2], "SectorStepFailed", S::SealPreCommit2Failed),
+        (
+            &[S::PreCommit1],
+            "SectorStepFailed",
+            S::SealPreCommit1Failed,
+        ),
+        (
+            &[S::PreCommit2],
+            "SectorStepFailed",
+            S::SealPreCommit2Failed,
+        ),
         (&[S::Committing], "SectorStepFailed", S::ComputeProofFailed),
         (&[S::FinalizeSector], "SectorStepFailed", S::FinalizeFailed),
         (&[S::Removing], "SectorStepFailed", S::RemoveFailed),
@@ -142,8 +172,16 @@ fn table() -> Vec<(Option<S>, &'static str, S)> {
         (&[S::PackingFailed], "SectorRetry", S::Packing),
         (&[S::SealPreCommit1Failed], "SectorRetry", S::PreCommit1),
         (&[S::SealPreCommit2Failed], "SectorRetry", S::PreCommit2),
-        (&[S::PreCommitFailed], "SectorRetry", S::SubmitPreCommitBatch),
-        (&[S::ComputeProofFailed, S::CommitFailed], "SectorRetry", S::WaitSeed),
+        (
+            &[S::PreCommitFailed],
+            "SectorRetry",
+            S::SubmitPreCommitBatch,
+        ),
+        (
+            &[S::ComputeProofFailed, S::CommitFailed],
+            "SectorRetry",
+            S::WaitSeed,
+        ),
         (&[S::FinalizeFailed], "SectorRetry", S::FinalizeSector),
         (&[S::RemoveFailed], "SectorRetry", S::Removing),
         (&[S::FailedUnrecoverable], "SectorRemove", S::Removing),
@@ -204,7 +242,9 @@ fn states_and_events_have_lotus_names() {
 
 fn run(mut s: Sector, events: &[Event]) -> Sector {
     for e in events {
-        s = step(Some(&s), e).unwrap_or_else(|| panic!("{} in {}", e.name(), s.state)).0;
+        s = step(Some(&s), e)
+            .unwrap_or_else(|| panic!("{} in {}", e.name(), s.state))
+            .0;
     }
     s
 }
@@ -235,27 +275,54 @@ fn failing_often_remakes_the_input() {
 
 #[test]
 fn a_refused_pre_commit_is_sent_under_a_new_key_only_when_it_is_spent() {
-    let s = run(at(S::SubmitPreCommitBatch), &[refused(false, false), Event::Retry]);
+    let s = run(
+        at(S::SubmitPreCommitBatch),
+        &[refused(false, false), Event::Retry],
+    );
     assert_eq!((s.state, s.pre_commit_tries), (S::SubmitPreCommitBatch, 0));
     let s = run(
         s,
-        &[Event::PreCommitSent(cid(1)), refused(true, false), Event::Retry],
+        &[
+            Event::PreCommitSent(cid(1)),
+            refused(true, false),
+            Event::Retry,
+        ],
     );
-    assert_eq!((s.state, s.pre_commit_tries, s.commit_tries), (S::SubmitPreCommitBatch, 1, 0));
+    assert_eq!(
+        (s.state, s.pre_commit_tries, s.commit_tries),
+        (S::SubmitPreCommitBatch, 1, 0)
+    );
     // Refused again and again: the ticket may be the reason.
     let s = run(
         s,
-        &[refused(false, false), Event::Retry, refused(false, false), Event::Retry],
+        &[
+            refused(false, false),
+            Event::Retry,
+            refused(false, false),
+            Event::Retry,
+        ],
     );
     assert_eq!(s.state, S::GetTicket);
 }
 
 #[test]
 fn a_commit_goes_out_again_without_a_new_proof_unless_the_proof_was_wrong() {
-    let sealed = run(at(S::WaitSeed), &[seed(1), Event::Proved, Event::CommitSent(cid(2))]);
-    let again = run(sealed.clone(), &[refused(true, false), Event::Retry, seed(1)]);
-    assert_eq!((again.state, again.commit_tries), (S::SubmitCommitAggregate, 1));
-    let bad = run(sealed.clone(), &[refused(true, true), Event::Retry, seed(1)]);
+    let sealed = run(
+        at(S::WaitSeed),
+        &[seed(1), Event::Proved, Event::CommitSent(cid(2))],
+    );
+    let again = run(
+        sealed.clone(),
+        &[refused(true, false), Event::Retry, seed(1)],
+    );
+    assert_eq!(
+        (again.state, again.commit_tries),
+        (S::SubmitCommitAggregate, 1)
+    );
+    let bad = run(
+        sealed.clone(),
+        &[refused(true, true), Event::Retry, seed(1)],
+    );
     assert_eq!(bad.state, S::Committing);
     let reorg = run(sealed, &[refused(true, false), Event::Retry, seed(2)]);
     assert_eq!((reorg.state, reorg.proved), (S::Committing, false));
@@ -279,7 +346,10 @@ fn the_ticket_of_a_pre_commit_on_chain_is_kept() {
         ],
     );
     s.state = S::GetTicket;
-    assert_eq!(run(s.clone(), &[ticket(2)]).ticket.map(|t| t.epoch), Some(Epoch(1)));
+    assert_eq!(
+        run(s.clone(), &[ticket(2)]).ticket.map(|t| t.epoch),
+        Some(Epoch(1))
+    );
     s.pre_commit_epoch = None;
     assert_eq!(run(s, &[ticket(2)]).ticket.map(|t| t.epoch), Some(Epoch(2)));
 }
@@ -288,7 +358,8 @@ fn the_ticket_of_a_pre_commit_on_chain_is_kept() {
 fn claims_are_noted_at_their_pieces() {
     let mut s = at(S::Packing);
     for n in 1..=2 {
-        s.pieces.push(testing::placed(n, testing::piece(1, 1024), 0));
+        s.pieces
+            .push(testing::placed(n, testing::piece(1, 1024), 0));
     }
     let claim = Claim {
         term_min: EpochDelta(1),
@@ -359,7 +430,11 @@ fn answers(effect: Effect) -> Vec<Event> {
 fn every_answer_of_every_effect_applies() {
     for state in S::ALL {
         for event in state.effect().map(answers).unwrap_or_default() {
-            assert!(step(Some(&at(state)), &event).is_some(), "{state} + {}", event.name());
+            assert!(
+                step(Some(&at(state)), &event).is_some(),
+                "{state} + {}",
+                event.name()
+            );
         }
     }
 }

@@ -62,7 +62,12 @@ pub(crate) fn terms() -> Terms {
 }
 
 fn randomness(dst: Dst, epoch: i64) -> [u8; 32] {
-    draw_randomness(b"chain", dst, Epoch(epoch), &address_entropy(&MINER.address()))
+    draw_randomness(
+        b"chain",
+        dst,
+        Epoch(epoch),
+        &address_entropy(&MINER.address()),
+    )
 }
 
 /// State of the miner actor.
@@ -379,9 +384,15 @@ impl World {
 
     /// A piece of so many bytes, on disk.
     pub(crate) fn piece(&self, len: usize) -> PieceInfo {
-        let bytes: Vec<u8> = (0..len).map(|i| (i * 31 + len) as u8).collect();
+        let bytes: Vec<u8> = (0..len)
+            .map(|i| ((i * 31 + len) % 251).to_le_bytes()[0])
+            .collect();
         let piece = commp(bytes.as_slice()).unwrap();
-        std::fs::write(Files(self.dir.path().join("pieces")).path(&piece.cid), bytes).unwrap();
+        std::fs::write(
+            Files(self.dir.path().join("pieces")).path(&piece.cid),
+            bytes,
+        )
+        .unwrap();
         piece
     }
 
@@ -467,7 +478,10 @@ impl Work for Worker {
                 });
             }
             progress(0.5);
-            let done = self.running.spawn_blocking(move || execute(&Vanilla, &task)).await;
+            let done = self
+                .running
+                .spawn_blocking(move || execute(&Vanilla, &task))
+                .await;
             done.unwrap().map_err(|e| WorkError::Failed {
                 step,
                 kind: e.kind(),
