@@ -60,7 +60,8 @@ impl Default for NetConfig {
         let words = |text: &str| text.split_whitespace().map(str::to_owned).collect();
         Self {
             devnet_args: words(
-                "--sector-size 8MiB --block-time-ms 500 --deadlines 8 --deadline-epochs 12",
+                "--listen 127.0.0.1:0 --sector-size 8MiB --block-time-ms 500 --deadlines 8 \
+                 --deadline-epochs 12 --winning-lookback 10",
             ),
             hub_env: BTreeMap::from(
                 [

@@ -97,7 +97,12 @@ fn deals(net: &Net) {
     let good = car.to_str().unwrap();
     let out = client(
         net,
-        &["--car", good, "--piece-cid", cid["piece_cid_v2"].as_str().unwrap()],
+        &[
+            "--car",
+            good,
+            "--piece-cid",
+            cid["piece_cid_v2"].as_str().unwrap(),
+        ],
     );
     assert!(!out.status.success(), "wrong piece CID: {out:?}");
     let out = client(net, &["--car", good, "--piece-cid", "bafkqaaa"]);
@@ -108,14 +113,21 @@ fn deals(net: &Net) {
         ("long duration", &["--duration", "99999999"], "duration"),
         ("start in the past", &["--start-epoch", "-5"], "start"),
         ("another provider", &["--provider", "t09999"], "provider"),
-        ("no such allocation", &["--allocation", "4242"], "allocation"),
+        (
+            "no such allocation",
+            &["--allocation", "4242"],
+            "allocation",
+        ),
     ] {
         let mut all = vec!["--car", good];
         all.extend(args);
         let out = client(net, &all);
         assert!(!out.status.success(), "{what} was accepted");
         let text = String::from_utf8_lossy(&out.stderr).to_lowercase();
-        assert!(text.contains(word) && text.contains("fix: "), "{what}: {text}");
+        assert!(
+            text.contains(word) && text.contains("fix: "),
+            "{what}: {text}"
+        );
     }
 }
 
@@ -150,7 +162,12 @@ fn configuration(net: &Net) {
 
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = taken.local_addr().unwrap().to_string();
-    let out = markets(net, &repo, "retrieval", &[("LOTUS_MARKETS__RETRIEVAL__LISTEN", &addr)]);
+    let out = markets(
+        net,
+        &repo,
+        "retrieval",
+        &[("LOTUS_MARKETS__RETRIEVAL__LISTEN", &addr)],
+    );
     refused("occupied port", &out, CONFIG, &addr);
 }
 
@@ -213,7 +230,15 @@ fn full_disk(net: &Net) {
         let file = net.root().join(name);
         std::fs::write(&file, bytes).unwrap();
         Command::new(net.exe("lotus-markets"))
-            .args(["client", "deal", "--provider-url", &url, "--format", "raw", "--key"])
+            .args([
+                "client",
+                "deal",
+                "--provider-url",
+                &url,
+                "--format",
+                "raw",
+                "--key",
+            ])
             .arg(net.root().join("bad.key"))
             .arg("--car")
             .arg(file)

@@ -14,7 +14,14 @@ async fn spokes_run_as_named_and_come_back_when_killed() {
     let names: Vec<&str> = all.iter().map(|p| p.name.as_str()).collect();
     assert_eq!(
         names,
-        ["devnet", "hub-init", "hub", "deals", "retrieval", "indexing"]
+        [
+            "devnet",
+            "hub-init",
+            "hub",
+            "deals",
+            "retrieval",
+            "indexing"
+        ]
     );
     assert!(all.iter().all(|p| p.ready), "{all:?}");
 
@@ -44,7 +51,11 @@ async fn spokes_run_as_named_and_come_back_when_killed() {
     let http = lotus_runtime::http_client().build().unwrap();
     let ready: serde_json::Value = net
         .wait("two spokes to be ready", secs(30), async |_| {
-            let answer = http.get(format!("http://{admin}/readyz")).send().await.ok()?;
+            let answer = http
+                .get(format!("http://{admin}/readyz"))
+                .send()
+                .await
+                .ok()?;
             answer.error_for_status().ok()?.json().await.ok()
         })
         .await
