@@ -74,7 +74,8 @@ async fn admit(State(api): State<Api>, request: Request, next: Next) -> Response
                 StatusCode::TOO_MANY_REQUESTS,
                 "too many requests at once",
                 "ask again later",
-            );
+            )
+            .into_response();
             busy.headers_mut().insert(RETRY_AFTER, 1.into());
             busy
         }
@@ -88,14 +89,32 @@ async fn admit(State(api): State<Api>, request: Request, next: Next) -> Response
     response
 }
 
-fn refuse(status: StatusCode, error: impl Into<String>, fix: &str) -> Response {
-    (status, Json(json!({ "error": error.into(), "fix": fix }))).into_response()
+/// Why a request gets no answer.
+struct Refused {
+    status: StatusCode,
+    error: String,
+    fix: &'static str,
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let body = json!({ "error": self.error, "fix": self.fix });
+        (self.status, Json(body)).into_response()
+    }
+}
+
+fn refuse(status: StatusCode, error: impl Into<String>, fix: &'static str) -> Refused {
+    Refused {
+        status,
+        error: error.into(),
+        fix,
+    }
 }
 
 /// Runs what reads the disk on a thread that may wait for it.
 async fn read<T: Send + 'static>(
     f: impl FnOnce() -> Result<T, Fault> + Send + 'static,
-) -> Result<T, Response> {
+) -> Result<T, Refused> {
     let failed = |what: String| {
         tracing::warn!(error = what, "lookup failed");
         refuse(StatusCode::INTERNAL_SERVER_ERROR, what, "tell the provider")
@@ -107,7 +126,7 @@ async fn read<T: Send + 'static>(
     }
 }
 
-fn parse_cid(text: &str) -> Result<Cid, Response> {
+fn parse_cid(text: &str) -> Result<Cid, Refused> {
     Cid::try_from(text).map_err(|e| {
         let shown: String = text.chars().take(128).collect();
         refuse(
@@ -118,7 +137,7 @@ fn parse_cid(text: &str) -> Result<Cid, Response> {
     })
 }
 
-async fn about(State(api): State<Api>) -> Result<Response, Response> {
+async fn about(State(api): State<Api>) -> Result<Response, Refused> {
     let index = api.index.clone();
     let (pieces, entries) = read(move || Ok((index.pieces()?.len(), index.len()?))).await?;
     let head = *api.chain.watch().borrow();
@@ -133,7 +152,7 @@ async fn about(State(api): State<Api>) -> Result<Response, Response> {
     .into_response())
 }
 
-async fn head(State(api): State<Api>) -> Result<Response, Response> {
+async fn head(State(api): State<Api>) -> Result<Response, Refused> {
     let Some(cid) = *api.chain.watch().borrow() else {
         return Ok(StatusCode::NO_CONTENT.into_response());
     };
@@ -151,7 +170,7 @@ async fn head(State(api): State<Api>) -> Result<Response, Response> {
     Ok((headers, signed).into_response())
 }
 
-async fn block(State(api): State<Api>, Path(text): Path<String>) -> Result<Response, Response> {
+async fn block(State(api): State<Api>, Path(text): Path<String>) -> Result<Response, Refused> {
     let cid = parse_cid(&text)?;
     let chain = api.chain.clone();
     let Some(bytes) = read(move || chain.block(&cid)).await? else {
@@ -209,12 +228,12 @@ fn unknown_size(cid: PieceCid) -> PieceInfo {
     }
 }
 
-async fn by_cid(State(api): State<Api>, Path(text): Path<String>) -> Result<Response, Response> {
+async fn by_cid(State(api): State<Api>, Path(text): Path<String>) -> Result<Response, Refused> {
     let cid = parse_cid(&text)?;
     results(api, *cid.hash()).await
 }
 
-async fn by_hash(State(api): State<Api>, Path(text): Path<String>) -> Result<Response, Response> {
+async fn by_hash(State(api): State<Api>, Path(text): Path<String>) -> Result<Response, Refused> {
     let bytes = data_encoding::HEXLOWER_PERMISSIVE
         .decode(text.as_bytes())
         .ok()
@@ -232,7 +251,7 @@ async fn by_hash(State(api): State<Api>, Path(text): Path<String>) -> Result<Res
 }
 
 /// Source: ipni/go-libipni, `find/model`.
-async fn results(api: Api, hash: Multihash<64>) -> Result<Response, Response> {
+async fn results(api: Api, hash: Multihash<64>) -> Result<Response, Refused> {
     let provider = json!({
         "ID": api.chain.provider(),
         "Addrs": [api.chain.retrieval.text],
@@ -296,7 +315,7 @@ async fn providers(
     Path(text): Path<String>,
     Query(filters): Query<Filters>,
     headers: HeaderMap,
-) -> Result<Response, Response> {
+) -> Result<Response, Refused> {
     let cid = parse_cid(&text)?;
     let (id, addr) = (api.chain.provider(), api.chain.retrieval.text.clone());
     let found = read(move || find(&api, cid.hash())).await?;

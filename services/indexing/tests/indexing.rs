@@ -1,4 +1,5 @@
 //! The spoke against a hub that speaks the real protocol, seen as an indexer and a client see it.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

@@ -1,4 +1,5 @@
 //! The spoke against a hub that speaks the real protocol: content, ranges, refusals, catch-up.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -104,7 +105,7 @@ fn packed(dir: &Path) -> (Cid, Vec<u8>) {
     let tree = dir.join("tree");
     fs::create_dir_all(tree.join("sub")).unwrap();
     let big: Vec<u8> = (0..2_600_000u32)
-        .map(|i| (i % 251) as u8 ^ (i >> 16) as u8)
+        .map(|i| (i % 251) as u8 ^ (i >> 16).to_le_bytes()[0])
         .collect();
     fs::write(tree.join("sub/big.bin"), big).unwrap();
     fs::write(tree.join("a.txt"), "same").unwrap();
