@@ -34,7 +34,7 @@ impl Chain {
         if allow_replaced {
             let store = self.read();
             if let Some(m) = store.messages.get(cid) {
-                let slot = (m.message.from.to_string(), m.message.nonce);
+                let slot = (m.message.from.to_bytes(), m.message.nonce);
                 let same = |other: &Message| {
                     let m = &m.message;
                     other.to == m.to

@@ -245,6 +245,9 @@ impl Chain {
                 todo.pop();
                 continue;
             }
+            if top.pruned {
+                return Err(ChainError::Pruned(top.height()));
+            }
             let parent = self.read().parent(&top)?;
             match parent.executed() {
                 Some(before) => {

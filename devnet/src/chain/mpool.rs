@@ -27,14 +27,14 @@ const REPLACE_PERCENT: u64 = 110;
 #[derive(Debug, Default)]
 pub(super) struct Pool {
     /// By the sender's key address and nonce.
-    senders: BTreeMap<String, BTreeMap<u64, Arc<SignedMessage>>>,
+    senders: BTreeMap<Vec<u8>, BTreeMap<u64, Arc<SignedMessage>>>,
     /// Pushes still to refuse, and why.
     refuse: Option<(u64, String)>,
 }
 
 impl Pool {
     fn remove(&mut self, sender: &Address, nonce: u64) {
-        let key = sender.to_string();
+        let key = sender.to_bytes();
         if let Some(of) = self.senders.get_mut(&key) {
             of.remove(&nonce);
             if of.is_empty() {
@@ -127,7 +127,7 @@ impl Chain {
             )));
         }
         let mut pool = lock(&self.0.pool);
-        let of = pool.senders.entry(key.to_string()).or_default();
+        let of = pool.senders.entry(key.to_bytes()).or_default();
         if let Some(old) = of.get(&msg.nonce) {
             if old.cid() == m.cid() {
                 return Ok(());
@@ -214,7 +214,7 @@ impl Chain {
         let account = state.state.account(id).ok_or(ChainError::NoActor(*addr))?;
         let mut next = account.nonce;
         let pool = lock(&self.0.pool);
-        if let Some(of) = account.address.and_then(|a| pool.senders.get(&a.to_string())) {
+        if let Some(of) = account.address.and_then(|a| pool.senders.get(&a.to_bytes())) {
             while of.contains_key(&next) {
                 next += 1;
             }

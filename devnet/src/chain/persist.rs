@@ -134,7 +134,7 @@ impl Disk {
             tx.put(&HEAD, &0, &vec![genesis.cid])?;
             tx.put(&STATES, &0, &state)?;
             for k in keys {
-                tx.put(&KEYS, &k.address().to_string(), &stored_key(k))?;
+                tx.put(&KEYS, &hex::encode(k.address().to_bytes()), &stored_key(k))?;
             }
             Ok(())
         })?;
@@ -142,7 +142,7 @@ impl Disk {
     }
 
     pub(super) fn put_key(&self, key: &Key) -> Result<(), ChainError> {
-        let address = key.address().to_string();
+        let address = hex::encode(key.address().to_bytes());
         self.journal
             .write::<_, JournalError>(|tx| tx.put(&KEYS, &address, &stored_key(key)))?;
         Ok(())

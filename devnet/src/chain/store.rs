@@ -51,6 +51,8 @@ pub(super) struct Entry {
     /// Chain weight with this tipset's wins in it.
     pub(super) weight: BigInt,
     executed: Mutex<Option<Arc<Executed>>>,
+    /// Its messages are gone: it can not be executed again.
+    pub(super) pruned: bool,
 }
 
 impl Entry {
@@ -60,6 +62,7 @@ impl Entry {
             blocks,
             weight,
             executed: Mutex::new(None),
+            pruned: false,
         }
     }
 
@@ -90,7 +93,7 @@ pub(super) struct Store {
     /// Tipsets that include a message.
     pub(super) included: HashMap<Cid, Vec<TipSetKey>>,
     /// Messages of one sender with one nonce: more than one after a replacement by fee.
-    pub(super) by_nonce: HashMap<(String, u64), Vec<Cid>>,
+    pub(super) by_nonce: HashMap<(Vec<u8>, u64), Vec<Cid>>,
     pub(super) objects: HashMap<Cid, Vec<u8>>,
 }
 
@@ -146,7 +149,7 @@ impl Store {
     pub(super) fn note_message(&mut self, m: &Arc<SignedMessage>) {
         let cid = m.cid();
         if self.messages.insert(cid, m.clone()).is_none() {
-            let slot = (m.message.from.to_string(), m.message.nonce);
+            let slot = (m.message.from.to_bytes(), m.message.nonce);
             self.by_nonce.entry(slot).or_default().push(cid);
         }
     }
@@ -298,7 +301,7 @@ impl Store {
                     let cid = m.cid();
                     self.messages.remove(&cid);
                     self.included.remove(&cid);
-                    self.by_nonce.remove(&(m.message.from.to_string(), m.message.nonce));
+                    self.by_nonce.remove(&(m.message.from.to_bytes(), m.message.nonce));
                 }
             }
             if on_line {
@@ -345,7 +348,9 @@ fn slim(e: &Entry) -> Entry {
         header: strip(&b.header),
         messages: Arc::default(),
     });
-    Entry::new(ts, blocks.collect(), e.weight.clone())
+    let mut slim = Entry::new(ts, blocks.collect(), e.weight.clone());
+    slim.pruned = true;
+    slim
 }
 
 /// Randomness of the chain that ends with a tipset.

@@ -13,14 +13,14 @@ use crate::keys::Key;
 
 #[derive(Debug)]
 pub(super) struct Wallet {
-    keys: BTreeMap<String, Key>,
+    keys: BTreeMap<Vec<u8>, Key>,
     default: Address,
 }
 
 impl Wallet {
     pub(super) fn new(keys: Vec<Key>, default: Address) -> Self {
         Self {
-            keys: keys.into_iter().map(|k| (k.address().to_string(), k)).collect(),
+            keys: keys.into_iter().map(|k| (k.address().to_bytes(), k)).collect(),
             default,
         }
     }
@@ -31,7 +31,7 @@ impl Chain {
     fn key(&self, addr: &Address) -> Result<Key, ChainError> {
         let key_addr = self.key_address(addr).unwrap_or(*addr);
         let wallet = self.0.wallet.read().unwrap_or_else(PoisonError::into_inner);
-        let found = wallet.keys.get(&key_addr.to_string()).cloned();
+        let found = wallet.keys.get(&key_addr.to_bytes()).cloned();
         found.ok_or(ChainError::NoKey(key_addr))
     }
 
@@ -108,7 +108,7 @@ impl Chain {
         self.0.disk.put_key(&key)?;
         let address = key.address();
         let mut wallet = self.0.wallet.write().unwrap_or_else(PoisonError::into_inner);
-        wallet.keys.insert(address.to_string(), key);
+        wallet.keys.insert(address.to_bytes(), key);
         Ok(address)
     }
 }

@@ -14,6 +14,7 @@ use lotus_actors::{BigInt, actors};
 use lotus_node_client::api::cbor_cid;
 use lotus_types::{Address, TokenAmount};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_bytes::ByteBuf;
 
 pub use miner::{Deadline, Miner, Partition, Submission, bits};
 
@@ -133,9 +134,9 @@ pub struct Accounts {
     /// By id.
     #[serde(with = "pairs")]
     pub by_id: BTreeMap<u64, Account>,
-    /// Ids of key and robust addresses, by the address' text.
+    /// Ids of key and robust addresses, by the address' bytes: its text depends on the process.
     #[serde(with = "pairs")]
-    pub ids: BTreeMap<String, u64>,
+    pub ids: BTreeMap<ByteBuf, u64>,
     /// The next id that the init actor assigns.
     pub next_id: u64,
 }
@@ -219,7 +220,7 @@ impl State {
     pub fn lookup(&self, addr: &Address) -> Option<u64> {
         match addr.id() {
             Ok(id) => self.accounts.by_id.contains_key(&id).then_some(id),
-            Err(_) => self.accounts.ids.get(&addr.to_string()).copied(),
+            Err(_) => self.accounts.ids.get(&ByteBuf::from(addr.to_bytes())).copied(),
         }
     }
 
@@ -240,7 +241,7 @@ impl State {
         let accounts = self.accounts.edit();
         let id = accounts.next_id;
         accounts.next_id += 1;
-        accounts.ids.insert(address.to_string(), id);
+        accounts.ids.insert(address.to_bytes().into(), id);
         accounts.by_id.insert(
             id,
             Account {
