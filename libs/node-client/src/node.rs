@@ -7,11 +7,12 @@ use futures::stream::BoxStream;
 use lotus_types::{Address, Epoch, EpochDelta, SectorNumber, TokenAmount};
 
 use crate::api::{
-    Actor, Allocation, BeaconEntry, BigInt, BitField, BlockMsg, BlockTemplate, Deadline,
-    DeadlineInfo, DealCollateralBounds, HeadChange, InvocResult, MarketBalance, MarketDeal,
-    Message, MessageSendSpec, MinerInfo, MinerPower, MiningBaseInfo, MsgLookup, NetworkParams,
-    Partition, SectorExpiration, SectorLocation, SectorOnChainInfo, SectorPreCommitInfo,
-    SectorPreCommitOnChainInfo, Signature, SignedMessage, TipSet, TipSetKey, Version,
+    Actor, Allocation, BeaconEntry, BigInt, BitField, BlockMessages, BlockMsg, BlockTemplate,
+    Deadline, DeadlineInfo, DealCollateralBounds, HeadChange, InvocResult, MarketBalance,
+    MarketDeal, Message, MessageSendSpec, MinerInfo, MinerPower, MiningBaseInfo, MsgLookup,
+    NetworkParams, Partition, SectorExpiration, SectorLocation, SectorOnChainInfo,
+    SectorPreCommitInfo, SectorPreCommitOnChainInfo, Signature, SignedMessage, TipSet, TipSetKey,
+    Version,
 };
 use crate::{Client, NodeError};
 
@@ -81,6 +82,8 @@ full_node! {
         = "ChainGetTipSetAfterHeight";
     /// The reverts, then the applies, that lead from one head to another.
     chain_get_path(from: &TipSetKey, to: &TipSetKey) -> Vec<HeadChange> = "ChainGetPath";
+    /// The messages of a block.
+    chain_get_block_messages(block: Cid) -> BlockMessages = "ChainGetBlockMessages";
     /// A message by its CID.
     chain_get_message(cid: Cid) -> Message = "ChainGetMessage";
     /// A raw block of chain data.

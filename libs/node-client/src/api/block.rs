@@ -8,7 +8,7 @@ use lotus_types::{Address, Epoch, TokenAmount};
 use multihash_codetable::{Code, MultihashDigest};
 use serde::{Deserialize, Serialize};
 
-use super::{BigInt, Signature, SignedMessage, cbor_cid};
+use super::{BigInt, Message, Signature, SignedMessage, cbor_cid};
 use crate::json::plain;
 
 /// Names a tipset by the CIDs of its blocks, in the tipset's order. Empty means the head.
@@ -376,6 +376,21 @@ pub struct BlockMsg {
     pub secpk_messages: Vec<Cid>,
 }
 
+/// The messages of a block.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct BlockMessages {
+    /// Messages with BLS signatures, which the header holds as one aggregate.
+    #[serde(with = "crate::json")]
+    pub bls_messages: Vec<Message>,
+    /// Messages that carry their own secp256k1 signature.
+    #[serde(with = "crate::json")]
+    pub secpk_messages: Vec<SignedMessage>,
+    /// CIDs of the first, then of the second, in the same order.
+    #[serde(with = "crate::json")]
+    pub cids: Vec<Cid>,
+}
+
 plain!(
     TipSetKey,
     Ticket,
@@ -387,4 +402,5 @@ plain!(
     HeadChange,
     BlockTemplate,
     BlockMsg,
+    BlockMessages,
 );

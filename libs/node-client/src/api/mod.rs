@@ -6,8 +6,8 @@ mod miner;
 mod node;
 
 pub use block::{
-    BeaconEntry, BlockHeader, BlockMsg, BlockTemplate, ElectionProof, HeadChange, HeadChangeKind,
-    PoStProof, Ticket, TipSet, TipSetKey,
+    BeaconEntry, BlockHeader, BlockMessages, BlockMsg, BlockTemplate, ElectionProof, HeadChange,
+    HeadChangeKind, PoStProof, Ticket, TipSet, TipSetKey,
 };
 pub use fvm_ipld_bitfield::BitField;
 pub use fvm_shared::bigint::BigInt;
