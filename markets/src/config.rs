@@ -2,6 +2,7 @@ use std::path::{Path, PathBuf};
 
 use hub_proto::HubConfig;
 use lotus_deals::DealsConfig;
+use lotus_indexing::IndexingConfig;
 use lotus_retrieval::RetrievalConfig;
 use lotus_runtime::Fault;
 use lotus_runtime::admin::AdminConfig;
@@ -25,6 +26,8 @@ pub struct MarketsConfig {
     pub deals: DealsConfig,
     /// The retrieval service.
     pub retrieval: RetrievalConfig,
+    /// The indexing service.
+    pub indexing: IndexingConfig,
 }
 
 /// A directory with the configuration and the state of the services, one sub-directory each.

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 use lotus_deals::Deals;
+use lotus_indexing::Indexing;
 use lotus_retrieval::Retrieval;
 use lotus_runtime::{Cx, Fault, Service};
 use lotus_types::Kind;
@@ -34,6 +35,7 @@ fn run<S: Service>(service: S, cx: Cx) -> Running {
 pub const SERVICES: &[Entry] = &[
     Entry { name: Deals::NAME, about: "takes deals over HTTP (MK20) and hands their pieces to the hub", start: |c, r, cx| run(Deals::new(c.deals.clone(), c.hub.clone(), r.of(Deals::NAME), r.run_dir()), cx) },
     Entry { name: Retrieval::NAME, about: "serves pieces and DAGs over HTTP (trustless gateway)", start: |c, r, cx| run(Retrieval::new(c.retrieval.clone(), c.hub.clone(), r.of(Retrieval::NAME), r.run_dir()), cx) },
+    Entry { name: Indexing::NAME, about: "indexes pieces and advertises them to IPNI", start: |c, r, cx| run(Indexing::new(c.indexing.clone(), c.hub.clone(), r.of(Indexing::NAME), r.run_dir()), cx) },
 ];
 
 /// The services that `names` asks for, each once; all when it is `None`.

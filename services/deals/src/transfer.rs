@@ -72,7 +72,15 @@ impl Engine {
                 format!("the upload broke off after {have} of {want} bytes: {why}"),
                 "upload again",
             )),
-            (Err(e), _) => Err(intake_refusal(&e)),
+            (Err(e), _) => {
+                // These are the bytes that the piece CID names: no others can come.
+                if matches!(e, IntakeError::Car(_)) {
+                    self.apply(&p.key, Event::TransferFailed(e.to_string()), None, None)
+                        .await
+                        .map_err(|e| journal_refusal(&e))?;
+                }
+                Err(intake_refusal(&e))
+            }
         }
     }
 

@@ -385,6 +385,18 @@ async fn requests_that_are_wrong_are_told_so() {
     assert_eq!(files(&net.staging()), 0);
     assert_eq!(net.put(id, &bytes).await.0, 200, "and the service goes on");
 
+    let no_car = Ulid::from(10u128);
+    let mut deal = net.deal(no_car, &bytes);
+    deal["data"]["format"] = json!({"car": {}});
+    assert_eq!(net.propose(&deal).await.0, 200);
+    let (code, error) = refused(net.put(no_car, &bytes).await);
+    assert_eq!(
+        (code, error.contains("not a sound CAR")),
+        (400, true),
+        "{error}"
+    );
+    net.checkpoint(no_car, "Failed").await;
+
     let mut other = Net {
         key: SigningKey::from_slice(&[8; 32]).unwrap(),
         ..Net::new(|_| {}).await
