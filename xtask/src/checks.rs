@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::{Failed, gen_proto, sh};
+use crate::{Failed, gen_all, gen_config, gen_proto, sh};
 
 /// What `cargo metadata` says, as far as it is used.
 #[derive(Deserialize)]
@@ -194,9 +194,11 @@ fn licence_ok(expression: &str) -> bool {
 /// Generates everything anew elsewhere and compares with what is committed.
 pub(crate) fn generated(root: &Path) -> Result<(), Failed> {
     let fresh = tempfile::tempdir()?;
-    gen_proto::generate(root, fresh.path())?;
+    gen_all(root, fresh.path())?;
     let mut stale = Vec::new();
-    for file in gen_proto::outputs(fresh.path())? {
+    let mut files = gen_proto::outputs(fresh.path())?;
+    files.push(gen_config::PAGE.into());
+    for file in files {
         let new = fresh.path().join(&file);
         let old = root.join(&file);
         if std::fs::read(&new).ok() != std::fs::read(&old).ok() {

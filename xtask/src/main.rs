@@ -1,6 +1,7 @@
 //! The one-command tools of the workspace: `cargo xtask demo|test|ci|gen`.
 
 mod checks;
+mod gen_config;
 mod gen_proto;
 mod sh;
 
@@ -73,7 +74,7 @@ fn main() -> ExitCode {
         Command::Demo { args } => demo(&root, args),
         Command::Test { args } => test(&root, args),
         Command::Ci { no_test } => ci(&root, no_test),
-        Command::Gen => gen_proto::generate(&root, &root),
+        Command::Gen => gen_all(&root, &root),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -91,6 +92,13 @@ fn build(root: &Path) -> Result<(), Failed> {
         "cargo",
         ["build", "--release", "--workspace", "--bins"],
     )
+}
+
+/// Every generated file, below `out`. The configuration page asks the built binaries.
+fn gen_all(root: &Path, out: &Path) -> Result<(), Failed> {
+    gen_proto::generate(root, out)?;
+    build(root)?;
+    gen_config::generate(root, &target(root)?.join("release"), out)
 }
 
 fn demo(root: &Path, args: Vec<OsString>) -> Result<(), Failed> {

@@ -25,22 +25,33 @@ where
     }
 }
 
+/// Runs a program and returns its standard output.
+pub(crate) fn output<I, S>(dir: &Path, program: &Path, args: I) -> Result<String, Failed>
+where
+    I: IntoIterator<Item = S>,
+    S: AsRef<OsStr>,
+{
+    let name = program.display();
+    let out = Command::new(program)
+        .current_dir(dir)
+        .args(args)
+        .stderr(std::process::Stdio::inherit())
+        .output()
+        .map_err(|e| Failed::new(format!("{name} does not start: {e}")))?;
+    if !out.status.success() {
+        return Err(Failed::new(format!("{name}: {}", out.status)));
+    }
+    String::from_utf8(out.stdout).map_err(|e| Failed::new(format!("{name}: {e}")))
+}
+
 /// Runs a program and reads its standard output as JSON.
 pub(crate) fn json<I, S>(dir: &Path, program: &str, args: I) -> Result<serde_json::Value, Failed>
 where
     I: IntoIterator<Item = S>,
     S: AsRef<OsStr>,
 {
-    let out = Command::new(program)
-        .current_dir(dir)
-        .args(args)
-        .stderr(std::process::Stdio::inherit())
-        .output()
-        .map_err(|e| Failed::new(format!("{program} does not start: {e}")))?;
-    if !out.status.success() {
-        return Err(Failed::new(format!("{program}: {}", out.status)));
-    }
-    serde_json::from_slice(&out.stdout).map_err(|e| Failed::new(format!("{program}: {e}")))
+    let text = output(dir, Path::new(program), args)?;
+    serde_json::from_str(&text).map_err(|e| Failed::new(format!("{program}: {e}")))
 }
 
 /// Becomes another program: its signals, its output and its exit status are ours.
