@@ -107,7 +107,9 @@ impl ChainError {
             Self::NoKey(_) => "import the key, or sign with another address".into(),
             Self::Pruned(_) => "ask about a tipset within finality of the head".into(),
             Self::Fault(_) | Self::Stopping => "try again later".into(),
-            Self::Mempool(_) | Self::Block(_) => "correct the message or block; see the text".into(),
+            Self::Mempool(_) | Self::Block(_) => {
+                "correct the message or block; see the text".into()
+            }
             Self::NoTipSet(_)
             | Self::NoObject(_)
             | Self::NoActor(_)

@@ -50,9 +50,9 @@ impl Key {
     #[must_use]
     pub fn from_bytes(kind: SignatureType, bytes: &[u8]) -> Option<Self> {
         match kind {
-            SignatureType::BLS => {
-                bls_signatures::PrivateKey::from_bytes(bytes).ok().map(Self::Bls)
-            }
+            SignatureType::BLS => bls_signatures::PrivateKey::from_bytes(bytes)
+                .ok()
+                .map(Self::Bls),
             SignatureType::Secp256k1 => SigningKey::from_slice(bytes).ok().map(Self::Secp256k1),
         }
     }
@@ -79,8 +79,9 @@ impl Key {
     #[must_use]
     pub fn address(&self) -> Address {
         match self {
-            Self::Bls(k) => Address::new_bls(&k.public_key().as_bytes())
-                .expect("a BLS public key has 48 bytes"),
+            Self::Bls(k) => {
+                Address::new_bls(&k.public_key().as_bytes()).expect("a BLS public key has 48 bytes")
+            }
             Self::Secp256k1(k) => {
                 let public = k.verifying_key().to_encoded_point(false);
                 Address::new_secp256k1(public.as_bytes())

@@ -194,7 +194,10 @@ impl Policy {
             ("finality", self.finality),
             ("challenge_window", self.challenge_window),
             ("challenge_lookback", self.challenge_lookback),
-            ("pre_commit_challenge_delay", self.pre_commit_challenge_delay),
+            (
+                "pre_commit_challenge_delay",
+                self.pre_commit_challenge_delay,
+            ),
             ("stall_rounds", self.stall_rounds),
             ("winning_lookback", self.winning_lookback),
         ];
@@ -202,12 +205,17 @@ impl Policy {
             return Err(format!("{name} is {v}, must be at least 1"));
         }
         if self.deadlines < 3 || self.deadlines > 1_000 {
-            return Err(format!("deadlines is {}, must be 3 to 1000", self.deadlines));
+            return Err(format!(
+                "deadlines is {}, must be 3 to 1000",
+                self.deadlines
+            ));
         }
         if self.challenge_lookback > self.fault_cutoff {
-            return Err("fault_cutoff must not be below challenge_lookback, or faults could be \
+            return Err(
+                "fault_cutoff must not be below challenge_lookback, or faults could be \
                         declared with the challenge known"
-                .into());
+                    .into(),
+            );
         }
         if self.winning_lookback > self.finality {
             return Err("winning_lookback must not exceed finality: older state is gone".into());
@@ -308,9 +316,13 @@ mod tests {
     #[test]
     fn the_open_and_the_next_deadline_are_immutable() {
         let p = Policy::fast();
-        let open: Vec<_> = (0..p.deadlines).filter(|i| !p.is_mutable(0, *i, 45)).collect();
+        let open: Vec<_> = (0..p.deadlines)
+            .filter(|i| !p.is_mutable(0, *i, 45))
+            .collect();
         assert_eq!(open, [2, 3]);
-        let disputable: Vec<_> = (0..p.deadlines).filter(|i| p.is_disputable(0, *i, 45)).collect();
+        let disputable: Vec<_> = (0..p.deadlines)
+            .filter(|i| p.is_disputable(0, *i, 45))
+            .collect();
         assert_eq!(disputable, [0, 1, 3, 4, 5]);
     }
 
@@ -321,8 +333,22 @@ mod tests {
             assert_eq!((p.challenge_lookback, p.fault_cutoff), (lookback, cutoff));
             p.check().unwrap();
         }
-        assert!(Policy { winning_lookback: 901, ..Policy::devnet_2k() }.check().is_err());
-        assert!(Policy { fault_cutoff: 3, ..Policy::devnet_2k() }.check().is_err());
+        assert!(
+            Policy {
+                winning_lookback: 901,
+                ..Policy::devnet_2k()
+            }
+            .check()
+            .is_err()
+        );
+        assert!(
+            Policy {
+                fault_cutoff: 3,
+                ..Policy::devnet_2k()
+            }
+            .check()
+            .is_err()
+        );
     }
 
     proptest! {

@@ -52,9 +52,21 @@ impl Chain {
     }
 
     /// Source: lotus, chain/stmgr/actors.go, MinerGetBaseInfo.
-    fn election(&self, id: u64, round: i64, parent: &Arc<Entry>) -> Result<Option<Election>, ChainError> {
+    fn election(
+        &self,
+        id: u64,
+        round: i64,
+        parent: &Arc<Entry>,
+    ) -> Result<Option<Election>, ChainError> {
         if round <= parent.height() {
-            return Err(ChainError::Invalid(format!("epoch {round} is not above its parent")));
+            return Err(ChainError::Invalid(format!(
+                "epoch {round} is not above its parent"
+            )));
+        }
+        if round > self.epoch().0 + 1 {
+            return Err(ChainError::Randomness(format!(
+                "the beacon entry of epoch {round} is to come"
+            )));
         }
         let back = self.lookback(parent, round)?;
         let Some(miner) = back.state.miners.get(&id).map(|m| Miner::clone(m)) else {
@@ -64,7 +76,9 @@ impl Chain {
             .deadlines
             .iter()
             .flat_map(|d| &d.partitions)
-            .fold(fvm_ipld_bitfield::BitField::new(), |all, p| &all | &p.active());
+            .fold(fvm_ipld_bitfield::BitField::new(), |all, p| {
+                &all | &p.active()
+            });
         if active.is_empty() {
             return Ok(None);
         }
@@ -104,7 +118,11 @@ impl Chain {
         let least = BigInt::from(self.0.policy.min_power);
         let eligible = miner.power.qa >= least
             && now.state.qa_power(id) > BigInt::default()
-            && now.state.miners.get(&id).is_some_and(|m| !m.fee_debt.is_positive());
+            && now
+                .state
+                .miners
+                .get(&id)
+                .is_some_and(|m| !m.fee_debt.is_positive());
         Ok(Some(Election {
             power: miner.power.qa.clone(),
             total: back.state.total_power().qa,
@@ -128,7 +146,10 @@ impl Chain {
     ) -> Result<Option<MiningBaseInfo>, ChainError> {
         let parent = self.read().get(key)?;
         let state = self.execute(&parent)?;
-        let id = state.state.lookup(miner).ok_or(ChainError::NoActor(*miner))?;
+        let id = state
+            .state
+            .lookup(miner)
+            .ok_or(ChainError::NoActor(*miner))?;
         let Some(e) = self.election(id, at.0, &parent)? else {
             return Ok(None);
         };
@@ -185,7 +206,7 @@ impl Chain {
         if self.read().blocks.contains_key(&cid) {
             return Ok(());
         }
-        let now = w.admits(b.header.height.0)?;
+        let now = w.admits(b.header.height.0, self.epoch().0)?;
         let parents = TipSetKey(b.header.parents.clone());
         if parents.is_head() {
             return refused("a block needs parents");
@@ -210,6 +231,8 @@ impl Chain {
         if now {
             self.adopt(&block)?;
         } else {
+            // Known at once, so that a second block for the same epoch is an equivocation.
+            self.write().put_block(&block);
             w.hold(block);
         }
         Ok(())
@@ -275,8 +298,14 @@ impl Chain {
         let latest = now.unwrap_or_default().as_secs() + drift;
         let least = parent.ts.min_timestamp();
         let checks = [
-            (h.parent_weight == parent.weight, "parent weight does not match"),
-            (h.parent_state_root == x.root, "parent state root did not match computed state"),
+            (
+                h.parent_weight == parent.weight,
+                "parent weight does not match",
+            ),
+            (
+                h.parent_state_root == x.root,
+                "parent state root did not match computed state",
+            ),
             (
                 h.parent_message_receipts == x.receipts_root,
                 "parent receipts root did not match computed value",
@@ -297,14 +326,24 @@ impl Chain {
 
     fn check_messages(&self, b: &Block) -> Result<(), ChainError> {
         let (bls, secp) = split(b);
-        if bls.len() + secp.len() != b.messages.len() || message_root(&bls, &secp) != b.header.messages {
+        if bls.len() + secp.len() != b.messages.len()
+            || message_root(&bls, &secp) != b.header.messages
+        {
             return refused("messages did not match the root in the header");
         }
-        let sigs = b.messages.iter().take(bls.len()).map(|m| m.signature.bytes.as_slice());
+        let sigs = b
+            .messages
+            .iter()
+            .take(bls.len())
+            .map(|m| m.signature.bytes.as_slice());
         if keys::aggregate(sigs) != b.header.bls_aggregate {
             return refused("BLS aggregate is not that of the messages");
         }
-        let gas: u64 = b.messages.iter().map(|m| m.message.gas_limit).fold(0, u64::saturating_add);
+        let gas: u64 = b
+            .messages
+            .iter()
+            .map(|m| m.message.gas_limit)
+            .fold(0, u64::saturating_add);
         if gas > self.0.policy.block_gas_limit {
             return refused("block gas limit exceeded");
         }
@@ -333,7 +372,8 @@ impl Chain {
             .iter()
             .map(|s| Ok((s.sector_number, Commitment::from_sealed_cid(&s.sealed_cid)?)))
             .collect();
-        let sectors = sectors.map_err(|e: lotus_types::BadPieceCid| ChainError::Block(e.to_string()))?;
+        let sectors =
+            sectors.map_err(|e: lotus_types::BadPieceCid| ChainError::Block(e.to_string()))?;
         self.0
             .verifier
             .verify_winning_post(
@@ -350,7 +390,9 @@ impl Chain {
     /// Source: lotus, chain/gen/slashfilter.
     fn no_equivocation(&self, h: &BlockHeader, parent: &Entry) -> Result<(), ChainError> {
         let store = self.read();
-        let others = store.blocks_above(parent.height()).filter(|o| o.header.miner == h.miner);
+        let others = store
+            .blocks_above(parent.height())
+            .filter(|o| o.header.miner == h.miner);
         for o in others {
             let kind = if o.header.height == h.height {
                 "double-fork mining faults"

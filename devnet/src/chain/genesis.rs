@@ -100,8 +100,16 @@ impl Facts {
                 })
             }
         };
-        differs("network name", self.network_name.clone(), cfg.network_name.clone())?;
-        differs("sector size", self.sector_size.to_string(), cfg.sector_size.to_string())?;
+        differs(
+            "network name",
+            self.network_name.clone(),
+            cfg.network_name.clone(),
+        )?;
+        differs(
+            "sector size",
+            self.sector_size.to_string(),
+            cfg.sector_size.to_string(),
+        )?;
         let timeless = |p: &Policy| format!("{:?}", p.clone().with_block_time_ms(1));
         differs("policy", timeless(&self.policy), timeless(&cfg.policy))?;
         Ok(self)
@@ -123,7 +131,9 @@ pub(super) fn found(disk: &Disk, cfg: &ChainConfig) -> Result<Facts, ChainError>
     let client = Key::generate(SignatureType::Secp256k1);
     let mut beacon_seed = [0; 32];
     rand::rng().fill_bytes(&mut beacon_seed);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     let mut facts = Facts {
         policy: cfg.policy.clone(),
         network_name: cfg.network_name.clone(),
@@ -143,7 +153,11 @@ pub(super) fn found(disk: &Disk, cfg: &ChainConfig) -> Result<Facts, ChainError>
     facts.producer_id = state.create(ActorKind::Account, facts.producer.address());
     state.credit(owner_id, &fil(cfg.wallet_fil));
     state.credit(client_id, &fil(cfg.wallet_fil));
-    state.registry.edit().datacap.insert(client_id, CLIENT_DATACAP);
+    state
+        .registry
+        .edit()
+        .datacap
+        .insert(client_id, CLIENT_DATACAP);
     state.accounts.edit().next_id = MINER.0;
     let miner = vm::create_miner(&mut state, &cfg.policy, owner_id, owner_id, cfg.sector_size);
     state.credit(miner, &fil(cfg.miner_fil));

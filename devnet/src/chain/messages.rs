@@ -48,7 +48,11 @@ impl Chain {
                 }));
             }
         }
-        let oldest = if limit < 0 { 0 } else { tip.height().saturating_sub(limit) };
+        let oldest = if limit < 0 {
+            0
+        } else {
+            tip.height().saturating_sub(limit)
+        };
         for c in candidates {
             let at = self.read().included.get(&c).cloned().unwrap_or_default();
             for inclusion in at {
@@ -106,7 +110,9 @@ impl Chain {
         let x = self.execute(&tip)?;
         let mut state = x.state.clone();
         let mut msg = msg.clone();
-        let from = state.lookup(&msg.from).ok_or(ChainError::NoActor(msg.from))?;
+        let from = state
+            .lookup(&msg.from)
+            .ok_or(ChainError::NoActor(msg.from))?;
         msg.nonce = state.account(from).map_or(0, |a| a.nonce);
         if msg.gas_limit == 0 {
             msg.gas_limit = self.0.policy.block_gas_limit;
@@ -151,7 +157,11 @@ impl Chain {
     }
 
     /// Gas that a message uses; an error if it would fail.
-    pub fn gas_estimate_gas_limit(&self, msg: &Message, key: &TipSetKey) -> Result<u64, ChainError> {
+    pub fn gas_estimate_gas_limit(
+        &self,
+        msg: &Message,
+        key: &TipSetKey,
+    ) -> Result<u64, ChainError> {
         let (_, applied) = self.simulate(msg, key)?;
         let code = applied.receipt.exit_code;
         if code != 0 {
@@ -225,7 +235,8 @@ impl Chain {
         // A secp256k1 message is also known by the CID without its signature.
         let found = found.or_else(|| {
             let mut all = store.messages.values();
-            all.find(|m| m.message.cid() == *cid).map(|m| m.message.clone())
+            all.find(|m| m.message.cid() == *cid)
+                .map(|m| m.message.clone())
         });
         found.ok_or(ChainError::NoObject(*cid))
     }

@@ -13,7 +13,7 @@ mod verdicts;
 mod wallet;
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use cid::Cid;
@@ -78,6 +78,8 @@ struct Inner {
     policy: Policy,
     network_name: String,
     block_time_ms: AtomicU64,
+    /// The current epoch: the head's height or, after null rounds, above it.
+    epoch: AtomicI64,
     beacon_seed: [u8; 32],
     producer: Key,
     producer_id: u64,
@@ -164,7 +166,8 @@ impl Chain {
             store: RwLock::new(store),
             pool: Mutex::new(Pool::default()),
             wallet: RwLock::new(Wallet::new(disk.keys()?, facts.default_address)),
-            writer: Mutex::new(Writer::at(height)),
+            epoch: AtomicI64::new(height),
+            writer: Mutex::new(Writer::new()),
             verifier: Verdicts::new(verifier, right.into_iter()),
             disk,
             heads: broadcast::channel(HEADS_KEPT).0,
@@ -263,7 +266,12 @@ impl Chain {
         e.executed().ok_or_else(|| ChainError::Pruned(e.height()))
     }
 
-    fn apply(&self, e: &Arc<Entry>, parent: &Entry, before: &Executed) -> Result<Executed, ChainError> {
+    fn apply(
+        &self,
+        e: &Arc<Entry>,
+        parent: &Entry,
+        before: &Executed,
+    ) -> Result<Executed, ChainError> {
         let mut state = before.state.clone();
         let draw = LineDraw {
             store: &self.0.store,
@@ -364,18 +372,21 @@ impl Chain {
     /// Stores a tipset, and makes it the head if it is heavier than the head.
     fn make_head(&self, e: Arc<Entry>) -> Result<(), ChainError> {
         let head = self.read().head.clone();
-        let heavier = e.weight > head.weight
-            || (e.weight == head.weight && ticket_before(&e.ts, &head.ts));
+        let heavier =
+            e.weight > head.weight || (e.weight == head.weight && ticket_before(&e.ts, &head.ts));
         self.write().add(e.clone());
         if !heavier {
             return Ok(());
         }
         let path = self.read().path(&head, &e)?;
         let (mut landed, mut blocks, mut states) = (Vec::new(), Vec::new(), Vec::new());
-        let mut below = path.iter().find(|s| s.kind == HeadChangeKind::Apply).map_or(0, |s| {
-            let parent = self.read().get(&s.val.parents());
-            parent.map_or(0, |p| p.height())
-        });
+        let mut below = path
+            .iter()
+            .find(|s| s.kind == HeadChangeKind::Apply)
+            .map_or(0, |s| {
+                let parent = self.read().get(&s.val.parents());
+                parent.map_or(0, |p| p.height())
+            });
         for step in path.iter().filter(|s| s.kind == HeadChangeKind::Apply) {
             let applied = self.read().get(&step.val.key())?;
             for b in &applied.blocks {
@@ -420,9 +431,8 @@ impl Chain {
             let (dropped, slimmed) = store.prune(keep);
             (dropped, slimmed, store.head.height() - keep)
         };
-        let on_line = |height: i64, cids: &[Cid]| {
-            self.read().line.get(&height).is_some_and(|k| k.0 == cids)
-        };
+        let on_line =
+            |height: i64, cids: &[Cid]| self.read().line.get(&height).is_some_and(|k| k.0 == cids);
         self.0.disk.prune(&dropped, &slimmed, limit, &on_line)
     }
 

@@ -56,12 +56,15 @@ impl Chain {
 
     /// Loads pending messages after a restart.
     pub(super) fn reload_pool(&self) -> Result<(), ChainError> {
-        for m in self.0.disk.pending()? {
+        let mut all = self.0.disk.pending()?;
+        all.sort_by_key(|m| m.message.nonce);
+        for m in all {
             let m = Arc::new(m);
             self.write().note_message(&m);
             // One that meanwhile landed or lost its funds is dropped here.
             if let Err(e) = self.pool_add(&m) {
                 tracing::debug!(cid = %m.cid(), "pending message dropped: {e}");
+                self.0.disk.remove_pending(&m.cid())?;
             }
         }
         Ok(())
@@ -97,13 +100,17 @@ impl Chain {
             return Err(refused("'Version' unsupported"));
         }
         if msg.value.is_negative() || msg.gas_premium.is_negative() {
-            return Err(refused("'Value' and 'GasPremium' fields cannot be negative"));
+            return Err(refused(
+                "'Value' and 'GasPremium' fields cannot be negative",
+            ));
         }
         if msg.gas_fee_cap < msg.gas_premium {
             return Err(refused("'GasFeeCap' less than 'GasPremium'"));
         }
         if msg.gas_limit == 0 || msg.gas_limit > self.0.policy.block_gas_limit {
-            return Err(refused("'GasLimit' field must be between 1 and a block's gas limit"));
+            return Err(refused(
+                "'GasLimit' field must be between 1 and a block's gas limit",
+            ));
         }
         if msg.gas_fee_cap < TokenAmount::from_atto(self.0.policy.base_fee_min) {
             return Err(refused("gas fee cap too low"));
@@ -115,7 +122,10 @@ impl Chain {
         };
         let account = state.account(from).filter(|a| a.kind == ActorKind::Account);
         let Some((account, key)) = account.and_then(|a| Some((a, a.address?))) else {
-            return Err(refused(format!("sender {} is not an account actor", msg.from)));
+            return Err(refused(format!(
+                "sender {} is not an account actor",
+                msg.from
+            )));
         };
         if !keys::verify(&m.signature, &msg.cid().to_bytes(), &key) {
             return Err(refused("signature verification failed"));
@@ -214,7 +224,10 @@ impl Chain {
         let account = state.state.account(id).ok_or(ChainError::NoActor(*addr))?;
         let mut next = account.nonce;
         let pool = lock(&self.0.pool);
-        if let Some(of) = account.address.and_then(|a| pool.senders.get(&a.to_bytes())) {
+        if let Some(of) = account
+            .address
+            .and_then(|a| pool.senders.get(&a.to_bytes()))
+        {
             while of.contains_key(&next) {
                 next += 1;
             }
@@ -225,7 +238,12 @@ impl Chain {
     /// Messages that wait for a block.
     pub fn mpool_pending(&self, _key: &TipSetKey) -> Result<Vec<SignedMessage>, ChainError> {
         let pool = lock(&self.0.pool);
-        Ok(pool.senders.values().flat_map(|of| of.values()).map(|m| (**m).clone()).collect())
+        Ok(pool
+            .senders
+            .values()
+            .flat_map(|of| of.values())
+            .map(|m| (**m).clone())
+            .collect())
     }
 
     /// Fills in nonce and gas, signs and publishes.
@@ -251,7 +269,11 @@ impl Chain {
     ) -> Result<Vec<SignedMessage>, ChainError> {
         let e = self.read().get(key)?;
         let x = self.execute(&e)?;
-        Ok(self.select(&e, &x).into_iter().map(|m| (*m).clone()).collect())
+        Ok(self
+            .select(&e, &x)
+            .into_iter()
+            .map(|m| (*m).clone())
+            .collect())
     }
 
     /// Senders take turns by the premium of their next message; nonces stay in order.

@@ -82,8 +82,7 @@ fn encode(b: &Block) -> Result<StoredBlock, JournalError> {
 }
 
 fn decode(s: StoredBlock) -> Result<Block, ChainError> {
-    let header: BlockHeader =
-        serde_json::from_slice(&s.header).map_err(|e| damaged("block", e))?;
+    let header: BlockHeader = serde_json::from_slice(&s.header).map_err(|e| damaged("block", e))?;
     let mut messages = Vec::new();
     for m in &s.messages {
         let m = SignedMessage::from_cbor(m).map_err(|e| damaged("message", e))?;
@@ -114,7 +113,9 @@ impl Disk {
     }
 
     pub(super) fn meta(&self, key: &str) -> Result<Option<Vec<u8>>, ChainError> {
-        let found = self.journal.read::<_, JournalError>(|v| v.get(&META, &key.to_owned()))?;
+        let found = self
+            .journal
+            .read::<_, JournalError>(|v| v.get(&META, &key.to_owned()))?;
         Ok(found.map(ByteBuf::into_vec))
     }
 
@@ -149,10 +150,16 @@ impl Disk {
     }
 
     pub(super) fn keys(&self) -> Result<Vec<Key>, ChainError> {
-        let all = self.journal.read::<_, JournalError>(|v| v.scan(&KEYS, None, usize::MAX))?;
+        let all = self
+            .journal
+            .read::<_, JournalError>(|v| v.scan(&KEYS, None, usize::MAX))?;
         all.into_iter()
             .map(|(address, k)| {
-                let kind = if k.bls { SignatureType::BLS } else { SignatureType::Secp256k1 };
+                let kind = if k.bls {
+                    SignatureType::BLS
+                } else {
+                    SignatureType::Secp256k1
+                };
                 Key::from_bytes(kind, &k.secret).ok_or_else(|| damaged("key", address))
             })
             .collect()
@@ -161,19 +168,31 @@ impl Disk {
     pub(super) fn put_pending(&self, m: &SignedMessage) -> Result<(), ChainError> {
         let key = digest(&m.cid());
         let bytes = ByteBuf::from(m.to_cbor());
-        self.journal.write::<_, JournalError>(|tx| tx.put(&POOL, &key, &bytes))?;
+        self.journal
+            .write::<_, JournalError>(|tx| tx.put(&POOL, &key, &bytes))?;
+        Ok(())
+    }
+
+    pub(super) fn remove_pending(&self, cid: &Cid) -> Result<(), ChainError> {
+        let key = digest(cid);
+        self.journal
+            .write::<_, JournalError>(|tx| tx.remove(&POOL, &key).map(drop))?;
         Ok(())
     }
 
     pub(super) fn pending(&self) -> Result<Vec<SignedMessage>, ChainError> {
-        let all = self.journal.read::<_, JournalError>(|v| v.scan(&POOL, None, usize::MAX))?;
+        let all = self
+            .journal
+            .read::<_, JournalError>(|v| v.scan(&POOL, None, usize::MAX))?;
         all.iter()
             .map(|(_, b)| SignedMessage::from_cbor(b).map_err(|e| damaged("pending message", e)))
             .collect()
     }
 
     pub(super) fn verdicts(&self) -> Result<Vec<VerdictKey>, ChainError> {
-        let all = self.journal.read::<_, JournalError>(|v| v.scan(&VERDICTS, None, usize::MAX))?;
+        let all = self
+            .journal
+            .read::<_, JournalError>(|v| v.scan(&VERDICTS, None, usize::MAX))?;
         Ok(all.into_iter().map(|(k, _)| k).collect())
     }
 
@@ -233,7 +252,10 @@ impl Disk {
     }
 
     /// The line from genesis to the head, and the state to execute it from.
-    pub(super) fn load(&self, finality: i64) -> Result<(Vec<(TipSet, Vec<Block>)>, StoredState), ChainError> {
+    pub(super) fn load(
+        &self,
+        finality: i64,
+    ) -> Result<(Vec<(TipSet, Vec<Block>)>, StoredState), ChainError> {
         let (blocks, head, mut states) = self.journal.read::<_, JournalError>(|v| {
             Ok((
                 v.scan(&BLOCKS, None, usize::MAX)?,
@@ -270,7 +292,10 @@ impl Disk {
         if states.is_empty() {
             return Err(damaged("states", "none"));
         }
-        let final_at = states.iter().rposition(|(h, _)| *h <= top - finality).unwrap_or(0);
+        let final_at = states
+            .iter()
+            .rposition(|(h, _)| *h <= top - finality)
+            .unwrap_or(0);
         let state = states.swap_remove(final_at).1;
         Ok((line, state))
     }

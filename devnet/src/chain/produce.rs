@@ -1,10 +1,14 @@
 //! Who makes the next block: the clock's step, the built-in producer, and the fault commands.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use fvm_shared::crypto::signature::Signature;
 use lotus_actors::{Dst, draw_randomness};
-use lotus_node_client::api::{BeaconEntry, BlockHeader, ElectionProof, SignedMessage, Ticket, TipSet};
+use lotus_node_client::api::{
+    BeaconEntry, BlockHeader, ElectionProof, SignedMessage, Ticket, TipSet,
+};
 use lotus_types::{Address, Epoch};
 
 use super::store::{Block, Entry, Executed};
@@ -20,8 +24,6 @@ const HELD_MAX: usize = 64;
 /// What the holder of the writer's lock knows.
 #[derive(Debug)]
 pub(super) struct Writer {
-    /// The current epoch: the head's height or, after null rounds, above it.
-    pub(super) epoch: i64,
     /// Blocks for the next epoch.
     held: Vec<Block>,
     /// No blocks at all.
@@ -35,9 +37,8 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn at(epoch: i64) -> Self {
+    pub(super) fn new() -> Self {
         Self {
-            epoch,
             held: Vec::new(),
             stopped: false,
             null_until: -1,
@@ -47,20 +48,21 @@ impl Writer {
     }
 
     /// Whether a provider's block of this height is for now: `Ok(false)` keeps it for later.
-    pub(super) fn admits(&self, height: i64) -> Result<bool, ChainError> {
+    pub(super) fn admits(&self, height: i64, epoch: i64) -> Result<bool, ChainError> {
         if self.stopped {
             return Err(ChainError::Fault("block production is stopped".into()));
         }
         if height <= self.null_until {
-            return Err(ChainError::Fault(format!("epoch {height} is a null round by command")));
-        }
-        if height > self.epoch + EARLY_MAX {
-            return Err(ChainError::Block(format!(
-                "block was from the future (height {height}, now {})",
-                self.epoch
+            return Err(ChainError::Fault(format!(
+                "epoch {height} is a null round by command"
             )));
         }
-        Ok(height <= self.epoch)
+        if height > epoch + EARLY_MAX {
+            return Err(ChainError::Block(format!(
+                "block was from the future (height {height}, now {epoch})"
+            )));
+        }
+        Ok(height <= epoch)
     }
 
     pub(super) fn hold(&mut self, b: Block) {
@@ -79,8 +81,7 @@ impl Chain {
     /// one if it is its turn. Returns the head.
     pub fn advance(&self) -> Result<Arc<TipSet>, ChainError> {
         let mut w = lock(&self.0.writer);
-        w.epoch += 1;
-        let epoch = w.epoch;
+        let epoch = self.0.epoch.fetch_add(1, Ordering::SeqCst) + 1;
         let held = std::mem::take(&mut w.held);
         if w.stopped || epoch <= w.null_until {
             return Ok(self.head());
@@ -101,15 +102,25 @@ impl Chain {
     }
 
     /// The producer mines while nobody else can, and while those who could do not.
-    fn producer_due(&self, w: &mut Writer, head: &Arc<Entry>, epoch: i64) -> Result<bool, ChainError> {
+    fn producer_due(
+        &self,
+        w: &mut Writer,
+        head: &Arc<Entry>,
+        epoch: i64,
+    ) -> Result<bool, ChainError> {
         let state = self.execute(head)?;
         let mut able = false;
         for id in state.state.miners.keys() {
-            let info = self.miner_get_base_info(&Address::new_id(*id), Epoch(epoch), &head.ts.key());
+            let info =
+                self.miner_get_base_info(&Address::new_id(*id), Epoch(epoch), &head.ts.key());
             able |= info?.is_some_and(|i| i.eligible_for_mining);
         }
         if epoch - head.height() > self.0.policy.stall_rounds && !w.stalled {
-            tracing::warn!(epoch, head = head.height(), "no provider mines: the producer takes over");
+            tracing::warn!(
+                epoch,
+                head = head.height(),
+                "no provider mines: the producer takes over"
+            );
             w.stalled = true;
         }
         Ok(!able || w.stalled)
@@ -118,7 +129,7 @@ impl Chain {
     /// The current epoch: the head's height or, after null rounds, above it.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
-        Epoch(lock(&self.0.writer).epoch)
+        Epoch(self.0.epoch.load(Ordering::SeqCst))
     }
 
     /// Beacon entries that a block at `epoch` on top of `parent` carries.
@@ -129,10 +140,15 @@ impl Chain {
             .collect()
     }
 
-    /// Unix time of a block, in seconds.
+    /// Unix time of a block, in seconds. Hand-stepped chains run ahead of the wall clock; a chain
+    /// that was down catches up with it in its next block.
     pub(super) fn timestamp(&self, parent: &Entry, epoch: i64) -> u64 {
         let rounds = u64::try_from(epoch - parent.height()).unwrap_or(1);
-        parent.ts.min_timestamp() + (rounds * self.block_time_ms()) / 1000
+        let steady = parent.ts.min_timestamp() + (rounds * self.block_time_ms()) / 1000;
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        steady.max(now.as_secs())
     }
 
     /// The header of a block on top of `parent`; ticket, proof and signature are the caller's.
@@ -187,7 +203,12 @@ impl Chain {
         messages: Vec<Arc<SignedMessage>>,
     ) -> Result<Block, ChainError> {
         let mut block = self.draft(parent, x, epoch, messages)?;
-        let base = block.header.beacon_entries.last().map(|b| b.data.clone()).unwrap_or_default();
+        let base = block
+            .header
+            .beacon_entries
+            .last()
+            .map(|b| b.data.clone())
+            .unwrap_or_default();
         let sign = |data: &[u8]| {
             let sig: Option<Signature> = self.0.producer.sign(data);
             sig.ok_or_else(|| ChainError::Block("the producer's key can not sign".into()))
@@ -221,7 +242,10 @@ impl Chain {
     /// Makes the next `n` epochs null rounds.
     pub fn null_rounds(&self, n: u64) {
         let mut w = lock(&self.0.writer);
-        w.null_until = w.epoch.saturating_add(i64::try_from(n).unwrap_or(i64::MAX));
+        w.null_until = self
+            .epoch()
+            .0
+            .saturating_add(i64::try_from(n).unwrap_or(i64::MAX));
     }
 
     /// Replaces the last `depth` tipsets by as many epochs of empty, heavier blocks: their
@@ -230,7 +254,9 @@ impl Chain {
         let mut w = lock(&self.0.writer);
         let limit = self.0.policy.finality.cast_unsigned();
         if depth == 0 || depth > limit {
-            return Err(ChainError::Invalid(format!("reorg depth must be 1 to {limit}")));
+            return Err(ChainError::Invalid(format!(
+                "reorg depth must be 1 to {limit}"
+            )));
         }
         w.reorgs += 1;
         let old = self.read().head.clone();
@@ -241,7 +267,8 @@ impl Chain {
             })?;
         }
         // Heavier than whatever it replaces: at most 15 wins a block.
-        let wins = 1 + old.ts.blocks.iter().count().cast_signed() as i64 * lotus_actors::MAX_WIN_COUNT;
+        let wins =
+            1 + old.ts.blocks.iter().count().cast_signed() as i64 * lotus_actors::MAX_WIN_COUNT;
         let mut tip = base;
         for epoch in tip.height() + 1..=old.height() {
             let x = self.execute(&tip)?;

@@ -68,7 +68,11 @@ impl Chain {
     }
 
     /// The reverts, then the applies, that lead from one tipset to another.
-    pub fn chain_get_path(&self, from: &TipSetKey, to: &TipSetKey) -> Result<Vec<HeadChange>, ChainError> {
+    pub fn chain_get_path(
+        &self,
+        from: &TipSetKey,
+        to: &TipSetKey,
+    ) -> Result<Vec<HeadChange>, ChainError> {
         let store = self.read();
         let (from, to) = (store.get(from)?, store.get(to)?);
         store.path(&from, &to)
@@ -88,7 +92,11 @@ impl Chain {
         let is_bls = |m: &SignedMessage| m.signature.sig_type == SignatureType::BLS;
         let bls = all.iter().filter(|m| is_bls(m)).map(|m| m.message.clone());
         let secp = all.iter().filter(|m| !is_bls(m)).map(|m| (**m).clone());
-        Ok((bls.collect(), secp.collect(), all.iter().map(|m| m.cid()).collect()))
+        Ok((
+            bls.collect(),
+            secp.collect(),
+            all.iter().map(|m| m.cid()).collect(),
+        ))
     }
 
     fn object(&self, cid: &Cid) -> Option<Vec<u8>> {
@@ -120,7 +128,9 @@ impl Chain {
     pub fn chain_put_obj(&self, data: Vec<u8>, cid: Cid) -> Result<(), ChainError> {
         let mut store = self.write();
         if data.len() > OBJECT_BYTES_MAX || store.objects.len() >= OBJECTS_MAX {
-            return Err(ChainError::Invalid("object too large, or too many objects".into()));
+            return Err(ChainError::Invalid(
+                "object too large, or too many objects".into(),
+            ));
         }
         store.objects.insert(cid, data);
         Ok(())
@@ -177,7 +187,9 @@ impl Chain {
         let round = u64::try_from(at.0);
         let round = round.map_err(|_| ChainError::Invalid(format!("no epoch {at}")))?;
         if at > self.epoch() + EpochDelta(1) {
-            return Err(ChainError::Randomness(format!("beacon entry of epoch {at} is to come")));
+            return Err(ChainError::Randomness(format!(
+                "beacon entry of epoch {at} is to come"
+            )));
         }
         Ok(genesis::beacon_entry(&self.0.beacon_seed, round))
     }
@@ -223,7 +235,11 @@ impl Chain {
     }
 
     /// An actor's entry in the state tree; `None` if there is no such actor.
-    pub fn state_get_actor(&self, addr: &Address, key: &TipSetKey) -> Result<Option<Actor>, ChainError> {
+    pub fn state_get_actor(
+        &self,
+        addr: &Address,
+        key: &TipSetKey,
+    ) -> Result<Option<Actor>, ChainError> {
         let (_, x) = self.state_at(key)?;
         let id = x.state.lookup(addr);
         let Some((id, account)) = id.and_then(|id| Some((id, x.state.account(id)?))) else {
@@ -251,7 +267,11 @@ impl Chain {
     }
 
     /// The key address of an account.
-    pub fn state_account_key(&self, addr: &Address, key: &TipSetKey) -> Result<Address, ChainError> {
+    pub fn state_account_key(
+        &self,
+        addr: &Address,
+        key: &TipSetKey,
+    ) -> Result<Address, ChainError> {
         let (_, x) = self.state_at(key)?;
         let id = x.state.lookup(addr).ok_or(ChainError::NoActor(*addr))?;
         let account = x.state.account(id).filter(|a| a.kind == ActorKind::Account);
@@ -261,7 +281,10 @@ impl Chain {
     }
 
     /// Funds outside of the reward actor, not burnt.
-    pub fn state_vm_circulating_supply_internal(&self, key: &TipSetKey) -> Result<TokenAmount, ChainError> {
+    pub fn state_vm_circulating_supply_internal(
+        &self,
+        key: &TipSetKey,
+    ) -> Result<TokenAmount, ChainError> {
         let (_, x) = self.state_at(key)?;
         Ok(vm::circulating(&x.state))
     }

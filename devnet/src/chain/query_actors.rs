@@ -10,7 +10,7 @@ use lotus_actors::market::Label;
 use lotus_actors::verifreg::{AllocationRequest, AllocationRequests};
 use lotus_actors::{BigInt, METHOD_SEND, PaddedPieceSize, RawBytes, actors, encode};
 use lotus_node_client::api::{
-    Allocation, Claim, Deadline, DealCollateralBounds, DealProposal, DealState, DeadlineInfo,
+    Allocation, Claim, Deadline, DeadlineInfo, DealCollateralBounds, DealProposal, DealState,
     MarketBalance, MarketDeal, Message, MinerInfo, MinerPower, Partition, SectorExpiration,
     SectorLocation, SectorOnChainInfo, SectorPreCommitInfo, SectorPreCommitOnChainInfo,
     SignedMessage, TipSetKey,
@@ -59,7 +59,11 @@ impl Chain {
     }
 
     /// A miner's standing data.
-    pub fn state_miner_info(&self, addr: &Address, key: &TipSetKey) -> Result<MinerInfo, ChainError> {
+    pub fn state_miner_info(
+        &self,
+        addr: &Address,
+        key: &TipSetKey,
+    ) -> Result<MinerInfo, ChainError> {
         self.with_miner(addr, key, |m, _, _| {
             let peer = (!m.peer_id.is_empty()).then(|| base58(&m.peer_id));
             let (new_worker, at) = m.pending_worker.unzip();
@@ -95,7 +99,11 @@ impl Chain {
     }
 
     /// Every deadline of a proving period, in order.
-    pub fn state_miner_deadlines(&self, addr: &Address, key: &TipSetKey) -> Result<Vec<Deadline>, ChainError> {
+    pub fn state_miner_deadlines(
+        &self,
+        addr: &Address,
+        key: &TipSetKey,
+    ) -> Result<Vec<Deadline>, ChainError> {
         self.with_miner(addr, key, |m, _, _| {
             let all = m.deadlines.iter().map(|d| Deadline {
                 post_submissions: d.posted.clone(),
@@ -114,7 +122,9 @@ impl Chain {
         key: &TipSetKey,
     ) -> Result<Vec<Partition>, ChainError> {
         self.with_miner(addr, key, |m, _, _| {
-            let d = usize::try_from(deadline).ok().and_then(|i| m.deadlines.get(i));
+            let d = usize::try_from(deadline)
+                .ok()
+                .and_then(|i| m.deadlines.get(i));
             let d = d.ok_or_else(|| ChainError::Invalid(format!("invalid deadline {deadline}")))?;
             let all = d.partitions.iter().map(|p| Partition {
                 all_sectors: p.sectors.clone(),
@@ -135,7 +145,10 @@ impl Chain {
         key: &TipSetKey,
     ) -> Result<Vec<SectorOnChainInfo>, ChainError> {
         self.with_miner(addr, key, |m, _, _| {
-            let all = m.sectors.iter().filter(|(n, _)| numbers.is_none_or(|f| f.get(**n)));
+            let all = m
+                .sectors
+                .iter()
+                .filter(|(n, _)| numbers.is_none_or(|f| f.get(**n)));
             Ok(all.map(|(_, s)| sector(s)).collect())
         })
     }
@@ -163,17 +176,29 @@ impl Chain {
     }
 
     /// Numbers of the faulty sectors.
-    pub fn state_miner_faults(&self, addr: &Address, key: &TipSetKey) -> Result<BitField, ChainError> {
+    pub fn state_miner_faults(
+        &self,
+        addr: &Address,
+        key: &TipSetKey,
+    ) -> Result<BitField, ChainError> {
         self.union(addr, key, |p| p.faults.clone())
     }
 
     /// Numbers of the sectors declared as recovered.
-    pub fn state_miner_recoveries(&self, addr: &Address, key: &TipSetKey) -> Result<BitField, ChainError> {
+    pub fn state_miner_recoveries(
+        &self,
+        addr: &Address,
+        key: &TipSetKey,
+    ) -> Result<BitField, ChainError> {
         self.union(addr, key, |p| p.recoveries.clone())
     }
 
     /// The miner's power and the network's.
-    pub fn state_miner_power(&self, addr: &Address, key: &TipSetKey) -> Result<MinerPower, ChainError> {
+    pub fn state_miner_power(
+        &self,
+        addr: &Address,
+        key: &TipSetKey,
+    ) -> Result<MinerPower, ChainError> {
         self.with_miner(addr, key, |m, _, x| {
             let claim = |p: &lotus_actors::miner::PowerPair| Claim {
                 raw_byte_power: p.raw.clone(),
@@ -201,7 +226,11 @@ impl Chain {
     }
 
     /// Sector numbers that were ever used.
-    pub fn state_miner_allocated(&self, addr: &Address, key: &TipSetKey) -> Result<BitField, ChainError> {
+    pub fn state_miner_allocated(
+        &self,
+        addr: &Address,
+        key: &TipSetKey,
+    ) -> Result<BitField, ChainError> {
         self.with_miner(addr, key, |m, _, _| Ok(m.allocated.clone()))
     }
 
@@ -222,7 +251,9 @@ impl Chain {
         n: SectorNumber,
         key: &TipSetKey,
     ) -> Result<Option<SectorOnChainInfo>, ChainError> {
-        self.with_miner(addr, key, |m, _, _| Ok(m.sectors.get(&n.0).map(|s| sector(s))))
+        self.with_miner(addr, key, |m, _, _| {
+            Ok(m.sectors.get(&n.0).map(|s| sector(s)))
+        })
     }
 
     /// A pre-committed sector.
@@ -288,7 +319,12 @@ impl Chain {
     /// Every miner actor.
     pub fn state_list_miners(&self, key: &TipSetKey) -> Result<Vec<Address>, ChainError> {
         let (_, x) = self.state_at(key)?;
-        Ok(x.state.miners.keys().copied().map(Address::new_id).collect())
+        Ok(x.state
+            .miners
+            .keys()
+            .copied()
+            .map(Address::new_id)
+            .collect())
     }
 
     /// Deposit that a pre-commit needs, with room, attoFIL.
@@ -315,16 +351,24 @@ impl Chain {
         let (_, x) = self.state_at(key)?;
         let size = SectorSize::try_from(size).map_err(|e| ChainError::Invalid(e.to_string()))?;
         if verified > size.bytes() || duration.0 <= 0 {
-            return Err(ChainError::Invalid("verified size or duration out of range".into()));
+            return Err(ChainError::Invalid(
+                "verified size or duration out of range".into(),
+            ));
         }
         let m = Miner::new(0, 0, 0, size, &self.0.policy);
         let weight = BigInt::from(verified) * duration.0;
         let power = lotus_actors::miner::qa_power_for_weight(m.fvm_size(), duration.0, &weight);
-        Ok(with_room(&Economy::of(&x.state, &self.0.policy).pledge(&power)))
+        Ok(with_room(
+            &Economy::of(&x.state, &self.0.policy).pledge(&power),
+        ))
     }
 
     /// Funds of an address in the market.
-    pub fn state_market_balance(&self, addr: &Address, key: &TipSetKey) -> Result<MarketBalance, ChainError> {
+    pub fn state_market_balance(
+        &self,
+        addr: &Address,
+        key: &TipSetKey,
+    ) -> Result<MarketBalance, ChainError> {
         let (_, x) = self.state_at(key)?;
         let id = x.state.lookup(addr).ok_or(ChainError::NoActor(*addr))?;
         let e = x.state.market.escrow.get(&id).cloned().unwrap_or_default();
@@ -335,7 +379,11 @@ impl Chain {
     }
 
     /// A deal of the built-in market.
-    pub fn state_market_storage_deal(&self, id: u64, key: &TipSetKey) -> Result<MarketDeal, ChainError> {
+    pub fn state_market_storage_deal(
+        &self,
+        id: u64,
+        key: &TipSetKey,
+    ) -> Result<MarketDeal, ChainError> {
         let (_, x) = self.state_at(key)?;
         let d = x.state.market.deals.get(&id);
         let d = d.ok_or_else(|| ChainError::NotFound(format!("deal {id}")))?;
@@ -423,7 +471,10 @@ impl Chain {
         key: &TipSetKey,
     ) -> Result<Option<lotus_actors::verifreg::Claim>, ChainError> {
         let (_, x) = self.state_at(key)?;
-        let provider = x.state.lookup(provider).ok_or(ChainError::NoActor(*provider))?;
+        let provider = x
+            .state
+            .lookup(provider)
+            .ok_or(ChainError::NoActor(*provider))?;
         Ok(x.state.registry.claims.get(&(provider, id)).cloned())
     }
 
@@ -467,7 +518,9 @@ impl Chain {
         order: &AllocationOrder,
     ) -> Result<SignedMessage, ChainError> {
         let provider = self.state_lookup_id(&order.provider, &TipSetKey::HEAD)?;
-        let provider = provider.id().map_err(|_| ChainError::NoActor(order.provider))?;
+        let provider = provider
+            .id()
+            .map_err(|_| ChainError::NoActor(order.provider))?;
         let requests = AllocationRequests {
             allocations: vec![AllocationRequest {
                 provider,
@@ -484,7 +537,8 @@ impl Chain {
             amount: TokenAmount::from_atto(BigInt::from(order.size) * UNITS_PER_BYTE),
             operator_data: RawBytes::new(encode(&requests)),
         };
-        let mut msg = Self::plain_message(*client, actors::DATACAP.address(), TokenAmount::default());
+        let mut msg =
+            Self::plain_message(*client, actors::DATACAP.address(), TokenAmount::default());
         msg.method = TRANSFER;
         msg.params = encode(&params);
         self.mpool_push_message(msg, None)
@@ -539,7 +593,10 @@ fn base58(bytes: &[u8]) -> String {
     }
     let zeros = bytes.iter().take_while(|b| **b == 0).count();
     let head = std::iter::repeat_n('1', zeros);
-    let tail = digits.iter().rev().map(|d| char::from(ALPHABET[usize::from(*d)]));
+    let tail = digits
+        .iter()
+        .rev()
+        .map(|d| char::from(ALPHABET[usize::from(*d)]));
     head.chain(tail).collect()
 }
 

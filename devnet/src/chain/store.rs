@@ -67,7 +67,10 @@ impl Entry {
     }
 
     pub(super) fn executed(&self) -> Option<Arc<Executed>> {
-        self.executed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.executed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     pub(super) fn set_executed(&self, e: Option<Arc<Executed>>) {
@@ -135,14 +138,19 @@ impl Store {
     /// Remembers a block, whether or not it is in a tipset yet.
     pub(super) fn put_block(&mut self, b: &Block) {
         if self.blocks.insert(b.cid, b.clone()).is_none() {
-            self.by_height.entry(b.header.height.0).or_default().push(b.cid);
+            self.by_height
+                .entry(b.header.height.0)
+                .or_default()
+                .push(b.cid);
         }
     }
 
     /// Every known block above a height.
     pub(super) fn blocks_above(&self, height: i64) -> impl Iterator<Item = &Block> {
         let above = self.by_height.range(height.saturating_add(1)..);
-        above.flat_map(|(_, cids)| cids).filter_map(|c| self.blocks.get(c))
+        above
+            .flat_map(|(_, cids)| cids)
+            .filter_map(|c| self.blocks.get(c))
     }
 
     /// Remembers a message under its CID and its sender's nonce.
@@ -158,12 +166,18 @@ impl Store {
         if key.is_head() {
             return Ok(self.head.clone());
         }
-        self.entries.get(key).cloned().ok_or_else(|| ChainError::NoTipSet(key.clone()))
+        self.entries
+            .get(key)
+            .cloned()
+            .ok_or_else(|| ChainError::NoTipSet(key.clone()))
     }
 
     pub(super) fn parent(&self, e: &Entry) -> Result<Arc<Entry>, ChainError> {
         let key = e.ts.parents();
-        self.entries.get(&key).cloned().ok_or(ChainError::NoTipSet(key))
+        self.entries
+            .get(&key)
+            .cloned()
+            .ok_or(ChainError::NoTipSet(key))
     }
 
     fn on_line(&self, e: &Entry) -> bool {
@@ -171,7 +185,11 @@ impl Store {
     }
 
     /// The tipset at `height` on the chain that ends with `tip`, or the nearest below it.
-    pub(super) fn at_or_before(&self, tip: &Arc<Entry>, height: i64) -> Result<Arc<Entry>, ChainError> {
+    pub(super) fn at_or_before(
+        &self,
+        tip: &Arc<Entry>,
+        height: i64,
+    ) -> Result<Arc<Entry>, ChainError> {
         let mut e = tip.clone();
         while e.height() > height && e.height() > 0 {
             if self.on_line(&e) {
@@ -184,7 +202,11 @@ impl Store {
     }
 
     /// The tipset at `height` on the chain that ends with `tip`, or the nearest above it.
-    pub(super) fn at_or_after(&self, tip: &Arc<Entry>, height: i64) -> Result<Arc<Entry>, ChainError> {
+    pub(super) fn at_or_after(
+        &self,
+        tip: &Arc<Entry>,
+        height: i64,
+    ) -> Result<Arc<Entry>, ChainError> {
         let mut e = tip.clone();
         while e.height() > height {
             if self.on_line(&e) {
@@ -244,7 +266,11 @@ impl Store {
     }
 
     /// The digest of the ticket that seeds randomness at `epoch` on the chain of `tip`.
-    pub(super) fn ticket_digest(&self, tip: &Arc<Entry>, epoch: i64) -> Result<[u8; 32], ChainError> {
+    pub(super) fn ticket_digest(
+        &self,
+        tip: &Arc<Entry>,
+        epoch: i64,
+    ) -> Result<[u8; 32], ChainError> {
         if epoch > tip.height() {
             return Err(ChainError::Randomness(format!(
                 "cannot draw randomness from the future (epoch {epoch}, head {})",
@@ -253,11 +279,17 @@ impl Store {
         }
         let e = self.at_or_before(tip, epoch.max(0))?;
         let ticket = e.ts.min_ticket_block().ticket.as_ref();
-        Ok(ticket_digest(ticket.map_or(&[], |t| t.vrf_proof.as_slice())))
+        Ok(ticket_digest(
+            ticket.map_or(&[], |t| t.vrf_proof.as_slice()),
+        ))
     }
 
     /// The beacon entry of `epoch` as the chain of `tip` has it.
-    pub(super) fn beacon_entry(&self, tip: &Arc<Entry>, epoch: i64) -> Result<BeaconEntry, ChainError> {
+    pub(super) fn beacon_entry(
+        &self,
+        tip: &Arc<Entry>,
+        epoch: i64,
+    ) -> Result<BeaconEntry, ChainError> {
         let epoch = epoch.max(0);
         if epoch > tip.height() {
             return Err(ChainError::Randomness(format!(
@@ -301,7 +333,8 @@ impl Store {
                     let cid = m.cid();
                     self.messages.remove(&cid);
                     self.included.remove(&cid);
-                    self.by_nonce.remove(&(m.message.from.to_bytes(), m.message.nonce));
+                    self.by_nonce
+                        .remove(&(m.message.from.to_bytes(), m.message.nonce));
                 }
             }
             if on_line {
@@ -326,8 +359,16 @@ fn change(kind: HeadChangeKind, e: &Entry) -> HeadChange {
 }
 
 fn is_slim(e: &Entry) -> bool {
-    let no_proof = |b: &Block| b.header.win_post_proof.iter().all(|p| p.proof_bytes.is_empty());
-    e.executed().is_none() && e.blocks.iter().all(|b| b.messages.is_empty() && no_proof(b))
+    let no_proof = |b: &Block| {
+        b.header
+            .win_post_proof
+            .iter()
+            .all(|p| p.proof_bytes.is_empty())
+    };
+    e.executed().is_none()
+        && e.blocks
+            .iter()
+            .all(|b| b.messages.is_empty() && no_proof(b))
 }
 
 fn slim(e: &Entry) -> Entry {
@@ -367,13 +408,29 @@ impl LineDraw<'_> {
 
 impl Draw for LineDraw<'_> {
     fn tickets(&self, dst: Dst, epoch: i64, entropy: &[u8]) -> Result<[u8; 32], String> {
-        let digest = self.read().ticket_digest(&self.tip, epoch).map_err(|e| e.to_string())?;
-        Ok(draw_randomness_from_digest(&digest, dst, Epoch(epoch), entropy))
+        let digest = self
+            .read()
+            .ticket_digest(&self.tip, epoch)
+            .map_err(|e| e.to_string())?;
+        Ok(draw_randomness_from_digest(
+            &digest,
+            dst,
+            Epoch(epoch),
+            entropy,
+        ))
     }
 
     fn beacon(&self, dst: Dst, epoch: i64, entropy: &[u8]) -> Result<[u8; 32], String> {
-        let entry = self.read().beacon_entry(&self.tip, epoch).map_err(|e| e.to_string())?;
+        let entry = self
+            .read()
+            .beacon_entry(&self.tip, epoch)
+            .map_err(|e| e.to_string())?;
         let digest = ticket_digest(&entry.data);
-        Ok(draw_randomness_from_digest(&digest, dst, Epoch(epoch), entropy))
+        Ok(draw_randomness_from_digest(
+            &digest,
+            dst,
+            Epoch(epoch),
+            entropy,
+        ))
     }
 }

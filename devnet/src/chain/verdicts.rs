@@ -107,9 +107,14 @@ impl Verifier for Verdicts {
         comm_r: &Commitment,
         proof: &[u8],
     ) -> Result<(), Refused> {
-        let ids = [s.id.miner.0, s.id.number.0, s.size.bytes()].map(u64::to_be_bytes).concat();
+        let ids = [s.id.miner.0, s.id.number.0, s.size.bytes()]
+            .map(u64::to_be_bytes)
+            .concat();
         let k = key(&[b"seal", &ids, ticket, seed, &comm_d.0, &comm_r.0, proof]);
-        self.cached(k, || self.inner.verify_seal(s, ticket, seed, comm_d, comm_r, proof))
+        self.cached(k, || {
+            self.inner
+                .verify_seal(s, ticket, seed, comm_d, comm_r, proof)
+        })
     }
 
     fn verify_window_post(
@@ -122,7 +127,8 @@ impl Verifier for Verdicts {
     ) -> Result<(), Refused> {
         let k = post_key(b"window", miner, size, randomness, sectors, proof);
         self.cached(k, || {
-            self.inner.verify_window_post(miner, size, randomness, sectors, proof)
+            self.inner
+                .verify_window_post(miner, size, randomness, sectors, proof)
         })
     }
 
@@ -136,7 +142,8 @@ impl Verifier for Verdicts {
     ) -> Result<(), Refused> {
         let k = post_key(b"winning", miner, size, randomness, sectors, proof);
         self.cached(k, || {
-            self.inner.verify_winning_post(miner, size, randomness, sectors, proof)
+            self.inner
+                .verify_winning_post(miner, size, randomness, sectors, proof)
         })
     }
 

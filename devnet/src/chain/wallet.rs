@@ -20,7 +20,10 @@ pub(super) struct Wallet {
 impl Wallet {
     pub(super) fn new(keys: Vec<Key>, default: Address) -> Self {
         Self {
-            keys: keys.into_iter().map(|k| (k.address().to_bytes(), k)).collect(),
+            keys: keys
+                .into_iter()
+                .map(|k| (k.address().to_bytes(), k))
+                .collect(),
             default,
         }
     }
@@ -53,7 +56,11 @@ impl Chain {
     /// The address that owns t01000.
     #[must_use]
     pub fn wallet_default_address(&self) -> Address {
-        self.0.wallet.read().unwrap_or_else(PoisonError::into_inner).default
+        self.0
+            .wallet
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .default
     }
 
     /// Whether the node holds an address' key.
@@ -107,7 +114,11 @@ impl Chain {
     fn add_key(&self, key: Key) -> Result<Address, ChainError> {
         self.0.disk.put_key(&key)?;
         let address = key.address();
-        let mut wallet = self.0.wallet.write().unwrap_or_else(PoisonError::into_inner);
+        let mut wallet = self
+            .0
+            .wallet
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         wallet.keys.insert(address.to_bytes(), key);
         Ok(address)
     }

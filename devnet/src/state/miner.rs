@@ -2,10 +2,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use fvm_ipld_bitfield::BitField;
+use lotus_actors::BigInt;
 use lotus_actors::miner::{
     PowerPair, SectorOnChainInfo, SectorPreCommitOnChainInfo, qa_power_for_sector,
 };
-use lotus_actors::BigInt;
 use lotus_types::{Commitment, SectorSize, TokenAmount};
 use serde::{Deserialize, Serialize};
 
@@ -287,7 +287,11 @@ impl Miner {
         let share = amount.div_floor(steps);
         let mut left = amount.clone();
         for i in 1..=steps {
-            let part = if i == steps { left.clone() } else { share.clone() };
+            let part = if i == steps {
+                left.clone()
+            } else {
+                share.clone()
+            };
             left -= &part;
             let quantum = (step / 2).max(1);
             let at = ((now + i * step) / quantum + 1) * quantum;

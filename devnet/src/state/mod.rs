@@ -220,7 +220,11 @@ impl State {
     pub fn lookup(&self, addr: &Address) -> Option<u64> {
         match addr.id() {
             Ok(id) => self.accounts.by_id.contains_key(&id).then_some(id),
-            Err(_) => self.accounts.ids.get(&ByteBuf::from(addr.to_bytes())).copied(),
+            Err(_) => self
+                .accounts
+                .ids
+                .get(&ByteBuf::from(addr.to_bytes()))
+                .copied(),
         }
     }
 
@@ -233,7 +237,9 @@ impl State {
     /// attoFIL of an actor; 0 for one that does not exist.
     #[must_use]
     pub fn balance(&self, id: u64) -> TokenAmount {
-        self.account(id).map(|a| a.balance.clone()).unwrap_or_default()
+        self.account(id)
+            .map(|a| a.balance.clone())
+            .unwrap_or_default()
     }
 
     /// Makes an actor with the next id.
@@ -299,7 +305,10 @@ impl State {
     /// Quality-adjusted power of one miner; 0 for one that does not exist.
     #[must_use]
     pub fn qa_power(&self, miner: u64) -> BigInt {
-        self.miners.get(&miner).map(|m| m.power.qa.clone()).unwrap_or_default()
+        self.miners
+            .get(&miner)
+            .map(|m| m.power.qa.clone())
+            .unwrap_or_default()
     }
 }
 

@@ -1,11 +1,11 @@
 //! The miner actor's own affairs: who may act for it, and its funds.
 
 use fvm_shared::address::Protocol;
+use lotus_actors::encode;
 use lotus_actors::miner::{
     ChangeMultiaddrsParams, ChangePeerIDParams, ChangeWorkerAddressParams,
     GetControlAddressesReturn, WithdrawBalanceParams, WithdrawBalanceReturn,
 };
-use lotus_actors::encode;
 use lotus_types::{Address, TokenAmount};
 
 use super::{Abort, Call, Outcome, abort, money};
@@ -44,16 +44,27 @@ pub(super) fn change_worker(mut call: Call<'_>) -> Outcome {
         abort!(USR_ILLEGAL_ARGUMENT, "too many control addresses");
     }
     let Some(worker) = call.state.lookup(&p.new_worker) else {
-        abort!(USR_ILLEGAL_ARGUMENT, "worker {} is not on the chain", p.new_worker);
+        abort!(
+            USR_ILLEGAL_ARGUMENT,
+            "worker {} is not on the chain",
+            p.new_worker
+        );
     };
     if !is_bls_account(call.state, worker) {
-        abort!(USR_ILLEGAL_ARGUMENT, "worker {} is not a BLS key", p.new_worker);
+        abort!(
+            USR_ILLEGAL_ARGUMENT,
+            "worker {} is not a BLS key",
+            p.new_worker
+        );
     }
     let mut control = Vec::new();
     for a in &p.new_control_addresses {
         match call.state.lookup(a) {
             Some(id) => control.push(id),
-            None => abort!(USR_ILLEGAL_ARGUMENT, "control address {a} is not on the chain"),
+            None => abort!(
+                USR_ILLEGAL_ARGUMENT,
+                "control address {a} is not on the chain"
+            ),
         }
     }
     m.control = control;
@@ -93,7 +104,11 @@ pub(super) fn change_owner(mut call: Call<'_>) -> Outcome {
         m.pending_owner = (new != m.owner).then_some(new);
     } else if m.pending_owner == Some(call.caller) {
         if new != call.caller {
-            abort!(USR_ILLEGAL_ARGUMENT, "expected confirmation of t0{}", call.caller);
+            abort!(
+                USR_ILLEGAL_ARGUMENT,
+                "expected confirmation of t0{}",
+                call.caller
+            );
         }
         if m.beneficiary == m.owner {
             m.beneficiary = new;
@@ -112,7 +127,11 @@ pub(super) fn change_peer_id(mut call: Call<'_>) -> Outcome {
     let mut m = call.miner()?;
     call.operators_only(&m)?;
     if p.new_id.len() > PEER_ID_MAX {
-        abort!(USR_ILLEGAL_ARGUMENT, "peer id of {} bytes is too long", p.new_id.len());
+        abort!(
+            USR_ILLEGAL_ARGUMENT,
+            "peer id of {} bytes is too long",
+            p.new_id.len()
+        );
     }
     m.peer_id = p.new_id;
     call.save(m);
@@ -125,7 +144,10 @@ pub(super) fn change_multiaddrs(mut call: Call<'_>) -> Outcome {
     call.operators_only(&m)?;
     let total: usize = p.new_multi_addrs.iter().map(|a| a.0.len()).sum();
     if total > MULTIADDRS_MAX || p.new_multi_addrs.iter().any(|a| a.0.is_empty()) {
-        abort!(USR_ILLEGAL_ARGUMENT, "multiaddresses are empty or {total} bytes long");
+        abort!(
+            USR_ILLEGAL_ARGUMENT,
+            "multiaddresses are empty or {total} bytes long"
+        );
     }
     m.multiaddrs = p.new_multi_addrs.into_iter().map(|a| a.0.into()).collect();
     call.save(m);
@@ -135,16 +157,27 @@ pub(super) fn change_multiaddrs(mut call: Call<'_>) -> Outcome {
 pub(super) fn withdraw(mut call: Call<'_>) -> Outcome {
     let p: WithdrawBalanceParams = call.params()?;
     if p.amount_requested.is_negative() {
-        abort!(USR_ILLEGAL_ARGUMENT, "negative amount {}", p.amount_requested);
+        abort!(
+            USR_ILLEGAL_ARGUMENT,
+            "negative amount {}",
+            p.amount_requested
+        );
     }
     let mut m = call.miner()?;
     if call.caller != m.owner && call.caller != m.beneficiary {
-        abort!(USR_FORBIDDEN, "caller t0{} is neither owner nor beneficiary", call.caller);
+        abort!(
+            USR_FORBIDDEN,
+            "caller t0{} is neither owner nor beneficiary",
+            call.caller
+        );
     }
     m.vest(call.epoch());
     let available = m.available(&call.state.balance(m.id));
     repay_or_abort(&mut call, &mut m)?;
-    let amount = p.amount_requested.min(available).max(TokenAmount::default());
+    let amount = p
+        .amount_requested
+        .min(available)
+        .max(TokenAmount::default());
     call.pay(m.beneficiary, &amount)?;
     call.save(m);
     Ok(encode(&WithdrawBalanceReturn {

@@ -34,7 +34,9 @@ pub(super) fn tick(state: &mut State, env: &Env<'_>) {
 /// The node's own `DisputeWindowedPoSt`: it checked every proof when it came.
 fn dispute(state: &mut State, env: &Env<'_>, id: u64, deadline: u64) {
     let wrong = |m: &Miner| {
-        let d = usize::try_from(deadline).ok().and_then(|i| m.deadlines.get(i));
+        let d = usize::try_from(deadline)
+            .ok()
+            .and_then(|i| m.deadlines.get(i));
         d.is_some_and(|d| d.snapshot.iter().flatten().any(|s| s.wrong.is_some()))
     };
     let Some(part) = state.miners.get(&id).filter(|m| wrong(m)) else {
@@ -42,13 +44,21 @@ fn dispute(state: &mut State, env: &Env<'_>, id: u64, deadline: u64) {
     };
     let mut m = Miner::clone(part);
     let mut found = Vec::new();
-    if let Some(d) = usize::try_from(deadline).ok().and_then(|i| m.deadlines.get_mut(i)) {
+    if let Some(d) = usize::try_from(deadline)
+        .ok()
+        .and_then(|i| m.deadlines.get_mut(i))
+    {
         for slot in &mut d.snapshot {
             found.extend(slot.take_if(|s| s.wrong.is_some()));
         }
     }
     for post in found {
-        tracing::info!(miner = id, deadline, why = post.wrong, "disputing a wrong PoSt");
+        tracing::info!(
+            miner = id,
+            deadline,
+            why = post.wrong,
+            "disputing a wrong PoSt"
+        );
         post::punish(state, env.policy, &mut m, deadline, &post, env.epoch);
     }
     state.miners.insert(id, m.into());
@@ -63,7 +73,10 @@ fn close(state: &mut State, env: &Env<'_>, m: &mut Miner, index: u64) {
     let mut penalty = expire_pre_commits(policy, m, now);
     let economy = Economy::of(state, policy);
     let ends = now + policy.fault_max_age;
-    let Some(d) = usize::try_from(index).ok().and_then(|i| m.deadlines.get_mut(i)) else {
+    let Some(d) = usize::try_from(index)
+        .ok()
+        .and_then(|i| m.deadlines.get_mut(i))
+    else {
         return;
     };
     let mut faulty = BitField::new();
@@ -85,7 +98,10 @@ fn close(state: &mut State, env: &Env<'_>, m: &mut Miner, index: u64) {
         early |= &aged;
     }
     d.posted = BitField::new();
-    d.snapshot = std::mem::take(&mut d.submissions).into_iter().map(Some).collect();
+    d.snapshot = std::mem::take(&mut d.submissions)
+        .into_iter()
+        .map(Some)
+        .collect();
     // Only sectors that were already faulty when the deadline closed pay the fault fee.
     penalty += economy.fault_fee(&m.power_of(&faulty).qa);
     post::remove(m, &on_time);

@@ -130,7 +130,10 @@ mod tests {
             let m = msg(limit, cap, premium);
             let c = settle(&m, used, &TokenAmount::from_atto(base));
             assert_eq!(c.total() + &c.refund, m.max_fee());
-            assert!(!c.refund.is_negative(), "{limit} {cap} {premium} {used} {base}");
+            assert!(
+                !c.refund.is_negative(),
+                "{limit} {cap} {premium} {used} {base}"
+            );
         }
         assert_eq!(over_estimation(1_100, 1_000), 0);
         assert_eq!(over_estimation(3_000, 1_000), 2_000);
@@ -146,7 +149,10 @@ mod tests {
             (p.block_gas_limit, 9_000),
             (u64::MAX, 9_000),
         ] {
-            assert_eq!(next_base_fee(&p, &fee, gas, 1), TokenAmount::from_atto(want));
+            assert_eq!(
+                next_base_fee(&p, &fee, gas, 1),
+                TokenAmount::from_atto(want)
+            );
         }
         let least = TokenAmount::from_atto(p.base_fee_min);
         assert_eq!(next_base_fee(&p, &least, 0, 1), least);

@@ -32,10 +32,17 @@ pub(super) fn method(call: Call<'_>, method: u64) -> Outcome {
 fn add_balance(call: Call<'_>) -> Outcome {
     let p: AddBalanceParams = call.params()?;
     if !call.value.is_positive() {
-        abort!(USR_ILLEGAL_ARGUMENT, "balance to add must be greater than zero");
+        abort!(
+            USR_ILLEGAL_ARGUMENT,
+            "balance to add must be greater than zero"
+        );
     }
     let Some(id) = call.state.lookup(&p.provider_or_client) else {
-        abort!(USR_ILLEGAL_ARGUMENT, "{} is not on the chain", p.provider_or_client);
+        abort!(
+            USR_ILLEGAL_ARGUMENT,
+            "{} is not on the chain",
+            p.provider_or_client
+        );
     };
     call.state.market.edit().escrow.entry(id).or_default().total += call.value;
     Ok(Vec::new())
@@ -44,7 +51,11 @@ fn add_balance(call: Call<'_>) -> Outcome {
 fn withdraw(mut call: Call<'_>) -> Outcome {
     let p: WithdrawBalanceParams = call.params()?;
     let Some(id) = call.state.lookup(&p.provider_or_client) else {
-        abort!(USR_ILLEGAL_ARGUMENT, "{} is not on the chain", p.provider_or_client);
+        abort!(
+            USR_ILLEGAL_ARGUMENT,
+            "{} is not on the chain",
+            p.provider_or_client
+        );
     };
     let miner = call.state.miners.get(&id);
     let allowed = match miner {
@@ -53,12 +64,22 @@ fn withdraw(mut call: Call<'_>) -> Outcome {
     };
     let to = miner.map_or(id, |m| m.owner);
     if !allowed {
-        abort!(USR_FORBIDDEN, "caller t0{} may not withdraw for t0{id}", call.caller);
+        abort!(
+            USR_FORBIDDEN,
+            "caller t0{} may not withdraw for t0{id}",
+            call.caller
+        );
     }
     if p.amount.is_negative() {
         abort!(USR_ILLEGAL_ARGUMENT, "negative amount {}", p.amount);
     }
-    let e = call.state.market.escrow.get(&id).cloned().unwrap_or_default();
+    let e = call
+        .state
+        .market
+        .escrow
+        .get(&id)
+        .cloned()
+        .unwrap_or_default();
     let amount = p.amount.min(&e.total - &e.locked);
     call.state.market.edit().escrow.entry(id).or_default().total -= &amount;
     call.pay(to, &amount)?;
@@ -74,7 +95,11 @@ fn publish(mut call: Call<'_>) -> Outcome {
     };
     let provider = call.state.lookup(&first.proposal.provider);
     let Some(m) = provider.and_then(|id| call.state.miners.get(&id)) else {
-        abort!(USR_ILLEGAL_ARGUMENT, "{} is no provider", first.proposal.provider);
+        abort!(
+            USR_ILLEGAL_ARGUMENT,
+            "{} is no provider",
+            first.proposal.provider
+        );
     };
     if call.caller != m.worker && !m.control.contains(&call.caller) {
         abort!(
@@ -114,7 +139,11 @@ fn accept(
 ) -> Result<u64, Abort> {
     let mut p = deal.proposal;
     let Some(client) = call.state.lookup(&p.client) else {
-        abort!(USR_ILLEGAL_ARGUMENT, "client {} is not on the chain", p.client);
+        abort!(
+            USR_ILLEGAL_ARGUMENT,
+            "client {} is not on the chain",
+            p.client
+        );
     };
     let Some(key) = call.state.account(client).and_then(|a| a.address) else {
         abort!(USR_ILLEGAL_ARGUMENT, "client {} has no key", p.client);
@@ -127,11 +156,26 @@ fn accept(
             "signature proposal invalid",
         ),
         (p.label.len() <= LABEL_MAX, "label too long"),
-        (is_piece_cid(&p.piece_cid), "proposal PieceCID undefined or not a piece"),
-        (PaddedSize::new(p.piece_size.0).is_ok(), "piece size is no power of two"),
-        (call.state.lookup(&p.provider) == Some(provider), "provider differs from the first"),
-        (p.end_epoch > p.start_epoch, "proposal end before proposal start"),
-        (call.epoch() <= p.start_epoch, "deal start epoch has already elapsed"),
+        (
+            is_piece_cid(&p.piece_cid),
+            "proposal PieceCID undefined or not a piece",
+        ),
+        (
+            PaddedSize::new(p.piece_size.0).is_ok(),
+            "piece size is no power of two",
+        ),
+        (
+            call.state.lookup(&p.provider) == Some(provider),
+            "provider differs from the first",
+        ),
+        (
+            p.end_epoch > p.start_epoch,
+            "proposal end before proposal start",
+        ),
+        (
+            call.epoch() <= p.start_epoch,
+            "deal start epoch has already elapsed",
+        ),
         (
             (policy.deal_duration_min..=policy.deal_duration_max).contains(&duration),
             "deal duration out of bounds",
@@ -142,7 +186,10 @@ fn accept(
                 && !p.client_collateral.is_negative(),
             "negative price or collateral",
         ),
-        (!p.verified_deal, "verified data needs an allocation, not a deal"),
+        (
+            !p.verified_deal,
+            "verified data needs an allocation, not a deal",
+        ),
     ];
     if let Some((_, why)) = checks.iter().find(|(ok, _)| !ok) {
         abort!(USR_ILLEGAL_ARGUMENT, "{why}");
@@ -157,7 +204,13 @@ fn accept(
         (provider, p.provider_balance_requirement().clone()),
     ];
     for (id, need) in &needs {
-        let e = call.state.market.escrow.get(id).cloned().unwrap_or_default();
+        let e = call
+            .state
+            .market
+            .escrow
+            .get(id)
+            .cloned()
+            .unwrap_or_default();
         if &e.total - &e.locked < *need {
             abort!(USR_INSUFFICIENT_FUNDS, "escrow of t0{id} is below {need}");
         }

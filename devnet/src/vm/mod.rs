@@ -130,11 +130,17 @@ impl Call<'_> {
     }
 
     pub(crate) fn tickets(&self, dst: Dst, epoch: i64, entropy: &[u8]) -> Result<[u8; 32], Abort> {
-        self.env.draw.tickets(dst, epoch, entropy).map_err(no_randomness)
+        self.env
+            .draw
+            .tickets(dst, epoch, entropy)
+            .map_err(no_randomness)
     }
 
     pub(crate) fn beacon(&self, dst: Dst, epoch: i64, entropy: &[u8]) -> Result<[u8; 32], Abort> {
-        self.env.draw.beacon(dst, epoch, entropy).map_err(no_randomness)
+        self.env
+            .draw
+            .beacon(dst, epoch, entropy)
+            .map_err(no_randomness)
     }
 
     /// Moves funds on behalf of the called actor.
@@ -142,7 +148,11 @@ impl Call<'_> {
         if self.state.transfer(self.to, to, amount) {
             return Ok(());
         }
-        abort!(SYS_INSUFFICIENT_FUNDS, "t0{} can not pay {amount} to t0{to}", self.to)
+        abort!(
+            SYS_INSUFFICIENT_FUNDS,
+            "t0{} can not pay {amount} to t0{to}",
+            self.to
+        )
     }
 }
 
@@ -249,7 +259,10 @@ pub fn apply_message(
             return invalid(format!("nonce is {}, must be {}", msg.nonce, a.nonce));
         }
         Some(a) if a.balance < msg.max_fee() => {
-            return invalid(format!("balance {} is below the gas limit's cost", a.balance));
+            return invalid(format!(
+                "balance {} is below the gas limit's cost",
+                a.balance
+            ));
         }
         Some(_) => {}
         None => return invalid(format!("sender t0{from} does not exist")),
@@ -265,7 +278,7 @@ pub fn apply_message(
         })
     } else {
         let before = state.clone();
-        let outcome = execute(state, env, msg, from, used);
+        let outcome = execute(state, env, msg, from);
         if outcome.is_err() {
             *state = before;
         }
@@ -280,7 +293,11 @@ pub fn apply_message(
         Ok(ret) => (ExitCode::OK, ret, String::new()),
         Err(a) => {
             let name = lotus_actors::exit_name(a.code);
-            (a.code, Vec::new(), format!("{} ({name}, {})", a.message, a.code))
+            (
+                a.code,
+                Vec::new(),
+                format!("{} ({name}, {})", a.message, a.code),
+            )
         }
     };
     Applied {
@@ -290,7 +307,7 @@ pub fn apply_message(
     }
 }
 
-fn execute(state: &mut State, env: &Env<'_>, msg: &Message, from: u64, _used: u64) -> Outcome {
+fn execute(state: &mut State, env: &Env<'_>, msg: &Message, from: u64) -> Outcome {
     let to = match state.lookup(&msg.to) {
         Some(id) => id,
         // Sending to a key that the chain has not seen makes its account.
@@ -299,7 +316,11 @@ fn execute(state: &mut State, env: &Env<'_>, msg: &Message, from: u64, _used: u6
     };
     let spendable = state.balance(from) - msg.max_fee();
     if spendable < msg.value || !state.transfer(from, to, &msg.value) {
-        abort!(SYS_INSUFFICIENT_FUNDS, "sender does not have {} to send", msg.value);
+        abort!(
+            SYS_INSUFFICIENT_FUNDS,
+            "sender does not have {} to send",
+            msg.value
+        );
     }
     let call = Call {
         env,

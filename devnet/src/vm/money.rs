@@ -94,13 +94,7 @@ pub(crate) fn circulating(state: &State) -> TokenAmount {
 
 /// Pays a block: its wins' share of the epoch's reward, of which a miner's vests three quarters,
 /// and the tips of its messages.
-pub(super) fn reward(
-    state: &mut State,
-    env: &Env<'_>,
-    to: u64,
-    wins: i64,
-    tips: &TokenAmount,
-) {
+pub(super) fn reward(state: &mut State, env: &Env<'_>, to: u64, wins: i64, tips: &TokenAmount) {
     let epoch = TokenAmount::from_whole(env.policy.epoch_reward_fil);
     let share = epoch.div_floor(EXPECTED_LEADERS) * wins.max(0).cast_unsigned();
     let amount = share + tips;
@@ -116,7 +110,11 @@ pub(super) fn reward(
         m.vest(env.epoch);
         m.lock_reward(env.epoch, &locked, spec.vest_period, spec.step_duration);
     }
-    if state.miners.get(&to).is_some_and(|m| m.fee_debt.is_positive()) {
+    if state
+        .miners
+        .get(&to)
+        .is_some_and(|m| m.fee_debt.is_positive())
+    {
         let mut m = Miner::clone(&state.miners[&to]);
         penalize(state, &mut m, &TokenAmount::default());
         state.miners.insert(to, m.into());

@@ -38,20 +38,35 @@ pub(super) fn submit(mut call: Call<'_>) -> Outcome {
     let policy = call.policy().clone();
     let now = call.epoch();
     let [proof] = p.proofs.as_slice() else {
-        abort!(USR_ILLEGAL_ARGUMENT, "expected exactly one proof, got {}", p.proofs.len());
+        abort!(
+            USR_ILLEGAL_ARGUMENT,
+            "expected exactly one proof, got {}",
+            p.proofs.len()
+        );
     };
     if p.deadline >= policy.deadlines {
-        abort!(USR_ILLEGAL_ARGUMENT, "invalid deadline {} of {}", p.deadline, policy.deadlines);
+        abort!(
+            USR_ILLEGAL_ARGUMENT,
+            "invalid deadline {} of {}",
+            p.deadline,
+            policy.deadlines
+        );
     }
     if p.chain_commit_rand.0.len() > 32 {
-        abort!(USR_ILLEGAL_ARGUMENT, "expected at most 32 bytes of randomness");
+        abort!(
+            USR_ILLEGAL_ARGUMENT,
+            "expected at most 32 bytes of randomness"
+        );
     }
     let mut m = call.miner()?;
     call.operators_only(&m)?;
     let kind = i64::from(proof.post_proof);
     let expected = lotus_proofs::window_post_proof_type(m.size);
     if kind != expected {
-        abort!(USR_ILLEGAL_ARGUMENT, "expected proof of type {expected}, got {kind}");
+        abort!(
+            USR_ILLEGAL_ARGUMENT,
+            "expected proof of type {expected}, got {kind}"
+        );
     }
     let fill = Policy::partition_sectors(m.size);
     let limit = (policy.addressed_sectors_max / fill).min(policy.posted_partitions_max);
@@ -77,7 +92,10 @@ pub(super) fn submit(mut call: Call<'_>) -> Outcome {
     let proven = record_proven(d, &p.partitions, ends)?;
     let checked = m.for_proof(&proven.all, &proven.ignored);
     if checked.is_empty() {
-        abort!(USR_ILLEGAL_ARGUMENT, "cannot prove partitions with no active sectors");
+        abort!(
+            USR_ILLEGAL_ARGUMENT,
+            "cannot prove partitions with no active sectors"
+        );
     }
     let entropy = call.entropy();
     let challenge = call.beacon(Dst::WindowedPoStChallengeSeed, open.challenge.0, &entropy)?;
@@ -92,14 +110,21 @@ pub(super) fn submit(mut call: Call<'_>) -> Outcome {
     if proven.recovered.is_empty() {
         // Accepted as it is. That a wrong one is disputed is for the end of the deadline.
         if let Some(why) = &wrong {
-            tracing::warn!(miner = m.id, deadline = p.deadline, why, "a wrong PoSt was accepted");
+            tracing::warn!(
+                miner = m.id,
+                deadline = p.deadline,
+                why,
+                "a wrong PoSt was accepted"
+            );
         }
         let sectors = &proven.all - &proven.ignored;
-        deadline_mut(&mut m, p.deadline)?.submissions.push(Submission {
-            partitions: proven.partitions,
-            sectors,
-            wrong,
-        });
+        deadline_mut(&mut m, p.deadline)?
+            .submissions
+            .push(Submission {
+                partitions: proven.partitions,
+                sectors,
+                wrong,
+            });
     } else if let Some(why) = wrong {
         abort!(USR_ILLEGAL_ARGUMENT, "invalid post was submitted: {why}");
     }
@@ -154,7 +179,11 @@ fn record_proven(
             abort!(USR_ILLEGAL_ARGUMENT, "duplicate partitions proven");
         }
         if d.posted.get(post.index) {
-            abort!(USR_ILLEGAL_ARGUMENT, "partition already proven: {}", post.index);
+            abort!(
+                USR_ILLEGAL_ARGUMENT,
+                "partition already proven: {}",
+                post.index
+            );
         }
         let part = partition_mut(d, post.index)?;
         if !part.sectors.contains_all(&post.skipped) {
@@ -188,15 +217,25 @@ fn by_place<'a>(
         *out.entry((deadline, partition)).or_default() |= sectors;
     }
     let max = call.policy().addressed_sectors_max;
-    if out.values().map(BitField::len).fold(0u64, u64::saturating_add) > max {
-        abort!(USR_ILLEGAL_ARGUMENT, "cannot process requested parameters: over {max} sectors");
+    if out
+        .values()
+        .map(BitField::len)
+        .fold(0u64, u64::saturating_add)
+        > max
+    {
+        abort!(
+            USR_ILLEGAL_ARGUMENT,
+            "cannot process requested parameters: over {max} sectors"
+        );
     }
     Ok(out)
 }
 
 /// The deadline that a declaration is for, if it comes in time.
 fn declared_deadline(call: &Call<'_>, m: &Miner, index: u64) -> Result<DeadlineInfo, Abort> {
-    let d = call.policy().next_deadline(m.period_offset, index, call.epoch());
+    let d = call
+        .policy()
+        .next_deadline(m.period_offset, index, call.epoch());
     if call.epoch() >= d.fault_cutoff.0 {
         abort!(
             USR_ILLEGAL_ARGUMENT,
@@ -213,7 +252,10 @@ fn declared_partition<'a>(
 ) -> Result<&'a mut Partition, Abort> {
     let part = partition_mut(deadline_mut(m, place.0)?, place.1)?;
     if !part.sectors.contains_all(sectors) {
-        abort!(USR_ILLEGAL_ARGUMENT, "not all sectors are assigned to the partition");
+        abort!(
+            USR_ILLEGAL_ARGUMENT,
+            "not all sectors are assigned to the partition"
+        );
     }
     Ok(part)
 }
@@ -222,7 +264,10 @@ pub(super) fn declare_faults(mut call: Call<'_>) -> Outcome {
     let p: DeclareFaultsParams = call.params()?;
     let mut m = call.miner()?;
     call.operators_only(&m)?;
-    let items = p.faults.iter().map(|f| (f.deadline, f.partition, &f.sectors));
+    let items = p
+        .faults
+        .iter()
+        .map(|f| (f.deadline, f.partition, &f.sectors));
     for (place, sectors) in by_place(&call, items)? {
         let d = declared_deadline(&call, &m, place.0)?;
         let ends = d.last().0 + call.policy().fault_max_age;
@@ -238,7 +283,10 @@ pub(super) fn declare_recovered(mut call: Call<'_>) -> Outcome {
     let mut m = call.miner()?;
     repay_or_abort(&mut call, &mut m)?;
     call.operators_only(&m)?;
-    let items = p.recoveries.iter().map(|r| (r.deadline, r.partition, &r.sectors));
+    let items = p
+        .recoveries
+        .iter()
+        .map(|r| (r.deadline, r.partition, &r.sectors));
     for (place, sectors) in by_place(&call, items)? {
         declared_deadline(&call, &m, place.0)?;
         let part = declared_partition(&mut m, place, &sectors)?;
@@ -254,7 +302,10 @@ pub(super) fn terminate(mut call: Call<'_>) -> Outcome {
     let mut m = call.miner()?;
     call.operators_only(&m)?;
     let now = call.epoch();
-    let items = p.terminations.iter().map(|t| (t.deadline, t.partition, &t.sectors));
+    let items = p
+        .terminations
+        .iter()
+        .map(|t| (t.deadline, t.partition, &t.sectors));
     let mut ended = BitField::new();
     for (place, sectors) in by_place(&call, items)? {
         if !call.policy().is_mutable(m.period_offset, place.0, now) {
@@ -311,7 +362,12 @@ pub(super) fn dispute_message(mut call: Call<'_>) -> Outcome {
     let mut m = call.miner()?;
     let (policy, now) = (call.policy().clone(), call.epoch());
     if p.deadline >= policy.deadlines {
-        abort!(USR_ILLEGAL_ARGUMENT, "invalid deadline {} of {}", p.deadline, policy.deadlines);
+        abort!(
+            USR_ILLEGAL_ARGUMENT,
+            "invalid deadline {} of {}",
+            p.deadline,
+            policy.deadlines
+        );
     }
     if !policy.is_disputable(m.period_offset, p.deadline, now) {
         abort!(
@@ -362,5 +418,9 @@ pub(super) fn punish(
     }
     m.update_power();
     let penalty = Economy::of(state, policy).wrong_post_penalty(&disputed.qa);
-    money::penalize(state, m, &(penalty + &*BASE_REWARD_FOR_DISPUTED_WINDOW_POST))
+    money::penalize(
+        state,
+        m,
+        &(penalty + &*BASE_REWARD_FOR_DISPUTED_WINDOW_POST),
+    )
 }

@@ -61,7 +61,9 @@ pub fn create_miner(
     let next = state.accounts.next_id;
     let robust = Address::new_actor(&[b"miner".as_slice(), &next.to_be_bytes()].concat());
     let id = state.create(ActorKind::Miner, robust);
-    state.miners.insert(id, Miner::new(id, owner, worker, size, policy).into());
+    state
+        .miners
+        .insert(id, Miner::new(id, owner, worker, size, policy).into());
     id
 }
 

@@ -29,10 +29,16 @@ pub(super) fn verifreg(call: Call<'_>, method: u64) -> Outcome {
 fn add_client(call: Call<'_>) -> Outcome {
     let p: VerifierParams = call.params()?;
     let (Some(id), Some(bytes)) = (call.state.lookup(&p.address), p.allowance.to_u64()) else {
-        abort!(USR_ILLEGAL_ARGUMENT, "client is not on the chain, or allowance is out of range");
+        abort!(
+            USR_ILLEGAL_ARGUMENT,
+            "client is not on the chain, or allowance is out of range"
+        );
     };
     if bytes < call.policy().allocation_size_min {
-        abort!(USR_ILLEGAL_ARGUMENT, "allowance {bytes} is below the minimum allocation");
+        abort!(
+            USR_ILLEGAL_ARGUMENT,
+            "allowance {bytes} is below the minimum allocation"
+        );
     }
     let cap = call.state.registry.edit().datacap.entry(id).or_default();
     *cap = cap.saturating_add(bytes);
@@ -45,14 +51,20 @@ pub(super) fn datacap(call: Call<'_>, method: u64) -> Outcome {
     }
     let p: TransferParams = call.params()?;
     if call.state.lookup(&p.to) != Some(actors::VERIFREG.0) {
-        abort!(USR_FORBIDDEN, "DataCap may be sent to the verified registry only");
+        abort!(
+            USR_FORBIDDEN,
+            "DataCap may be sent to the verified registry only"
+        );
     }
     let requests: AllocationRequests = match decode(p.operator_data.bytes()) {
         Ok(r) => r,
         Err(e) => abort!(USR_ILLEGAL_ARGUMENT, "operator data: {e}"),
     };
     if !requests.extensions.is_empty() || requests.allocations.len() > ALLOCATIONS_MAX {
-        abort!(USR_ILLEGAL_ARGUMENT, "claim extensions or too many allocations");
+        abort!(
+            USR_ILLEGAL_ARGUMENT,
+            "claim extensions or too many allocations"
+        );
     }
     let mut bytes = 0u64;
     for r in &requests.allocations {
@@ -67,9 +79,18 @@ pub(super) fn datacap(call: Call<'_>, method: u64) -> Outcome {
         );
     }
     let caller = call.caller;
-    let held = call.state.registry.datacap.get(&caller).copied().unwrap_or(0);
+    let held = call
+        .state
+        .registry
+        .datacap
+        .get(&caller)
+        .copied()
+        .unwrap_or(0);
     let Some(left) = held.checked_sub(bytes) else {
-        abort!(USR_INSUFFICIENT_FUNDS, "client t0{caller} has DataCap for {held} bytes");
+        abort!(
+            USR_INSUFFICIENT_FUNDS,
+            "client t0{caller} has DataCap for {held} bytes"
+        );
     };
     let registry = call.state.registry.edit();
     registry.datacap.insert(caller, left);
@@ -108,13 +129,31 @@ pub(super) fn datacap(call: Call<'_>, method: u64) -> Outcome {
 fn check(call: &Call<'_>, r: &AllocationRequest) -> Result<(), Abort> {
     let (policy, now) = (call.policy(), call.epoch());
     let checks = [
-        (call.state.miners.contains_key(&r.provider), "allocation provider is no miner"),
+        (
+            call.state.miners.contains_key(&r.provider),
+            "allocation provider is no miner",
+        ),
         (is_piece_cid(&r.data), "allocation data is no piece"),
-        (r.size.validate().is_ok(), "allocation size is no padded piece size"),
-        (r.size.0 >= policy.allocation_size_min, "allocation size below minimum"),
-        (r.term_min >= policy.allocation_term_min, "allocation term min below limit"),
-        (r.term_max <= policy.allocation_term_max, "allocation term max above limit"),
-        (r.term_min <= r.term_max, "allocation term min exceeds term max"),
+        (
+            r.size.validate().is_ok(),
+            "allocation size is no padded piece size",
+        ),
+        (
+            r.size.0 >= policy.allocation_size_min,
+            "allocation size below minimum",
+        ),
+        (
+            r.term_min >= policy.allocation_term_min,
+            "allocation term min below limit",
+        ),
+        (
+            r.term_max <= policy.allocation_term_max,
+            "allocation term max above limit",
+        ),
+        (
+            r.term_min <= r.term_max,
+            "allocation term min exceeds term max",
+        ),
         (r.expiration >= now, "allocation expiration is in the past"),
         (
             r.expiration <= now + policy.allocation_expiration_max,
@@ -132,8 +171,12 @@ fn remove_expired(call: Call<'_>) -> Outcome {
     let now = call.epoch();
     let registry = call.state.registry.edit();
     let considered: Vec<u64> = if p.allocation_ids.is_empty() {
-        let all = registry.allocations.range((p.client, 0)..=(p.client, u64::MAX));
-        all.filter(|(_, a)| a.expiration < now).map(|((_, id), _)| *id).collect()
+        let all = registry
+            .allocations
+            .range((p.client, 0)..=(p.client, u64::MAX));
+        all.filter(|(_, a)| a.expiration < now)
+            .map(|((_, id), _)| *id)
+            .collect()
     } else {
         p.allocation_ids
     };

@@ -40,7 +40,10 @@ pub(super) fn pre_commit(mut call: Call<'_>) -> Outcome {
     for s in &p.sectors {
         let n = s.sector_number;
         if n > MAX_SECTOR_NUMBER {
-            abort!(USR_ILLEGAL_ARGUMENT, "sector number {n} out of range 0..(2^63-1)");
+            abort!(
+                USR_ILLEGAL_ARGUMENT,
+                "sector number {n} out of range 0..(2^63-1)"
+            );
         }
         if numbers.get(n) {
             abort!(USR_ILLEGAL_ARGUMENT, "duplicate sector number {n}");
@@ -51,7 +54,10 @@ pub(super) fn pre_commit(mut call: Call<'_>) -> Outcome {
         }
         let ticket = s.seal_rand_epoch;
         if ticket >= now {
-            abort!(USR_ILLEGAL_ARGUMENT, "seal challenge epoch {ticket} must be before now {now}");
+            abort!(
+                USR_ILLEGAL_ARGUMENT,
+                "seal challenge epoch {ticket} must be before now {now}"
+            );
         }
         if ticket < earliest {
             abort!(
@@ -59,7 +65,11 @@ pub(super) fn pre_commit(mut call: Call<'_>) -> Outcome {
                 "seal challenge epoch {ticket} too old, must be after {earliest}"
             );
         }
-        if s.unsealed_cid.0.as_ref().is_some_and(|c| !is_unsealed_sector(c)) {
+        if s.unsealed_cid
+            .0
+            .as_ref()
+            .is_some_and(|c| !is_unsealed_sector(c))
+        {
             abort!(USR_ILLEGAL_ARGUMENT, "unsealed CID had wrong prefix");
         }
         let activation = now + policy.prove_commit_limit();
@@ -100,7 +110,10 @@ pub(super) fn pre_commit(mut call: Call<'_>) -> Outcome {
     let taken = &m.allocated & &numbers;
     if !taken.is_empty() {
         let taken: Vec<_> = taken.iter().collect();
-        abort!(USR_ILLEGAL_ARGUMENT, "sector numbers {taken:?} already allocated");
+        abort!(
+            USR_ILLEGAL_ARGUMENT,
+            "sector numbers {taken:?} already allocated"
+        );
     }
     m.allocated |= &numbers;
     call.save(m);
@@ -165,7 +178,11 @@ impl Verdicts {
         match outcome {
             Ok(()) => self.codes.push(ExitCode::OK),
             Err(a) if self.all_or_nothing => {
-                abort!(USR_ILLEGAL_ARGUMENT, "{} while requiring activation success", a.message)
+                abort!(
+                    USR_ILLEGAL_ARGUMENT,
+                    "{} while requiring activation success",
+                    a.message
+                )
             }
             Err(a) => {
                 tracing::info!(code = %a.code, why = a.message, "sector of a batch refused");
@@ -177,7 +194,11 @@ impl Verdicts {
 
     pub(super) fn finish(self) -> Result<BatchReturn, Abort> {
         if !self.codes.iter().any(|c| c.is_success()) {
-            abort!(USR_ILLEGAL_ARGUMENT, "no sector of the batch is valid: {:?}", self.codes);
+            abort!(
+                USR_ILLEGAL_ARGUMENT,
+                "no sector of the batch is valid: {:?}",
+                self.codes
+            );
         }
         Ok(BatchReturn::of(&self.codes))
     }
@@ -222,12 +243,20 @@ pub(super) fn prove_commit(mut call: Call<'_>) -> Outcome {
         );
     }
     let delay = call.policy().pre_commit_challenge_delay;
-    if loaded.iter().any(|pc| call.epoch() <= pc.pre_commit_epoch + delay) {
+    if loaded
+        .iter()
+        .any(|pc| call.epoch() <= pc.pre_commit_epoch + delay)
+    {
         abort!(USR_FORBIDDEN, "too early to prove sector");
     }
     let mut verdicts = Verdicts::new(p.require_activation_success);
     let mut notices = Vec::new();
-    for ((a, proof), pc) in p.sector_activations.iter().zip(&p.sector_proofs).zip(&loaded) {
+    for ((a, proof), pc) in p
+        .sector_activations
+        .iter()
+        .zip(&p.sector_proofs)
+        .zip(&loaded)
+    {
         let outcome = activate(&mut call, &mut m, pc, &a.pieces, proof.bytes());
         if outcome.is_ok() {
             notices.push((a.sector_number, pc.info.expiration, a.pieces.as_slice()));
@@ -272,7 +301,10 @@ fn activate(
     let n = pc.info.sector_number;
     let due = pc.pre_commit_epoch + call.policy().prove_commit_limit();
     if now > due {
-        abort!(USR_ILLEGAL_ARGUMENT, "too late to prove sector {n} at {now}, due {due}");
+        abort!(
+            USR_ILLEGAL_ARGUMENT,
+            "too late to prove sector {n} at {now}, due {due}"
+        );
     }
     let unsealed = match pc.info.unsealed_cid.get_cid(pc.info.seal_proof) {
         Ok(cid) => cid,
@@ -282,7 +314,10 @@ fn activate(
         Commitment::from_unsealed_cid(&unsealed),
         Commitment::from_sealed_cid(&pc.info.sealed_cid),
     ) else {
-        abort!(USR_ILLEGAL_ARGUMENT, "a commitment of sector {n} has the wrong prefix");
+        abort!(
+            USR_ILLEGAL_ARGUMENT,
+            "a commitment of sector {n} has the wrong prefix"
+        );
     };
     let entropy = call.entropy();
     let ticket = call.tickets(Dst::SealRandomness, pc.info.seal_rand_epoch, &entropy)?;
@@ -304,7 +339,10 @@ fn activate(
     }
     let duration = pc.info.expiration - now;
     if duration < call.policy().sector_lifetime_min {
-        abort!(USR_ILLEGAL_ARGUMENT, "sector {n} has lifetime {duration} less than minimum");
+        abort!(
+            USR_ILLEGAL_ARGUMENT,
+            "sector {n} has lifetime {duration} less than minimum"
+        );
     }
     let verified = claim(call, m.id, n, pc.info.expiration, pieces)?;
     let occupied: u64 = pieces.iter().map(|p| p.size.0).sum();
@@ -339,12 +377,21 @@ pub(super) fn data_commitment(
     pieces: &[PieceActivationManifest],
 ) -> Result<Commitment, Abort> {
     if pieces.len() > PIECES_MAX {
-        abort!(USR_ILLEGAL_ARGUMENT, "{} pieces in one sector", pieces.len());
+        abort!(
+            USR_ILLEGAL_ARGUMENT,
+            "{} pieces in one sector",
+            pieces.len()
+        );
     }
     let mut infos = Vec::new();
     for p in pieces {
         let (Ok(cid), Ok(padded)) = (piece_cid(&p.cid), PaddedSize::new(p.size.0)) else {
-            abort!(USR_ILLEGAL_ARGUMENT, "piece {} of {} bytes is invalid", p.cid, p.size.0);
+            abort!(
+                USR_ILLEGAL_ARGUMENT,
+                "piece {} of {} bytes is invalid",
+                p.cid,
+                p.size.0
+            );
         };
         infos.push(PieceInfo {
             cid,
@@ -352,8 +399,8 @@ pub(super) fn data_commitment(
             raw_size: padded.unpadded().get(),
         });
     }
-    let comm_d = lotus_proofs::layout(size, &infos)
-        .and_then(|layout| lotus_proofs::comm_d(size, &layout));
+    let comm_d =
+        lotus_proofs::layout(size, &infos).and_then(|layout| lotus_proofs::comm_d(size, &layout));
     match comm_d {
         Ok(c) => Ok(c),
         Err(e) => abort!(USR_ILLEGAL_ARGUMENT, "pieces do not make a sector: {e}"),
@@ -381,7 +428,12 @@ pub(super) fn claim(
         };
         let key = (key.client, key.id);
         let Some(a) = call.state.registry.allocations.get(&key) else {
-            abort!(USR_NOT_FOUND, "no allocation {} for client t0{}", key.1, key.0);
+            abort!(
+                USR_NOT_FOUND,
+                "no allocation {} for client t0{}",
+                key.1,
+                key.0
+            );
         };
         let left = expiration - now;
         let twice = claims.iter().any(|(k, _)| *k == key);
@@ -474,7 +526,10 @@ fn assign(m: &mut Miner, policy: &Policy, now: i64, new: &BitField) -> Result<()
             .min_by_key(|(i, d)| rank(*i, d))
             .map(|(i, _)| i);
         let Some(d) = best.and_then(|i| m.deadlines.get_mut(usize::try_from(i).ok()?)) else {
-            abort!(USR_ILLEGAL_STATE, "max partitions limit reached for all deadlines");
+            abort!(
+                USR_ILLEGAL_STATE,
+                "max partitions limit reached for all deadlines"
+            );
         };
         if d.partitions.last().is_none_or(|p| p.sectors.len() >= fill) {
             d.partitions.push(Partition::default());
@@ -510,7 +565,11 @@ mod tests {
         let fill: Vec<_> = m.deadlines.iter().map(Deadline::total_count).collect();
         assert_eq!(fill.iter().sum::<u64>(), 10);
         assert_eq!((fill[2], fill[3]), (0, 0));
-        assert!(m.deadlines.iter().all(|d| d.partitions.iter().all(|p| p.sectors.len() <= 2)));
+        assert!(
+            m.deadlines
+                .iter()
+                .all(|d| d.partitions.iter().all(|p| p.sectors.len() <= 2))
+        );
         // A begun partition is filled before another deadline is opened.
         assert!(fill.iter().filter(|n| **n == 1).count() <= 1, "{fill:?}");
     }

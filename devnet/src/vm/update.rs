@@ -29,7 +29,10 @@ pub(super) fn prove_updates(mut call: Call<'_>) -> Outcome {
         );
     }
     if p.sector_proofs.len() != p.sector_updates.len() || p.aggregate_proof_type.is_some() {
-        abort!(USR_ILLEGAL_ARGUMENT, "mismatched lengths of updates and proofs");
+        abort!(
+            USR_ILLEGAL_ARGUMENT,
+            "mismatched lengths of updates and proofs"
+        );
     }
     if i64::from(p.update_proofs_type) != lotus_proofs::update_proof_type(m.size) {
         abort!(USR_ILLEGAL_ARGUMENT, "unsupported update proof type");
@@ -47,7 +50,11 @@ pub(super) fn prove_updates(mut call: Call<'_>) -> Outcome {
     let batch = verdicts.finish()?;
     let unlocked = m.unlocked(&call.state.balance(m.id));
     if unlocked.is_negative() {
-        abort!(USR_INSUFFICIENT_FUNDS, "insufficient funds for new pledge: short of {}", -unlocked);
+        abort!(
+            USR_INSUFFICIENT_FUNDS,
+            "insufficient funds for new pledge: short of {}",
+            -unlocked
+        );
     }
     m.update_power();
     call.save(m);
@@ -69,10 +76,16 @@ fn update(
         abort!(USR_NOT_FOUND, "sector {n} not found");
     };
     if old.sector_key_cid.is_some() || old.verified_deal_weight != BigInt::default() {
-        abort!(USR_ILLEGAL_ARGUMENT, "cannot update sector with non-zero data {n}");
+        abort!(
+            USR_ILLEGAL_ARGUMENT,
+            "cannot update sector with non-zero data {n}"
+        );
     }
     if old.deal_weight != BigInt::default() {
-        abort!(USR_ILLEGAL_ARGUMENT, "cannot update sector with non-zero data {n}");
+        abort!(
+            USR_ILLEGAL_ARGUMENT,
+            "cannot update sector with non-zero data {n}"
+        );
     }
     if !is_sealed_sector(&u.new_sealed_cid) {
         abort!(USR_ILLEGAL_ARGUMENT, "new sealed CID had wrong prefix");
@@ -96,11 +109,21 @@ fn update(
         Commitment::from_sealed_cid(&old.sealed_cid),
         Commitment::from_sealed_cid(&u.new_sealed_cid),
     ) else {
-        abort!(USR_ILLEGAL_ARGUMENT, "a commitment of sector {n} has the wrong prefix");
+        abort!(
+            USR_ILLEGAL_ARGUMENT,
+            "a commitment of sector {n} has the wrong prefix"
+        );
     };
     let new_d = data_commitment(m.size, &u.pieces)?;
-    if let Err(why) = call.env.verifier.verify_update(m.size, &old_r, &new_r, &new_d, proof) {
-        abort!(USR_ILLEGAL_ARGUMENT, "invalid update proof for sector {n}: {why}");
+    if let Err(why) = call
+        .env
+        .verifier
+        .verify_update(m.size, &old_r, &new_r, &new_d, proof)
+    {
+        abort!(
+            USR_ILLEGAL_ARGUMENT,
+            "invalid update proof for sector {n}: {why}"
+        );
     }
     let duration = old.expiration - now;
     let verified = claim(call, m.id, n, old.expiration, &u.pieces)?;
@@ -136,10 +159,18 @@ pub(super) fn extend(mut call: Call<'_>) -> Outcome {
             );
         }
         let Some(part) = partition(&m, e.deadline, e.partition) else {
-            abort!(USR_NOT_FOUND, "no deadline {} partition {}", e.deadline, e.partition);
+            abort!(
+                USR_NOT_FOUND,
+                "no deadline {} partition {}",
+                e.deadline,
+                e.partition
+            );
         };
         if !part.active().contains_all(&e.sectors) {
-            abort!(USR_FORBIDDEN, "can only extend active sectors of the partition");
+            abort!(
+                USR_FORBIDDEN,
+                "can only extend active sectors of the partition"
+            );
         }
         if e.sectors.len() > policy.addressed_sectors_max {
             abort!(USR_ILLEGAL_ARGUMENT, "too many sectors for declaration");

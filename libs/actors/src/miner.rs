@@ -2,10 +2,10 @@
 
 pub use fil_actor_miner_state::v18::{
     BASE_REWARD_FOR_DISPUTED_WINDOW_POST, ChangeMultiaddrsParams, ChangeOwnerAddressParams,
-    ChangePeerIDParams, ChangeWorkerAddressParams, CompactCommD, DeclareFaultsParams,
-    DeclareFaultsRecoveredParams, DisputeWindowedPoStParams, ExpirationExtension2,
-    ExtendSectorExpiration2Params, FaultDeclaration, GetControlAddressesReturn,
-    DataActivationNotification, PieceActivationManifest, PieceChange, PoStPartition, PowerPair,
+    ChangePeerIDParams, ChangeWorkerAddressParams, CompactCommD, DataActivationNotification,
+    DeclareFaultsParams, DeclareFaultsRecoveredParams, DisputeWindowedPoStParams,
+    ExpirationExtension2, ExtendSectorExpiration2Params, FaultDeclaration,
+    GetControlAddressesReturn, PieceActivationManifest, PieceChange, PoStPartition, PowerPair,
     PreCommitSectorBatchParams2, ProveCommitSectors3Params, ProveCommitSectors3Return,
     ProveReplicaUpdates3Params, ProveReplicaUpdates3Return, RecoveryDeclaration,
     SectorActivationManifest, SectorChanges, SectorClaim, SectorContentChangedParams,

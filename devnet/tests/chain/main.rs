@@ -1,0 +1,7 @@
+//! A provider's life on the chain, in process and stepped by hand: 2 KiB sectors are really
+//! sealed and really proven, and every wrong step is refused with the actor's exit code.
+
+mod actors;
+mod mining;
+mod proving;
+mod sp;
