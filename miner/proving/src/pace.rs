@@ -16,8 +16,6 @@ pub(crate) struct Pace {
     /// shorter than the second in which timestamps count (a devnet, which then says so), they
     /// follow the node: an epoch begins when its tipset arrives.
     by_clock: bool,
-    /// Unix time of genesis, in seconds; 0 if the node does not say.
-    genesis: u64,
 }
 
 /// A tipset to mine on, and when it was first seen.
@@ -45,7 +43,6 @@ impl Pace {
             delay: params.block_delay().max(Duration::from_millis(10)),
             propagation,
             by_clock: params.block_delay_millis.is_none(),
-            genesis: params.genesis_timestamp,
         }
     }
 
@@ -80,18 +77,22 @@ impl Pace {
         next + EpochDelta(i64::try_from(missed).unwrap_or(i64::MAX))
     }
 
-    /// The timestamp of a block of this round, in Unix seconds. Counted from genesis where
-    /// epochs are no whole seconds, so that no fraction is lost.
-    pub(crate) fn timestamp(&self, base: &Base, round: Epoch) -> u64 {
-        let (from, epochs) = if self.by_clock || self.genesis == 0 {
-            (base.timestamp, (round - base.height).0)
+    /// When a block of this round may be published: at its timestamp. Where epochs follow the
+    /// node it keeps an early block itself, and waiting here would let the rounds drift.
+    pub(crate) fn publish(&self, base: &Base, round: Epoch) -> SystemTime {
+        if self.by_clock {
+            self.start(base, round)
         } else {
-            (self.genesis, round.0)
-        };
-        let ms = u128::try_from(epochs)
-            .unwrap_or(0)
-            .saturating_mul(self.delay.as_millis());
-        from.saturating_add(u64::try_from(ms / 1000).unwrap_or(u64::MAX))
+            base.arrived
+        }
+    }
+
+    /// The timestamp of a block of this round, in Unix seconds: the chain's own arithmetic.
+    pub(crate) fn timestamp(&self, base: &Base, round: Epoch) -> u64 {
+        let epochs = u128::try_from((round - base.height).0).unwrap_or(0);
+        let ms = epochs.saturating_mul(self.delay.as_millis());
+        base.timestamp
+            .saturating_add(u64::try_from(ms / 1000).unwrap_or(u64::MAX))
     }
 }
 
@@ -107,7 +108,6 @@ mod tests {
         delay: Duration::from_secs(30),
         propagation: Duration::from_secs(10),
         by_clock: true,
-        genesis: 0,
     };
 
     #[test]
@@ -120,6 +120,7 @@ mod tests {
         assert_eq!(MAINNET.begin(&base, Epoch(101)), at(3010.0));
         assert_eq!(MAINNET.start(&base, Epoch(101)), at(3030.0));
         assert_eq!(MAINNET.timestamp(&base, Epoch(103)), 3090);
+        assert_eq!(MAINNET.publish(&base, Epoch(103)), at(3090.0));
         for (tried, now, round) in [
             (None, 3005.0, 101),
             (None, 3039.9, 101),
@@ -143,7 +144,6 @@ mod tests {
             delay: Duration::from_millis(500),
             propagation: Duration::from_millis(100),
             by_clock: false,
-            genesis: 998,
         };
         // The chain stood still for an hour: its timestamps are of the past.
         let base = Base {
@@ -154,7 +154,7 @@ mod tests {
         assert_eq!(pace.begin(&base, Epoch(8)), at(4600.1));
         assert_eq!(pace.round(&base, None, at(4600.05)), Epoch(8));
         assert_eq!(pace.round(&base, Some(Epoch(8)), at(4600.7)), Epoch(9));
-        assert_eq!(pace.timestamp(&base, Epoch(10)), 1003);
-        assert_eq!(pace.timestamp(&base, Epoch(11)), 1003);
+        assert_eq!(pace.timestamp(&base, Epoch(10)), 1001);
+        assert_eq!(pace.publish(&base, Epoch(10)), base.arrived);
     }
 }

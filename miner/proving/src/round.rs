@@ -152,7 +152,7 @@ impl Shared {
         let block = self.create(&template).await?;
         deps.fence.signed(round, &block).await?;
         budget.lap("block");
-        sleep_until(pace.start(clock, round)).await;
+        sleep_until(pace.publish(clock, round)).await;
         budget.lap("wait");
         deps.node.sync_submit_block(&block).await?;
         budget.lap("submit");

@@ -481,9 +481,6 @@ impl Progress {
     }
 }
 
-/// The head, for those who only need the latest.
-
-
 #[cfg(test)]
 mod tests {
     use super::*;

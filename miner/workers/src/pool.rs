@@ -1,5 +1,4 @@
 use std::collections::{HashMap, VecDeque};
-use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -124,39 +123,37 @@ impl Pool {
 impl Runner {
     /// Serves the socket and keeps the workers running until `stop`. Returns after the workers
     /// have left or were killed.
-    pub fn run(self, stop: CancellationToken) -> impl Future<Output = Result<(), WorkError>> + Send {
-        async move {
-            let shared = self.0;
-            let listener = server::bind(&shared.config.socket())?;
-            let end = shared.stop.clone();
-            let mut tasks = tokio::task::JoinSet::new();
-            tasks.spawn(server::serve(shared.clone(), listener));
-            for class in Class::ALL {
-                for n in 0..shared.config.settings.count(class) {
-                    tasks.spawn(supervise::keep_one(shared.clone(), class, n));
-                }
+    pub async fn run(self, stop: CancellationToken) -> Result<(), WorkError> {
+        let shared = self.0;
+        let listener = server::bind(&shared.config.socket())?;
+        let end = shared.stop.clone();
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(server::serve(shared.clone(), listener));
+        for class in Class::ALL {
+            for n in 0..shared.config.settings.count(class) {
+                tasks.spawn(supervise::keep_one(shared.clone(), class, n));
             }
-            stop.cancelled().await;
-            end.cancel();
-            let all_left = async {
-                while let Some(ended) = tasks.join_next().await {
-                    if let Err(e) = ended {
-                        tracing::error!(error = %e, "a part of the worker pool panicked");
-                    }
-                }
-                shared.sessions.close();
-                shared.sessions.wait().await;
-            };
-            // Workers have `stop_secs`, then they are killed; the rest takes no time, unless a
-            // process that this pool did not start hangs on the socket.
-            let limit = Duration::from_secs(shared.config.settings.stop_secs.saturating_add(5));
-            if tokio::time::timeout(limit, all_left).await.is_err() {
-                tracing::warn!("a worker still hangs on the socket: leaving it behind");
-            }
-            // Dropping the jobs tells their callers.
-            *shared.queues() = Queues::default();
-            Ok(())
         }
+        stop.cancelled().await;
+        end.cancel();
+        let all_left = async {
+            while let Some(ended) = tasks.join_next().await {
+                if let Err(e) = ended {
+                    tracing::error!(error = %e, "a part of the worker pool panicked");
+                }
+            }
+            shared.sessions.close();
+            shared.sessions.wait().await;
+        };
+        // Workers have `stop_secs`, then they are killed; the rest takes no time, unless a
+        // process that this pool did not start hangs on the socket.
+        let limit = Duration::from_secs(shared.config.settings.stop_secs.saturating_add(5));
+        if tokio::time::timeout(limit, all_left).await.is_err() {
+            tracing::warn!("a worker still hangs on the socket: leaving it behind");
+        }
+        // Dropping the jobs tells their callers.
+        *shared.queues() = Queues::default();
+        Ok(())
     }
 }
 

@@ -1,5 +1,7 @@
 //! The pool with real worker processes: this test binary is its own worker, so it has no harness.
 
+#![expect(clippy::unwrap_used, reason = "clippy sees a test only where it has the harness")]
+
 use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
