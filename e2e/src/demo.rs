@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use lotus_car::CarStore;
@@ -78,6 +79,22 @@ pub trait Show: Send {
     fn done(&mut self, line: &str);
 }
 
+/// Prints what is done, and each deal's state when it changes.
+#[derive(Debug, Default)]
+pub struct Lines(BTreeMap<usize, usize>);
+
+impl Show for Lines {
+    fn progress(&mut self, deal: usize, step: usize, _steps: usize, line: &str) {
+        if self.0.insert(deal, step) != Some(step) {
+            eprintln!("deal {}: {line}", deal + 1);
+        }
+    }
+
+    fn done(&mut self, line: &str) {
+        eprintln!("{line}");
+    }
+}
+
 /// States in the order of a good run, for a progress bar.
 const STEPS: [&str; 17] = [
     "Accepted",
@@ -100,7 +117,7 @@ const STEPS: [&str; 17] = [
 ];
 
 /// Makes a deal for each CAR and follows all of them to the end. `net` runs already.
-pub async fn run(net: &mut Net, cars: &[PathBuf], show: &mut dyn Show) -> Result<Report, Failed> {
+pub async fn run(net: &Net, cars: &[PathBuf], show: &mut dyn Show) -> Result<Report, Failed> {
     let start = Instant::now();
     let mut steps = BTreeMap::new();
     let mut lap = Instant::now();
@@ -169,7 +186,7 @@ fn utf8(path: &Path) -> Result<&str, Failed> {
 
 /// Proposes and uploads. A provider that restarts meanwhile is asked again with the same deal
 /// id, as a client would do it; that is what the id is for.
-async fn propose(net: &mut Net, car: &Path) -> Result<Deal, Failed> {
+async fn propose(net: &Net, car: &Path) -> Result<Deal, Failed> {
     let key = net.root().join("client.key");
     let id = ulid::Ulid::generate().to_string();
     let deadline = Instant::now() + secs(120);
@@ -236,7 +253,7 @@ async fn status(net: &Net, deal: &Deal) -> Option<Value> {
 }
 
 async fn seal(
-    net: &mut Net,
+    net: &Net,
     watch: &mut Watch,
     deals: &mut [Deal],
     show: &mut dyn Show,
@@ -283,7 +300,7 @@ async fn seal(
 }
 
 async fn prove(
-    net: &mut Net,
+    net: &Net,
     watch: &mut Watch,
     deals: &mut [Deal],
     show: &mut dyn Show,
@@ -317,7 +334,7 @@ async fn prove(
 }
 
 /// Asks index and retrieval, and compares with the file that the client kept.
-async fn fetch(net: &mut Net, deal: &mut Deal, car: &Path) -> Result<(), Failed> {
+async fn fetch(net: &Net, deal: &mut Deal, car: &Path) -> Result<(), Failed> {
     let http = lotus_runtime::http_client()
         .timeout(secs(60))
         .build()
@@ -329,33 +346,33 @@ async fn fetch(net: &mut Net, deal: &mut Deal, car: &Path) -> Result<(), Failed>
         .ok_or_else(|| Failed::new("the CAR holds no block"))?;
 
     // The spokes index a piece soon after it was placed.
-    let (client, url) = (http.clone(), net.spoke_url("indexing")?);
-    net.wait("the index to know the piece", secs(60), async |_| {
-        let answer = client
-            .get(format!("{url}/routing/v1/providers/{last}"))
-            .header("accept", "application/json")
-            .send()
+    let lookup = format!("/routing/v1/providers/{last}");
+    net.wait("the index to know the piece", secs(60), async |n| {
+        let found = get(n, &http, "indexing", &lookup, "application/json")
             .await
             .ok()?;
-        let found: Value = answer.error_for_status().ok()?.json().await.ok()?;
+        let found: Value = serde_json::from_slice(&found).ok()?;
         (!found["Providers"].as_array()?.is_empty()).then_some(())
     })
     .await?;
     deal.index_lookup_ok = true;
 
-    let url = net.spoke_url("retrieval")?;
-    let get = async |path: String| -> Result<Vec<u8>, Failed> {
-        let answer = http
-            .get(format!("{url}{path}"))
-            .send()
-            .await
-            .and_then(reqwest::Response::error_for_status)
-            .map_err(|e| Failed::at(&path, e))?;
-        Ok(answer
-            .bytes()
-            .await
-            .map_err(|e| Failed::at(&path, e))?
-            .to_vec())
+    // A service that restarts is asked again, as a client would do it.
+    let get = async |path: String| {
+        let last = Mutex::new(None);
+        let bytes = net.wait(&path, secs(30), async |n| {
+            match get(n, &http, "retrieval", &path, "*/*").await {
+                Ok(bytes) => Some(bytes),
+                Err(e) => {
+                    *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
+                    None
+                }
+            }
+        });
+        bytes.await.map_err(|e| {
+            let last = last.into_inner().unwrap_or_else(PoisonError::into_inner);
+            last.map_or_else(|| Failed::at(&path, &e), |why| Failed::at(&why.0, &e))
+        })
     };
     let piece = get(format!("/piece/{}", deal.piece_cid)).await?;
     deal.piece_bytes_equal = piece == std::fs::read(car)?;
@@ -370,4 +387,23 @@ async fn fetch(net: &mut Net, deal: &mut Deal, car: &Path) -> Result<(), Failed>
     }
     deal.dag_bytes_equal = !sent.roots().is_empty();
     Ok(())
+}
+
+/// One HTTP GET of a spoke.
+async fn get(
+    net: &Net,
+    http: &reqwest::Client,
+    service: &str,
+    path: &str,
+    accept: &str,
+) -> Result<Vec<u8>, Failed> {
+    let answer = http
+        .get(format!("{}{path}", net.spoke_url(service)?))
+        .header("accept", accept)
+        .send()
+        .await
+        .and_then(reqwest::Response::error_for_status)
+        .map_err(|e| Failed::at(path, e))?;
+    let bytes = answer.bytes().await.map_err(|e| Failed::at(path, e))?;
+    Ok(bytes.to_vec())
 }

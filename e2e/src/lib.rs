@@ -3,6 +3,7 @@
 
 mod compare;
 pub mod demo;
+pub mod history;
 mod net;
 mod watch;
 

@@ -61,14 +61,14 @@ fn main() -> ExitCode {
 
 async fn run(args: &Args) -> Result<bool, Failed> {
     let mut show = Progress::new();
-    let mut net = Net::start(&NetConfig::default()).await?;
+    let net = Net::start(&NetConfig::default()).await?;
     show.done(&format!("supervisor runs in {}", net.root().display()));
     let cars = if args.car.is_empty() {
         vec![pack(&net, &args.source).await?]
     } else {
         args.car.clone()
     };
-    let report = demo::run(&mut net, &cars, &mut show).await?;
+    let report = demo::run(&net, &cars, &mut show).await?;
     eprintln!("{}", summary(&report));
     if !args.once {
         stay(&net, &report).await?;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use lotus_node_client::{Client, Node, NodeConfig};
@@ -51,6 +52,8 @@ pub struct NetConfig {
     pub spoke_env: BTreeMap<String, String>,
     /// Spokes to run.
     pub services: Vec<String>,
+    /// Environment of every process, the client's commands included.
+    pub env: BTreeMap<String, String>,
 }
 
 impl Default for NetConfig {
@@ -80,6 +83,7 @@ impl Default for NetConfig {
                 })
                 .collect(),
             services: words("deals retrieval indexing"),
+            env: BTreeMap::new(),
         }
     }
 }
@@ -106,12 +110,14 @@ struct StatusDocument {
     processes: Vec<ProcessStatus>,
 }
 
-/// A running storage provider. Dropping it kills what is left of it.
+/// A running storage provider. Dropping it kills what is left of it, and keeps its folder only
+/// when a test fails.
 #[derive(Debug)]
 pub struct Net {
     root: TempDir,
     bin: PathBuf,
-    supervisor: Child,
+    env: BTreeMap<String, String>,
+    supervisor: Mutex<Child>,
 }
 
 impl Net {
@@ -136,16 +142,18 @@ impl Net {
         let supervisor = Command::new(bin.join("lotus-supervisor"))
             .args(["run", "--repo"])
             .arg(root.path())
+            .envs(&cfg.env)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
             .kill_on_drop(true)
             .spawn()
             .map_err(|e| Failed::at("lotus-supervisor", e))?;
-        let mut net = Self {
+        let net = Self {
             root,
             bin,
-            supervisor,
+            env: cfg.env.clone(),
+            supervisor: Mutex::new(supervisor),
         };
         net.wait("the supervisor to answer", secs(20), async |n| {
             n.status().await.ok()
@@ -187,7 +195,7 @@ impl Net {
     }
 
     /// Waits until every process is ready.
-    pub async fn ready(&mut self, limit: Duration) -> Result<(), Failed> {
+    pub async fn ready(&self, limit: Duration) -> Result<(), Failed> {
         self.wait("every process to be ready", limit, async |n| {
             let all = n.status().await.ok()?;
             all.iter().all(|p| p.ready).then_some(())
@@ -206,9 +214,49 @@ impl Net {
         Ok(pid)
     }
 
+    /// Pids of the hub's workers of a class, `seal` or `prove`.
+    #[must_use]
+    pub fn workers(&self, class: &str) -> Vec<u32> {
+        self.processes()
+            .into_iter()
+            .filter(|(_, words)| words.windows(2).any(|w| w == ["--class", class]))
+            .map(|(pid, _)| pid)
+            .collect()
+    }
+
+    /// Kills a worker of a class with SIGKILL, the `n`-th of those that run, counted around.
+    /// Returns its pid.
+    pub fn kill9_worker(&self, class: &str, n: usize) -> Result<u32, Failed> {
+        let pids = self.workers(class);
+        let pid = *n
+            .checked_rem(pids.len())
+            .and_then(|i| pids.get(i))
+            .ok_or_else(|| Failed(format!("no {class} worker runs")))?;
+        kill9(pid)?;
+        Ok(pid)
+    }
+
+    /// Pid and command line of every process that works in the folder.
+    fn processes(&self) -> Vec<(u32, Vec<String>)> {
+        let root = self.root().display().to_string();
+        std::fs::read_dir("/proc")
+            .into_iter()
+            .flatten()
+            .filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok())
+            .filter(|pid| *pid != std::process::id())
+            .filter_map(|pid| Some((pid, std::fs::read(format!("/proc/{pid}/cmdline")).ok()?)))
+            .map(|(pid, line)| {
+                let words = line.split(|b| *b == 0);
+                let words = words.map(|w| String::from_utf8_lossy(w).into_owned());
+                (pid, words.collect::<Vec<_>>())
+            })
+            .filter(|(_, words)| words.iter().any(|w| w.contains(&root)))
+            .collect()
+    }
+
     /// Asks until `ask` gives an answer, at most for `limit`; then fails with every log.
     pub async fn wait<T>(
-        &mut self,
+        &self,
         what: &str,
         limit: Duration,
         ask: impl AsyncFn(&Self) -> Option<T>,
@@ -218,7 +266,12 @@ impl Net {
             if let Some(answer) = ask(self).await {
                 return Ok(answer);
             }
-            if let Ok(Some(status)) = self.supervisor.try_wait() {
+            let ended = self
+                .supervisor
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .try_wait();
+            if let Ok(Some(status)) = ended {
                 return Err(Failed(format!(
                     "the supervisor ended ({status}) while waiting for {what}\n{}",
                     self.logs()
@@ -238,6 +291,7 @@ impl Net {
     pub async fn run(&self, exe: &str, args: &[&str]) -> Result<String, Failed> {
         let command = Command::new(self.exe(exe))
             .args(args)
+            .envs(&self.env)
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .output();
@@ -272,13 +326,25 @@ impl Net {
         Ok(Client::connect(&cfg).map_err(|e| Failed::at("node", e))?)
     }
 
+    /// Every log: the supervisor's, those of its processes, those of the hub's workers.
+    #[must_use]
+    pub fn log_files(&self) -> Vec<PathBuf> {
+        let mut files = vec![self.root().join("supervisor.log")];
+        for dir in ["logs", "miner/logs"] {
+            let dir = std::fs::read_dir(self.root().join(dir));
+            files.extend(
+                dir.into_iter()
+                    .flatten()
+                    .filter_map(|e| Some(e.ok()?.path())),
+            );
+        }
+        files
+    }
+
     /// The ends of all logs, for a failure.
     #[must_use]
     pub fn logs(&self) -> String {
-        let mut files = vec![self.root().join("supervisor.log")];
-        if let Ok(dir) = std::fs::read_dir(self.root().join("logs")) {
-            files.extend(dir.filter_map(|e| Some(e.ok()?.path())));
-        }
+        let files = self.log_files();
         let mut text = String::new();
         for file in files {
             let all = std::fs::read_to_string(&file).unwrap_or_default();
@@ -295,7 +361,11 @@ impl Net {
         let root = self.root().display().to_string();
         self.run("lotus-supervisor", &["stop", "--repo", &root])
             .await?;
-        let status = tokio::time::timeout(secs(30), self.supervisor.wait())
+        let supervisor = self
+            .supervisor
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        let status = tokio::time::timeout(secs(30), supervisor.wait())
             .await
             .map_err(|_| Failed::new("the supervisor did not end"))??;
         if status.success() {
@@ -309,16 +379,12 @@ impl Net {
 impl Drop for Net {
     fn drop(&mut self) {
         // After a failure the processes are still there; they are ours alone.
-        let pids = std::fs::read_dir("/proc")
-            .into_iter()
-            .flatten()
-            .filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok());
-        let root = self.root().display().to_string();
-        for pid in pids {
-            let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            if String::from_utf8_lossy(&command).contains(&root) && pid != std::process::id() {
-                drop(kill9(pid));
-            }
+        for (pid, _) in self.processes() {
+            drop(kill9(pid));
+        }
+        if std::thread::panicking() {
+            eprintln!("the folder is kept: {}", self.root().display());
+            self.root.disable_cleanup(true);
         }
     }
 }

@@ -49,7 +49,7 @@ fn pack(net: &Net, bytes: &[u8], name: &str) -> std::path::PathBuf {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_input_gets_a_clear_error_and_harms_nothing() {
-    let mut net = Net::start(&NetConfig::default()).await.unwrap();
+    let net = Net::start(&NetConfig::default()).await.unwrap();
     net.ready(secs(120)).await.unwrap();
 
     deals(&net);

@@ -6,7 +6,7 @@ use lotus_e2e::{Net, NetConfig, secs};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn spokes_run_as_named_and_come_back_when_killed() {
-    let mut net = Net::start(&NetConfig::default()).await.unwrap();
+    let net = Net::start(&NetConfig::default()).await.unwrap();
     net.ready(secs(120)).await.unwrap();
 
     // The default set, in order, ready, with pids.
