@@ -132,20 +132,15 @@ impl Chain {
         if let Ok(e) = store.get(&begin) {
             e.set_executed(Some(executed.clone()));
         }
-        let mut above = Vec::new();
-        for (ts, blocks) in tipsets {
-            let weight = BigInt::default(); // set below, from the children
-            let e = Arc::new(Entry::new(ts, blocks, weight));
-            above.push(e);
-        }
-        // A tipset's weight is in its child's header; the head's is computed from its state.
-        for i in 0..above.len() {
-            let e = above[i].clone();
+        let above: Vec<_> = tipsets.collect();
+        for (i, (ts, blocks)) in above.iter().enumerate() {
+            // A tipset's weight is in its child's header. The head has no child: anything above
+            // its parent's weight will do, because whatever is built on it is heavier.
             let weight = match above.get(i + 1) {
-                Some(child) => child.ts.min_ticket_block().parent_weight.clone(),
-                None => e.ts.min_ticket_block().parent_weight.clone() + 1,
+                Some((child, _)) => child.min_ticket_block().parent_weight.clone(),
+                None => ts.min_ticket_block().parent_weight.clone() + 1,
             };
-            let e = Arc::new(Entry::new((*e.ts).clone(), e.blocks.clone(), weight));
+            let e = Arc::new(Entry::new(ts.clone(), blocks.clone(), weight));
             if e.ts.key() == begin {
                 e.set_executed(Some(executed.clone()));
             }
@@ -473,7 +468,7 @@ fn ticket_before(a: &TipSet, b: &TipSet) -> bool {
     }
 }
 
-/// An amount as a DTO's big integer.
+/// Root of a block's messages, which its header names.
 fn message_root(bls: &[Cid], secp: &[Cid]) -> Cid {
     cbor_cid(&lotus_actors::encode(&(bls, secp)))
 }

@@ -267,8 +267,8 @@ impl Chain {
             })?;
         }
         // Heavier than whatever it replaces: at most 15 wins a block.
-        let wins =
-            1 + old.ts.blocks.iter().count().cast_signed() as i64 * lotus_actors::MAX_WIN_COUNT;
+        let blocks = i64::try_from(old.ts.blocks.len()).unwrap_or(1);
+        let wins = 1 + blocks * lotus_actors::MAX_WIN_COUNT;
         let mut tip = base;
         for epoch in tip.height() + 1..=old.height() {
             let x = self.execute(&tip)?;

@@ -67,7 +67,7 @@ pub fn create_miner(
     id
 }
 
-/// Whether a CID is the code of some built-in actor: the devnet names actors instead of Wasm.
+/// The code CID of a kind of actor: the devnet hashes a name, because it runs no Wasm.
 #[must_use]
 pub(crate) fn code_cid(kind: ActorKind) -> Cid {
     let name = match kind {
