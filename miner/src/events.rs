@@ -360,14 +360,14 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(24))]
+        #![proptest_config(ProptestConfig::with_cases(8))]
         /// Whatever is appended, whatever is kept, and with restarts in between: a subscriber
         /// gets every kept event once and in order, or is told that some are gone.
         #[test]
         fn subscribers_miss_nothing(
-            events in proptest::collection::vec((any::<bool>(), any::<bool>()), 1..60),
-            keep in 1u64..40,
-            from in 0u64..70,
+            events in proptest::collection::vec((any::<bool>(), any::<bool>()), 1..40),
+            keep in 1u64..30,
+            from in 0u64..50,
         ) {
             let dir = tempfile::tempdir().unwrap();
             let mut generation = 1;

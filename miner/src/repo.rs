@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use lotus_journal::{Journal, Map};
 use lotus_runtime::Fault;
@@ -13,6 +14,10 @@ use lotus_types::{Generation, Kind};
 pub const REPO_VAR: &str = "LOTUS_HUB_MINER";
 /// Repo when neither `--repo` nor the variable names one, below the home directory.
 pub const DEFAULT_REPO: &str = "~/.lotus-hub/miner";
+
+/// How long a hub that was just killed may take to let go of its repo.
+const DYING: Duration = Duration::from_secs(2);
+const LOCK_POLL: Duration = Duration::from_millis(20);
 
 const GENERATION: Map<u64, Generation> = Map::new("hub.generation");
 
@@ -177,7 +182,16 @@ impl Repo {
             .write(true)
             .open(&path)
             .map_err(|e| self.fault("lock", &e))?;
-        match file.try_lock() {
+        let end = Instant::now() + DYING;
+        let locked = loop {
+            match file.try_lock() {
+                Err(fs::TryLockError::WouldBlock) if Instant::now() < end => {
+                    std::thread::sleep(LOCK_POLL);
+                }
+                done => break done,
+            }
+        };
+        match locked {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => {
                 let mut pid = String::new();

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use hub_proto::v1::{IdentityRequest, SafeToRestartRequest, WatchCapacityRequest};
-use lotus_node_client::api::{BigInt, TipSetKey};
+use lotus_node_client::api::TipSetKey;
 use lotus_runtime::Fault;
 use serde::Serialize;
 
@@ -101,7 +101,11 @@ pub(super) async fn info(cx: &Cx) -> Result<(), Fault> {
         };
         row(
             "Power",
-            format!("{} of {}{least}", c.quality_power, c.network_power),
+            format!(
+                "{} of {}{least}",
+                size(&c.quality_power),
+                size(&c.network_power)
+            ),
         );
         row("Available balance", c.available_balance.clone());
         row("Worker", format!("{} with {}", c.worker, c.worker_balance));
@@ -156,8 +160,8 @@ async fn on_chain(cx: &Cx) -> Result<OnChain, Fault> {
         .map_err(|e| from_node(&e))?;
     Ok(OnChain {
         raw_power: power.miner_power.raw_byte_power.to_string(),
-        quality_power: size(&power.miner_power.quality_adj_power),
-        network_power: size(&power.total_power.quality_adj_power),
+        quality_power: power.miner_power.quality_adj_power.to_string(),
+        network_power: power.total_power.quality_adj_power.to_string(),
         has_min_power: power.has_min_power,
         available_balance: format!("{} FIL", available.map_err(|e| from_node(&e))?),
         worker: info.worker.to_string(),
@@ -165,6 +169,7 @@ async fn on_chain(cx: &Cx) -> Result<OnChain, Fault> {
     })
 }
 
-fn size(power: &BigInt) -> String {
-    u64::try_from(power.clone()).map_or_else(|_| power.to_string(), bytes)
+/// Power as operators read it; beyond 16 EiB as it is.
+fn size(power: &str) -> String {
+    power.parse().map_or_else(|_| power.to_owned(), bytes)
 }

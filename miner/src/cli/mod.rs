@@ -3,6 +3,7 @@
 mod doctor;
 mod info;
 mod init;
+mod pieces;
 mod proving;
 mod sectors;
 
@@ -11,7 +12,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{ContentArrangement, Table};
 use hub_proto::{HubClient, HubConfig, HubError};
 use lotus_node_client::{Client, Node};
@@ -60,6 +61,9 @@ enum Command {
     /// Look at sectors and push them on
     #[command(subcommand)]
     Sectors(sectors::SectorsCommand),
+    /// Look at the pieces that were handed over
+    #[command(subcommand)]
+    Pieces(pieces::PiecesCommand),
     /// Look at WindowPoSt
     #[command(subcommand)]
     Proving(proving::ProvingCommand),
@@ -118,6 +122,7 @@ pub fn start(args: Args) -> Result<(), Fault> {
                     Command::Init(args) => init::init(&cx, args).await,
                     Command::Info => info::info(&cx).await,
                     Command::Sectors(command) => sectors::sectors(&cx, command).await,
+                    Command::Pieces(command) => pieces::pieces(&cx, command).await,
                     Command::Proving(command) => proving::proving(&cx, command).await,
                     Command::Doctor => doctor::doctor(&cx).await,
                     Command::Worker(_) | Command::Run | Command::Config(_) => Ok(()),
@@ -194,7 +199,7 @@ fn from_status(s: tonic::Status) -> Fault {
 fn table(head: &[&str]) -> Table {
     let mut table = Table::new();
     table
-        .load_preset(UTF8_HORIZONTAL_ONLY)
+        .load_preset(UTF8_FULL_CONDENSED)
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_header(head.to_vec());
     table

@@ -330,5 +330,7 @@ pub(crate) fn key(n: u8) -> DealKey {
 }
 
 pub(crate) fn bytes(len: usize) -> Vec<u8> {
-    (0..len).map(|i| u8::try_from(i * 7 % 253).unwrap()).collect()
+    (0..len)
+        .map(|i| u8::try_from(i * 7 % 253).unwrap())
+        .collect()
 }

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod full_disk;
 mod harness;
 
 use std::collections::HashMap;
