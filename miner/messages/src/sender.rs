@@ -197,6 +197,9 @@ impl Shared {
         &self,
         f: impl FnOnce(&Journal) -> Result<R, JournalError> + Send + 'static,
     ) -> Result<R, SendError> {
+        if self.stop.is_cancelled() {
+            return Err(SendError::Stopped);
+        }
         let journal = self.journal.clone();
         match self.calls.spawn_blocking(move || f(&journal)).await {
             Ok(done) => Ok(done?),

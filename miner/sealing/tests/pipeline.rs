@@ -4,6 +4,7 @@
 
 #[path = "../../messages/tests/fake/mod.rs"]
 mod fake;
+mod worker;
 mod world;
 
 use std::collections::BTreeSet;

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use cid::Cid;
-use futures::future::BoxFuture;
 use lotus_actors::miner::{
     PRE_COMMIT_SECTOR_BATCH2, PROVE_COMMIT_SECTORS3, PreCommitSectorBatchParams2,
     ProveCommitSectors3Params,
@@ -25,19 +24,17 @@ use lotus_node_client::{FullNode, HeadChanges, NodeError};
 use lotus_proofs::{SealingSector, Vanilla, Verifier, comm_d, commp, layout};
 use lotus_sealing::{
     Observer, PieceFiles, Sealing, SealingConfig, SealingDeps, SectorChange, SectorState, Storage,
-    Terms, Work,
+    Terms,
 };
 use lotus_types::{
-    ActorId, Address, Commitment, DealKey, Epoch, EpochDelta, Kind, PaddedSize, PieceCid,
-    PieceInfo, SectorId, SectorNumber, SectorSize, TokenAmount,
+    ActorId, Address, Commitment, DealKey, Epoch, EpochDelta, PaddedSize, PieceCid, PieceInfo,
+    SectorId, SectorNumber, SectorSize, TokenAmount,
 };
-use lotus_workers::{Output, Progress, Task, WorkError, execute};
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use super::fake::Fake;
+use super::worker::Worker;
 
 const MINER: ActorId = ActorId(1000);
 const SIZE: SectorSize = SectorSize::S2KiB;
@@ -415,82 +412,6 @@ impl PieceFiles for Files {
     }
 }
 
-/// Runs tasks on a thread, and fails those that it was told to.
-pub(crate) struct Worker {
-    lose: Mutex<Vec<&'static str>>,
-    fail: Mutex<Vec<&'static str>>,
-    held: watch::Sender<BTreeSet<&'static str>>,
-    running: TaskTracker,
-}
-
-/// Holds tasks back until it is dropped.
-pub(crate) struct Gate(Arc<Worker>, &'static str);
-
-impl Drop for Gate {
-    fn drop(&mut self) {
-        self.0.held.send_modify(|h| {
-            h.remove(self.1);
-        });
-    }
-}
-
-impl Worker {
-    pub(crate) fn lose(&self, step: &'static str, times: usize) {
-        self.lose.lock().unwrap().extend(vec![step; times]);
-    }
-
-    pub(crate) fn fail(&self, step: &'static str, times: usize) {
-        self.fail.lock().unwrap().extend(vec![step; times]);
-    }
-
-    pub(crate) fn hold(self: &Arc<Self>, step: &'static str) -> Gate {
-        self.held.send_modify(|h| {
-            h.insert(step);
-        });
-        Gate(self.clone(), step)
-    }
-
-    fn take(list: &Mutex<Vec<&'static str>>, step: &str) -> bool {
-        let mut list = list.lock().unwrap();
-        let found = list.iter().position(|s| *s == step);
-        found.map(|i| list.remove(i)).is_some()
-    }
-}
-
-impl Work for Worker {
-    fn run(&self, task: Task, progress: Progress) -> BoxFuture<'_, Result<Output, WorkError>> {
-        Box::pin(async move {
-            let step = task.name();
-            let mut held = self.held.subscribe();
-            held.wait_for(|h| !h.contains(step)).await.unwrap();
-            if Self::take(&self.lose, step) {
-                return Err(WorkError::Lost {
-                    class: "seal",
-                    step,
-                    why: "killed".into(),
-                });
-            }
-            if Self::take(&self.fail, step) {
-                return Err(WorkError::Failed {
-                    step,
-                    kind: Kind::Fatal,
-                    message: "by order".into(),
-                });
-            }
-            progress(0.5);
-            let done = self
-                .running
-                .spawn_blocking(move || execute(&Vanilla, &task))
-                .await;
-            done.unwrap().map_err(|e| WorkError::Failed {
-                step,
-                kind: e.kind(),
-                message: e.to_string(),
-            })
-        })
-    }
-}
-
 /// Writes down the states in the journal.
 struct Witness;
 
@@ -510,6 +431,7 @@ pub(crate) struct Hub {
     pub(crate) storage: Storage,
     pub(crate) work: Arc<Worker>,
     journal: Journal,
+    path: PathBuf,
     stop: CancellationToken,
     tasks: JoinSet<()>,
 }
@@ -521,7 +443,8 @@ impl Hub {
 
     pub(crate) fn start_with(world: &World, adjust: impl FnOnce(&mut SealingConfig)) -> Self {
         let dir = world.dir.path();
-        let journal = Journal::open(&dir.join("journal")).unwrap();
+        let path = dir.join("journal");
+        let journal = Journal::open(&path).unwrap();
         let node = Arc::new(Node {
             chain: world.chain.clone(),
             miner: world.miner.clone(),
@@ -543,12 +466,7 @@ impl Hub {
         };
         adjust(&mut cfg);
         let storage = Storage::open(dir.join("sectors")).unwrap();
-        let work = Arc::new(Worker {
-            lose: Mutex::default(),
-            fail: Mutex::default(),
-            held: watch::Sender::default(),
-            running: TaskTracker::new(),
-        });
+        let work = Arc::new(Worker::default());
         let (sealing, runner) = Sealing::new(SealingDeps {
             journal: journal.clone(),
             node,
@@ -576,6 +494,7 @@ impl Hub {
             storage,
             work,
             journal,
+            path,
             stop,
             tasks,
         }
@@ -628,11 +547,29 @@ impl Hub {
         seen.into_iter().map(|(_, s)| s).collect()
     }
 
-    pub(crate) async fn stop(mut self) {
-        self.stop.cancel();
-        while self.tasks.join_next().await.is_some() {}
+    /// Stops, and waits until the last call into the journal has returned.
+    pub(crate) async fn stop(self) {
+        let Self {
+            sealing,
+            storage: _,
+            work,
+            journal,
+            path,
+            stop,
+            mut tasks,
+        } = self;
+        drop((sealing, journal));
+        stop.cancel();
+        while tasks.join_next().await.is_some() {}
         // A hub's workers end with it.
-        self.work.running.close();
-        self.work.running.wait().await;
+        work.end().await;
+        let closed = async {
+            while let Err(e) = Journal::open(&path) {
+                assert!(matches!(e, JournalError::Locked { .. }), "{e}");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let done = tokio::time::timeout(super::PATIENCE, closed).await;
+        done.expect("the journal is closed");
     }
 }
