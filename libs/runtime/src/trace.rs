@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 
+use opentelemetry::Context;
 use opentelemetry::propagation::TextMapPropagator as _;
+use opentelemetry::trace::TraceContextExt as _;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tracing::Span;
@@ -27,15 +29,27 @@ pub fn of(span: &Span) -> String {
 
 /// Makes `span` a child of the remote context; a text that is none is ignored.
 pub fn set_parent(span: &Span, traceparent: &str) {
-    // Longer ones are junk: version 00 has 55 characters.
-    if traceparent.is_empty() || traceparent.len() > 128 {
-        return;
-    }
-    let carrier = HashMap::from([(HEADER.to_owned(), traceparent.to_owned())]);
-    let parent = TraceContextPropagator::new().extract(&carrier);
-    if let Err(e) = span.set_parent(parent) {
+    if let Some(parent) = remote(traceparent)
+        && let Err(e) = span.set_parent(parent)
+    {
         tracing::debug!(?e, "trace context not taken over");
     }
+}
+
+/// Links `span` to a remote context that it also works for; a text that is none is ignored.
+pub fn link(span: &Span, traceparent: &str) {
+    if let Some(other) = remote(traceparent) {
+        span.add_link(other.span().span_context().clone());
+    }
+}
+
+fn remote(traceparent: &str) -> Option<Context> {
+    // Longer ones are junk: version 00 has 55 characters.
+    if traceparent.is_empty() || traceparent.len() > 128 {
+        return None;
+    }
+    let carrier = HashMap::from([(HEADER.to_owned(), traceparent.to_owned())]);
+    Some(TraceContextPropagator::new().extract(&carrier))
 }
 
 /// The trace id (32 hex digits) in a `traceparent`.

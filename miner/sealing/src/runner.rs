@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lotus_journal::{EffectId, Pending};
-use lotus_runtime::Backoff;
+use lotus_runtime::{Backoff, trace};
 use lotus_types::SectorNumber;
 use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -92,6 +92,14 @@ impl Shared {
     async fn perform(self: Arc<Self>, pending: Pending<Sectors>) {
         let number = pending.key;
         let span = tracing::info_span!("seal", sector = %number, effect = ?pending.effect);
+        // The trace of the sector's first deal; those of the others link to it.
+        let pieces = self.get(number).map(|s| s.pieces).unwrap_or_default();
+        if let Some((first, others)) = pieces.split_first() {
+            trace::set_parent(&span, &first.trace);
+            for piece in others {
+                trace::link(&span, &piece.trace);
+            }
+        }
         let stop = self.stop.clone();
         let work = async {
             let mut backoff = Backoff::new(AGAIN.0, AGAIN.1);

@@ -9,6 +9,7 @@ use lotus_journal::{EffectId, Journal, JournalError, Machines, Map, Tx};
 use lotus_messages::Sender;
 use lotus_node_client::Node;
 use lotus_node_client::api::{NetworkParams, TipSet, TipSetKey};
+use lotus_runtime::trace;
 use lotus_types::{ActorId, DealKey, PieceCid, PieceInfo, SectorId, SectorNumber, SectorSize};
 use lotus_workers::{Output, Pool, Progress, Task, WorkError};
 use serde::{Deserialize, Serialize};
@@ -255,6 +256,7 @@ impl Sealing {
                     offset,
                     terms: terms.clone(),
                     claim: None,
+                    trace: trace::current(),
                 },
                 unix_ms: unix_ms(),
             };

@@ -60,6 +60,10 @@ pub struct SectorPiece {
     /// The allocation's limits, once it was found on chain. Without it the piece is activated
     /// as unverified data.
     pub claim: Option<Claim>,
+    /// Trace of the hand-over, which the work on the sector goes on with: W3C traceparent, or
+    /// empty.
+    #[serde(default)]
+    pub trace: String,
 }
 
 /// Sealing randomness and where it is from.

@@ -30,5 +30,6 @@ pub(crate) fn placed(n: u64, piece: PieceInfo, offset: u64) -> SectorPiece {
             notify: None,
         },
         claim: None,
+        trace: String::new(),
     }
 }
