@@ -78,7 +78,7 @@ fn no_place(e: &SealingError) -> NoPlace {
 fn terms(t: &DealTerms) -> Result<Terms, NoPlace> {
     let notify = match &t.notify {
         Some((address, payload)) => Some(Notify {
-            address: address.parse().map_err(|_| NoPlace {
+            address: lotus_node_client::json::parse_address(address).map_err(|_| NoPlace {
                 kind: Kind::Data,
                 message: format!("{address} is no address to notify"),
             })?,

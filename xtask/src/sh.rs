@@ -14,6 +14,7 @@ where
 {
     let mut command = Command::new(program);
     command.current_dir(dir).args(args);
+    forget_own_package(&mut command);
     let shown = format!("{command:?}");
     let status = command
         .status()
@@ -22,6 +23,20 @@ where
         Ok(())
     } else {
         Err(Failed::new(format!("{status}: {shown}")))
+    }
+}
+
+/// `cargo run` tells a program about its own package. A cargo below must not see that: some build
+/// scripts (ring's) watch these variables, and half the workspace would be built again.
+fn forget_own_package(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"]
+            .iter()
+            .any(|prefix| text.starts_with(prefix))
+        {
+            command.env_remove(&name);
+        }
     }
 }
 

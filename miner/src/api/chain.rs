@@ -6,6 +6,7 @@ use hub_proto::v1::{
 };
 use lotus_node_client::NodeError;
 use lotus_node_client::api::TipSetKey;
+use lotus_node_client::json::parse_address;
 use lotus_types::{Address, Kind};
 use tonic::{Request, Response, Status};
 
@@ -78,7 +79,7 @@ impl Chain for Api {
 }
 
 fn address(text: &str) -> Result<Address, Status> {
-    text.parse().map_err(|_| {
+    parse_address(text).map_err(|_| {
         let short: String = text.chars().take(100).collect();
         invalid(
             format!("{short:?} is no address"),

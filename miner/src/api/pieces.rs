@@ -11,7 +11,8 @@ use hub_proto::v1::{
 };
 use lotus_dataplane::MAX_TOKEN;
 use lotus_runtime::trace;
-use lotus_types::{Address, DealKey, PaddedSize, PieceCid, PieceInfo, SectorSize};
+use lotus_node_client::json::parse_address;
+use lotus_types::{DealKey, PaddedSize, PieceCid, PieceInfo, SectorSize};
 use tonic::{Request, Response, Status};
 
 use super::hub::from_capacity;
@@ -346,7 +347,7 @@ fn parse_terms(terms: &v1::DealTerms) -> Result<DealTerms, Status> {
     let notify = if terms.notify_address.is_empty() {
         None
     } else {
-        if terms.notify_address.parse::<Address>().is_err() {
+        if parse_address(&terms.notify_address).is_err() {
             return wrong(
                 "notify_address is no address",
                 "send an address such as t01234",
