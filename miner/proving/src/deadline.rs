@@ -59,8 +59,8 @@ impl Window {
         let at = di.index.saturating_add(k);
         let signed = |x: u64| i64::try_from(x).unwrap_or(i64::MAX);
         let window = di.w_post_challenge_window.0;
-        let period_start = di.period_start
-            + EpochDelta(signed(at / n).saturating_mul(di.w_post_proving_period.0));
+        let period_start =
+            di.period_start + EpochDelta(signed(at / n).saturating_mul(di.w_post_proving_period.0));
         let open = period_start + EpochDelta(signed(at % n).saturating_mul(window));
         Self {
             period_start,
@@ -85,7 +85,9 @@ impl Window {
         let wait = (self.length().0 / 15).clamp(1, SUBMIT_CONFIDENCE);
         // A window of one or two epochs leaves no time to wait.
         let last_chance = self.close - EpochDelta(2);
-        (self.open + EpochDelta(wait)).min(last_chance).max(self.open)
+        (self.open + EpochDelta(wait))
+            .min(last_chance)
+            .max(self.open)
     }
 
     /// What is due when the head is at `head`. A message sent then lands at `head + 1` at the
@@ -186,7 +188,11 @@ mod tests {
 
     #[test]
     fn every_deadline_is_checked_once_a_period_before_its_cutoff() {
-        for di in [mainnet(1000), info(0, 0, 6, 20, 20, 70), info(0, 0, 6, 20, 10, 25)] {
+        for di in [
+            mainnet(1000),
+            info(0, 0, 6, 20, 20, 70),
+            info(0, 0, 6, 20, 10, 25),
+        ] {
             let (period, window) = (di.w_post_proving_period.0, di.w_post_challenge_window.0);
             let n = di.w_post_period_deadlines;
             let mut seen = vec![0; usize::try_from(n).unwrap()];

@@ -36,7 +36,12 @@ impl Shared {
             let verdict = Verdict::of(p, &bad);
             let (deadline, index) = (w.index, partition);
             if !verdict.faults.is_empty() {
-                tracing::error!(deadline, partition, count = verdict.faults.len(), "sectors are bad: declaring them faulty");
+                tracing::error!(
+                    deadline,
+                    partition,
+                    count = verdict.faults.len(),
+                    "sectors are bad: declaring them faulty"
+                );
                 faults.push(FaultDeclaration {
                     deadline,
                     partition: index,
@@ -44,7 +49,12 @@ impl Shared {
                 });
             }
             if !verdict.recoveries.is_empty() {
-                tracing::info!(deadline, partition, count = verdict.recoveries.len(), "faulty sectors can be read again: declaring them recovered");
+                tracing::info!(
+                    deadline,
+                    partition,
+                    count = verdict.recoveries.len(),
+                    "faulty sectors can be read again: declaring them recovered"
+                );
                 recoveries.push(RecoveryDeclaration {
                     deadline,
                     partition: index,
@@ -55,7 +65,10 @@ impl Shared {
         let mut sent = Vec::new();
         if !faults.is_empty() {
             let params = lotus_actors::encode(&DeclareFaultsParams { faults });
-            sent.push(self.declare(w, "faults", miner::DECLARE_FAULTS, params).await?);
+            sent.push(
+                self.declare(w, "faults", miner::DECLARE_FAULTS, params)
+                    .await?,
+            );
         }
         if !recoveries.is_empty() {
             let params = lotus_actors::encode(&DeclareFaultsRecoveredParams { recoveries });
@@ -80,8 +93,12 @@ impl Shared {
     ) -> Result<String, ProvingError> {
         let digest = ticket_digest(&params);
         let content: String = digest[..8].iter().map(|b| format!("{b:02x}")).collect();
-        let key = format!("{what}/{}/{}/{}/{content}", self.deps.miner, w.period_start, w.index);
-        self.send(key.clone(), method, params, MessageKind::Declare).await?;
+        let key = format!(
+            "{what}/{}/{}/{}/{content}",
+            self.deps.miner, w.period_start, w.index
+        );
+        self.send(key.clone(), method, params, MessageKind::Declare)
+            .await?;
         Ok(key)
     }
 }

@@ -79,7 +79,9 @@ impl ProvingError {
                  as soon as they can be read"
                     .into()
             }
-            Self::Inconsistent { .. } => "see whether the node is in sync; it is tried again".into(),
+            Self::Inconsistent { .. } => {
+                "see whether the node is in sync; it is tried again".into()
+            }
             Self::Landed { .. } => "it is sent anew; report it with the log if it repeats".into(),
         }
     }

@@ -331,7 +331,10 @@ mod tests {
             })
             .unwrap();
         let grinding = reserve(&journal, Epoch(7), parents(&["y"]), Epoch(6));
-        assert!(matches!(grinding, Err(FenceError::Grinding { .. })), "{grinding:?}");
+        assert!(
+            matches!(grinding, Err(FenceError::Grinding { .. })),
+            "{grinding:?}"
+        );
         reserve(&journal, Epoch(7), parents(&["y", "own"]), Epoch(6)).unwrap();
     }
 
@@ -343,7 +346,9 @@ mod tests {
             let parents = vec![format!("p{height}")];
             reserve(&journal, Epoch(height), parents, Epoch(height - 1)).unwrap();
         }
-        let left = journal.read::<_, JournalError>(|v| v.scan(&BLOCKS, None, 9)).unwrap();
+        let left = journal
+            .read::<_, JournalError>(|v| v.scan(&BLOCKS, None, 9))
+            .unwrap();
         let left: Vec<i64> = left.into_iter().map(|(h, _)| h.0).collect();
         assert_eq!(left, [5000, 5001]);
         let old = reserve(&journal, Epoch(2), vec!["q".into()], Epoch(1));

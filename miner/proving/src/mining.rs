@@ -152,7 +152,10 @@ impl Shared {
                 continue;
             }
             tried = Some(round);
-            if let Some(foreign) = self.try_round(&pace, &mut watch, &base, &clock, round).await {
+            if let Some(foreign) = self
+                .try_round(&pace, &mut watch, &base, &clock, round)
+                .await
+            {
                 return End::Foreign(foreign);
             }
         }
@@ -201,7 +204,9 @@ impl Shared {
                         tracing::info!(cid, wins, %budget, "mined a block");
                     }
                     Round::Fenced(why) => tracing::warn!(why, "no block in this round"),
-                    Round::TooLate => tracing::warn!(%budget, "the chain was faster than this round"),
+                    Round::TooLate => {
+                        tracing::warn!(%budget, "the chain was faster than this round")
+                    }
                     Round::Lost | Round::NotEligible => {
                         tracing::debug!(outcome = done.name(), %budget, "no block");
                     }
@@ -230,7 +235,9 @@ impl Shared {
         }
         match self.deps.node.sync_submit_block(&block).await {
             Ok(()) => tracing::info!(%height, "published the last block of the log again"),
-            Err(e) => tracing::debug!(%height, error = %e, "the last block of the log is not wanted"),
+            Err(e) => {
+                tracing::debug!(%height, error = %e, "the last block of the log is not wanted")
+            }
         }
     }
 
@@ -258,9 +265,7 @@ impl Shared {
 
 /// Waits for a moment; false if the head changed before.
 async fn wait(until: SystemTime, heads: &mut Heads) -> bool {
-    let left = until
-        .duration_since(SystemTime::now())
-        .unwrap_or_default();
+    let left = until.duration_since(SystemTime::now()).unwrap_or_default();
     tokio::select! {
         // An error means that the follower ended, which the caller finds out.
         _ = heads.changed() => false,

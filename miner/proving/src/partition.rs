@@ -87,7 +87,11 @@ mod tests {
             (vec![1], vec![], vec![3]),
         ] {
             let v = Verdict::of(&p, &bits(&bad));
-            assert_eq!((list(&v.faults), list(&v.recoveries)), (faults, recoveries), "{bad:?}");
+            assert_eq!(
+                (list(&v.faults), list(&v.recoveries)),
+                (faults, recoveries),
+                "{bad:?}"
+            );
         }
     }
 }

@@ -114,7 +114,10 @@ impl Shared {
             if left.is_empty() {
                 break;
             }
-            match self.run_post(&left, &comm_rs, post_randomness(randomness)).await? {
+            match self
+                .run_post(&left, &comm_rs, post_randomness(randomness))
+                .await?
+            {
                 Ok(_) => break,
                 Err(more) => bad |= &more,
             }

@@ -130,7 +130,9 @@ impl Records {
         self.0.write(|tx| {
             tx.put(&OUTCOMES, &(record.period_start, record.index), record)?;
             let extra = tx.len(&OUTCOMES)?.saturating_sub(KEEP_OUTCOMES);
-            let extra = usize::try_from(extra).unwrap_or(usize::MAX).min(PRUNE_BATCH);
+            let extra = usize::try_from(extra)
+                .unwrap_or(usize::MAX)
+                .min(PRUNE_BATCH);
             for (old, _) in tx.scan(&OUTCOMES, None, extra)? {
                 tx.remove(&OUTCOMES, &old)?;
             }
@@ -183,7 +185,11 @@ mod tests {
         }
         let r = Records(Journal::open(&path).unwrap());
         assert_eq!(r.proof(&old, 0).unwrap(), Some(record.clone()));
-        assert_eq!(r.attempt(&old, 0).unwrap(), 1, "the same failure counts once");
+        assert_eq!(
+            r.attempt(&old, 0).unwrap(),
+            1,
+            "the same failure counts once"
+        );
         r.save_proof(&window(2880, 3), 0, &record).unwrap();
         assert_eq!(r.proof(&old, 0).unwrap(), None);
         assert_eq!(r.attempt(&old, 0).unwrap(), 0);

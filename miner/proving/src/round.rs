@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use lotus_actors::{Dst, address_entropy, draw_randomness, post_randomness, ticket_digest, win_count};
+use lotus_actors::{
+    Dst, address_entropy, draw_randomness, post_randomness, ticket_digest, win_count,
+};
 use lotus_node_client::api::{
     BlockMsg, BlockTemplate, ElectionProof, MinerSector, MiningBaseInfo, PoStProof, Ticket, TipSet,
 };
@@ -232,7 +234,11 @@ impl Shared {
                 cache: self.deps.files.cache(s.sector_number),
             })
         };
-        let sectors = info.sectors.iter().map(file).collect::<Result<_, ProvingError>>()?;
+        let sectors = info
+            .sectors
+            .iter()
+            .map(file)
+            .collect::<Result<_, ProvingError>>()?;
         let task = Task::WinningPost {
             miner,
             size,
@@ -295,7 +301,10 @@ fn fits(block: &BlockMsg, template: &BlockTemplate) -> bool {
 
 /// The randomness of a round: its newest beacon entry.
 fn beacon(info: &MiningBaseInfo) -> &[u8] {
-    let entry = info.beacon_entries.last().unwrap_or(&info.prev_beacon_entry);
+    let entry = info
+        .beacon_entries
+        .last()
+        .unwrap_or(&info.prev_beacon_entry);
     &entry.data
 }
 
@@ -303,8 +312,13 @@ fn beacon(info: &MiningBaseInfo) -> &[u8] {
 /// first. Source: lotus, chain/types, Ticket.Quality.
 fn quality(ticket: &Ticket) -> f64 {
     let digest = ticket_digest(&ticket.vrf_proof);
-    let (head, _) = digest.split_first_chunk::<8>().expect("a digest has 32 bytes");
-    #[expect(clippy::cast_precision_loss, reason = "a heuristic of message selection")]
+    let (head, _) = digest
+        .split_first_chunk::<8>()
+        .expect("a digest has 32 bytes");
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "a heuristic of message selection"
+    )]
     let share = u64::from_be_bytes(*head) as f64 / 2f64.powi(64);
     1.0 - share
 }

@@ -36,12 +36,7 @@ impl Shared {
         let ticket = self
             .deps
             .node
-            .state_get_randomness_from_tickets(
-                Dst::PoStChainCommit as i64,
-                w.open,
-                &[],
-                head,
-            )
+            .state_get_randomness_from_tickets(Dst::PoStChainCommit as i64, w.open, &[], head)
             .await?;
         let proof_type = lotus_proofs::window_post_proof_type(self.deps.size);
         let params = SubmitWindowedPoStParams {

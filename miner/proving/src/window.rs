@@ -2,8 +2,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::stream::{self, FuturesUnordered, StreamExt as _};
 use futures::FutureExt as _;
+use futures::stream::{self, FuturesUnordered, StreamExt as _};
 use lotus_chain::Follower;
 use lotus_journal::Journal;
 use lotus_messages::{SendError, Sender};
@@ -18,9 +18,7 @@ use crate::deadline::{Due, Window};
 use crate::partition::wanted;
 use crate::record::Records;
 use crate::submit::MAX_ATTEMPTS;
-use crate::{
-    Activity, DeadlineRecord, Outcome, ProvingConfig, ProvingError, SectorFiles,
-};
+use crate::{Activity, DeadlineRecord, Outcome, ProvingConfig, ProvingError, SectorFiles};
 
 /// Name of the health component.
 const COMPONENT: &str = "window_post";
@@ -195,7 +193,9 @@ impl Shared {
     async fn due(&self, head: &TipSet) -> Result<DueNow, ProvingError> {
         let miner = self.deps.miner.address();
         let node = &self.deps.node;
-        let di = node.state_miner_proving_deadline(miner, &head.key()).await?;
+        let di = node
+            .state_miner_proving_deadline(miner, &head.key())
+            .await?;
         let mut jobs = Vec::new();
         for w in Window::upcoming(&di) {
             if matches!(w.due(head.height), Due::Prove | Due::Submit) {
@@ -337,8 +337,8 @@ impl Shared {
             let advance = self.advance(w, index, partition, randomness, head, due);
             work.push(async move { (index, advance.await) }.boxed());
         }
-        let mut done = stream::iter(work)
-            .buffer_unordered(self.deps.cfg.parallel_partitions.clamp(1, 64));
+        let mut done =
+            stream::iter(work).buffer_unordered(self.deps.cfg.parallel_partitions.clamp(1, 64));
         let mut sent = Vec::new();
         while let Some((partition, result)) = done.next().await {
             match result {
@@ -393,7 +393,9 @@ impl Shared {
                 tracing::info!(partition, height = %at.height, cid = %at.cid, "WindowPoSt is on chain");
                 progress.landed.insert(partition);
             }
-            Err(e @ (ProvingError::Landed { .. } | ProvingError::Send(SendError::Replaced { .. }))) => {
+            Err(
+                e @ (ProvingError::Landed { .. } | ProvingError::Send(SendError::Replaced { .. })),
+            ) => {
                 tracing::error!(partition, attempt, error = %e, "WindowPoSt message failed");
                 progress.last_error = format!("partition {partition}: {e}");
                 progress.landed.remove(&partition);
@@ -405,7 +407,8 @@ impl Shared {
     }
 
     fn conclude(&self, w: &Window, outcome: Outcome) {
-        metrics::counter!("lotus_miner_window_post_total", "outcome" => outcome.name()).increment(1);
+        metrics::counter!("lotus_miner_window_post_total", "outcome" => outcome.name())
+            .increment(1);
         match &outcome {
             Outcome::Failed { partitions, why } => {
                 tracing::error!(?partitions, why, "the deadline closed unproven");
@@ -524,7 +527,10 @@ mod tests {
             assert_eq!(p.is_complete(), !matches!(want, Outcome::Failed { .. }));
         }
         let unseen = Progress::default().outcome();
-        assert!(matches!(unseen, Outcome::Failed { .. }), "not seeing is not empty");
+        assert!(
+            matches!(unseen, Outcome::Failed { .. }),
+            "not seeing is not empty"
+        );
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! A miner's life on a real chain that verifies every proof, with proofs from worker processes:
 //! this test binary is its own worker, so it has no harness.
 
-#![expect(clippy::unwrap_used, reason = "clippy sees a test only where it has the harness")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "clippy sees a test only where it has the harness"
+)]
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -27,9 +30,7 @@ use lotus_proving::{
     ProvingDeps, SectorFiles, WindowPost,
 };
 use lotus_runtime::{CancellationToken, Health};
-use lotus_types::{
-    ActorId, Epoch, Generation, SectorId, SectorNumber, SectorSize, TokenAmount,
-};
+use lotus_types::{ActorId, Epoch, Generation, SectorId, SectorNumber, SectorSize, TokenAmount};
 use lotus_workers::{Pool, PoolConfig, WorkerArgs, WorkersConfig, worker_main};
 use tokio::task::JoinSet;
 
@@ -205,7 +206,12 @@ impl Hub {
 
     async fn send(&self, key: String, method: u64, params: Vec<u8>, value: TokenAmount) {
         let address = MINER.address();
-        let worker = self.node.state_miner_info(address, HEAD).await.unwrap().worker;
+        let worker = self
+            .node
+            .state_miner_info(address, HEAD)
+            .await
+            .unwrap()
+            .worker;
         let request = SendRequest {
             key: key.clone(),
             from: worker,
@@ -273,7 +279,8 @@ impl Hub {
         });
         let method = miner::PRE_COMMIT_SECTOR_BATCH2;
         let fil = TokenAmount::from_whole(1);
-        self.send(format!("pre/{number}"), method, params, fil).await;
+        self.send(format!("pre/{number}"), method, params, fil)
+            .await;
         let on_chain = node.state_sector_precommit_info(address, n, HEAD).await;
         let seed_epoch = on_chain.unwrap().unwrap().pre_commit_epoch.0 + 3;
         self.follower.wait_height(Epoch(seed_epoch)).await.unwrap();
@@ -304,7 +311,8 @@ impl Hub {
         });
         let method = miner::PROVE_COMMIT_SECTORS3;
         let fil = TokenAmount::from_whole(1);
-        self.send(format!("prove/{number}"), method, params, fil).await;
+        self.send(format!("prove/{number}"), method, params, fil)
+            .await;
     }
 
     /// Waits for something that the head brings.
@@ -326,7 +334,11 @@ impl Hub {
     }
 
     async fn faults(&self) -> Vec<u64> {
-        let faults = self.node.state_miner_faults(MINER.address(), HEAD).await.unwrap();
+        let faults = self
+            .node
+            .state_miner_faults(MINER.address(), HEAD)
+            .await
+            .unwrap();
         faults.iter().collect()
     }
 
@@ -364,9 +376,14 @@ async fn a_miner_proves_mines_and_recovers() {
     hub.onboard(dir, 1).await;
 
     // Proven: the chain verifies every proof, and disputes a wrong one.
-    hub.until("proven deadline", || std::future::ready(hub.proved() > 0)).await;
+    hub.until("proven deadline", || std::future::ready(hub.proved() > 0))
+        .await;
     hub.until("power", || async {
-        let power = hub.node.state_miner_power(MINER.address(), HEAD).await.unwrap();
+        let power = hub
+            .node
+            .state_miner_power(MINER.address(), HEAD)
+            .await
+            .unwrap();
         power.miner_power.raw_byte_power == (2 * SIZE.bytes()).into()
     })
     .await;
@@ -374,7 +391,13 @@ async fn a_miner_proves_mines_and_recovers() {
 
     // Mined: the log has what the chain has.
     let first = hub.mined_above(Epoch(0)).await;
-    let logged = hub.fence.at(first).await.unwrap().and_then(|m| m.cid).unwrap();
+    let logged = hub
+        .fence
+        .at(first)
+        .await
+        .unwrap()
+        .and_then(|m| m.cid)
+        .unwrap();
     let on_chain = net.chain.chain_get_tipset_by_height(first, HEAD).unwrap();
     assert!(on_chain.cids.iter().any(|c| c.to_string() == logged));
 
@@ -382,21 +405,28 @@ async fn a_miner_proves_mines_and_recovers() {
     let sealed = Files(dir.join("sectors")).sealed(SectorNumber(1));
     let good = std::fs::read(&sealed).unwrap();
     std::fs::write(&sealed, vec![0x5a; good.len()]).unwrap();
-    hub.until("faulty sector", || async { hub.faults().await == [1u64] }).await;
+    hub.until("faulty sector", || async { hub.faults().await == [1u64] })
+        .await;
     let before = hub.proved();
-    hub.until("deadline proven without it", || std::future::ready(hub.proved() > before)).await;
+    hub.until("deadline proven without it", || {
+        std::future::ready(hub.proved() > before)
+    })
+    .await;
     assert_eq!(hub.faults().await, [1u64]);
 
     // Readable again, it is declared recovered and proven.
     std::fs::write(&sealed, &good).unwrap();
-    hub.until("recovery", || async { hub.faults().await.is_empty() }).await;
+    hub.until("recovery", || async { hub.faults().await.is_empty() })
+        .await;
 
     // A restart goes on where it stopped.
     hub.end().await;
     let hub = Hub::start(dir, "journal", &net.node, 2);
     let before = hub.proved();
-    hub.until("proven deadline after the restart", || std::future::ready(hub.proved() > before))
-        .await;
+    hub.until("proven deadline after the restart", || {
+        std::future::ready(hub.proved() > before)
+    })
+    .await;
     let head = hub.follower.wait_height(Epoch(0)).await.unwrap();
     hub.mined_above(head.height).await;
     assert!(hub.faults().await.is_empty());
@@ -404,13 +434,16 @@ async fn a_miner_proves_mines_and_recovers() {
 
     // A hub whose log lacks the miner's blocks refuses to mine, and says what to do.
     let restored = Journal::open(&dir.join("restored")).unwrap();
-    LocalFence::new(restored).complete_since(Epoch(1)).await.unwrap();
+    LocalFence::new(restored)
+        .complete_since(Epoch(1))
+        .await
+        .unwrap();
     let hub = Hub::start(dir, "restored", &net.node, 3);
     hub.until("refusal to mine", || {
         let mining = hub.health.components().remove("mining");
-        std::future::ready(mining.is_some_and(|c| {
-            !c.ready && c.detail.contains("accept_foreign_blocks_until")
-        }))
+        std::future::ready(
+            mining.is_some_and(|c| !c.ready && c.detail.contains("accept_foreign_blocks_until")),
+        )
     })
     .await;
     assert!(hub.fence.last().await.unwrap().is_none());

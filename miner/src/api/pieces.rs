@@ -10,8 +10,8 @@ use hub_proto::v1::{
     PieceStatusRequest, WithdrawRequest,
 };
 use lotus_dataplane::MAX_TOKEN;
-use lotus_runtime::trace;
 use lotus_node_client::json::parse_address;
+use lotus_runtime::trace;
 use lotus_types::{DealKey, PaddedSize, PieceCid, PieceInfo, SectorSize};
 use tonic::{Request, Response, Status};
 

@@ -81,10 +81,7 @@ impl Pool {
             why: e.to_string(),
         })?;
         let job = Job {
-            id: format!(
-                "{}-{step}",
-                self.0.next_id.fetch_add(1, Ordering::Relaxed)
-            ),
+            id: format!("{}-{step}", self.0.next_id.fetch_add(1, Ordering::Relaxed)),
             step,
             class,
             urgent: task.is_urgent(),
@@ -97,9 +94,7 @@ impl Pool {
         };
         self.0.push(job)?;
         let began = Instant::now();
-        let result = answer
-            .await
-            .unwrap_or(Err(WorkError::Stopping { step }));
+        let result = answer.await.unwrap_or(Err(WorkError::Stopping { step }));
         let outcome = result.as_ref().map_or_else(|e| e.kind().as_str(), |_| "ok");
         metrics::histogram!("lotus_miner_task_seconds", "step" => step, "outcome" => outcome)
             .record(began.elapsed().as_secs_f64());

@@ -8,7 +8,17 @@ use serde::{Deserialize, Serialize};
 /// Which worker processes run a task. The classes never share a process, so that sealing cannot
 /// starve or crash proving.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    clap::ValueEnum,
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Class {
@@ -327,7 +337,8 @@ mod tests {
             let text = serde_json::to_string(&out).unwrap();
             assert_eq!(serde_json::from_str::<Output>(&text).unwrap(), out);
         }
-        let short = r#"{"step":"winning_post","miner":1,"size":2048,"randomness":"00","sectors":[]}"#;
+        let short =
+            r#"{"step":"winning_post","miner":1,"size":2048,"randomness":"00","sectors":[]}"#;
         assert!(serde_json::from_str::<Task>(short).is_err());
     }
 }

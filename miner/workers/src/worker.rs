@@ -93,9 +93,8 @@ pub fn worker_main(args: &WorkerArgs) -> Result<(), Fault> {
 }
 
 fn lower_priority(nice: i32) {
-    let result = getpriority_process(None).and_then(|now| {
-        setpriority_process(None, now.max(nice.clamp(0, 19)))
-    });
+    let result = getpriority_process(None)
+        .and_then(|now| setpriority_process(None, now.max(nice.clamp(0, 19))));
     if let Err(e) = result {
         tracing::warn!(error = %e, "cannot lower the priority of this worker");
     }

@@ -1,6 +1,9 @@
 //! The pool with real worker processes: this test binary is its own worker, so it has no harness.
 
-#![expect(clippy::unwrap_used, reason = "clippy sees a test only where it has the harness")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "clippy sees a test only where it has the harness"
+)]
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
@@ -49,10 +52,16 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let tests: [(&str, fn()); 6] = [
-        ("tasks_are_done_and_errors_are_typed", tasks_are_done_and_errors_are_typed),
+        (
+            "tasks_are_done_and_errors_are_typed",
+            tasks_are_done_and_errors_are_typed,
+        ),
         ("a_killed_worker_is_replaced", a_killed_worker_is_replaced),
         ("a_stopped_worker_is_killed", a_stopped_worker_is_killed),
-        ("a_task_that_kills_every_worker_ends", a_task_that_kills_every_worker_ends),
+        (
+            "a_task_that_kills_every_worker_ends",
+            a_task_that_kills_every_worker_ends,
+        ),
         ("workers_leave_with_their_hub", workers_leave_with_their_hub),
         ("stopping_tells_every_caller", stopping_tells_every_caller),
     ];
@@ -122,7 +131,10 @@ impl Rig {
 impl Drop for Rig {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            for log in std::fs::read_dir(self.dir.path().join("log")).into_iter().flatten() {
+            for log in std::fs::read_dir(self.dir.path().join("log"))
+                .into_iter()
+                .flatten()
+            {
                 let path = log.unwrap().path();
                 eprintln!("--- {}", path.display());
                 eprintln!("{}", std::fs::read_to_string(path).unwrap_or_default());
@@ -234,7 +246,11 @@ fn tasks_are_done_and_errors_are_typed() {
 
         let wrong = dir.join("wrong");
         std::fs::write(&wrong, b"some other bytes....").unwrap();
-        let e = rig.pool.run(add_pieces(dir, "wrong", wrong), None).await.unwrap_err();
+        let e = rig
+            .pool
+            .run(add_pieces(dir, "wrong", wrong), None)
+            .await
+            .unwrap_err();
         assert_eq!(e.kind(), Kind::Data, "{e}");
 
         let mut attached = rig.pool.attached();
@@ -264,7 +280,9 @@ fn a_killed_worker_is_replaced() {
         // The next worker opens the pipe anew.
         let at = gate.clone();
         blocking(move || at.reached().write_all(PAYLOAD).unwrap()).await;
-        let done = tokio::time::timeout(LIMIT, running.join_next()).await.unwrap();
+        let done = tokio::time::timeout(LIMIT, running.join_next())
+            .await
+            .unwrap();
         assert_eq!(done.unwrap().unwrap().unwrap(), Output::Done);
         rig.end().await;
     });
@@ -292,7 +310,9 @@ fn a_stopped_worker_is_killed() {
         drop(first);
         let at = gate.clone();
         blocking(move || at.reached().write_all(PAYLOAD).unwrap()).await;
-        let done = tokio::time::timeout(LIMIT, running.join_next()).await.unwrap();
+        let done = tokio::time::timeout(LIMIT, running.join_next())
+            .await
+            .unwrap();
         assert_eq!(done.unwrap().unwrap().unwrap(), Output::Done);
         rig.end().await;
     });
@@ -320,7 +340,9 @@ fn a_task_that_kills_every_worker_ends() {
             gone(pid).await;
             drop(held);
         }
-        let done = tokio::time::timeout(LIMIT, running.join_next()).await.unwrap();
+        let done = tokio::time::timeout(LIMIT, running.join_next())
+            .await
+            .unwrap();
         let e = done.unwrap().unwrap().unwrap_err();
         assert!(matches!(e, WorkError::Lost { .. }), "{e}");
         assert_eq!(e.kind(), Kind::Transport);
