@@ -1,6 +1,8 @@
 //! Bad input: each gets its own clear error with the fix and the right exit code, and the
 //! provider stays up and loses nothing.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output};

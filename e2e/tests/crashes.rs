@@ -1,6 +1,8 @@
 //! Any process may die at any moment: the demo still ends well, the piece is in one sector, and
 //! no message has its effect twice. `LOTUS_SEED` repeats a run's moments.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,7 @@
 //! The demo with several deals of different kinds, nothing going wrong.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::path::Path;
 
 use cid::Cid;

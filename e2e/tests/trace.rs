@@ -1,6 +1,8 @@
 //! One trace leads from the client's command through the deals spoke and the hub to the worker
 //! that seals, as any OTLP collector sees it.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 

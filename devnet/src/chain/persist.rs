@@ -101,6 +101,9 @@ pub(super) struct Disk {
     journal: Journal,
 }
 
+/// The tipsets of a chain with their blocks, from genesis on.
+type Line = Vec<(TipSet, Vec<Block>)>;
+
 impl Disk {
     pub(super) fn open(repo: &Path) -> Result<Self, ChainError> {
         std::fs::create_dir_all(repo).map_err(|error| ChainError::Io {
@@ -252,10 +255,7 @@ impl Disk {
     }
 
     /// The line from genesis to the head, and the state to execute it from.
-    pub(super) fn load(
-        &self,
-        finality: i64,
-    ) -> Result<(Vec<(TipSet, Vec<Block>)>, StoredState), ChainError> {
+    pub(super) fn load(&self, finality: i64) -> Result<(Line, StoredState), ChainError> {
         let (blocks, head, mut states) = self.journal.read::<_, JournalError>(|v| {
             Ok((
                 v.scan(&BLOCKS, None, usize::MAX)?,

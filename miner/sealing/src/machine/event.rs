@@ -7,6 +7,10 @@ use super::{Claim, SealSeed, SealTicket, SectorPiece};
 
 /// What happens to a sector.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "an event lives for one step and is never kept"
+)]
 pub enum Event {
     /// A piece was placed; the first one opens the sector.
     PieceAdded {
