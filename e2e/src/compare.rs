@@ -40,12 +40,13 @@ pub(crate) fn same_dag(root: &Cid, sent: &CarStore, got: &CarStore) -> Result<()
     same_files(&a, &b)
 }
 
-fn blocks_below(root: &Cid, store: &CarStore) -> Result<BTreeSet<Cid>, Failed> {
+/// The CIDs of every block below `root`; an error if one is missing.
+pub(crate) fn blocks_below(root: &Cid, store: &CarStore) -> Result<BTreeSet<Cid>, Failed> {
     walk(root, Scope::All, |cid| store.get(cid))
-        .map_err(|e| Failed::at("the DAG that was sent", e))?
+        .map_err(|e| Failed::at("walking the CAR", e))?
         .map(|block| block.map(|b| b.0))
         .collect::<Result<_, _>>()
-        .map_err(|e| Failed::at("the DAG that was sent", e))
+        .map_err(|e| Failed::at("walking the CAR", e))
 }
 
 fn same_files(a: &Path, b: &Path) -> Result<(), Failed> {
