@@ -95,7 +95,7 @@ async fn one_trace_from_the_client_to_the_worker() {
         ["lotus-markets-client", "lotus-markets", "lotus-miner"]
             .iter()
             .all(|name| services.contains_key(*name))
-            && worker.is_some_and(|spans| spans.iter().any(|s| s == "work PreCommit1"))
+            && worker.is_some_and(|spans| spans.iter().any(|s| s == "work pre_commit1"))
     };
     let found = net
         .wait("one trace over all", secs(120), async |_| {
