@@ -115,11 +115,6 @@ fn deals(net: &Net) {
         ("long duration", &["--duration", "99999999"], "duration"),
         ("start in the past", &["--start-epoch", "-5"], "start"),
         ("another provider", &["--provider", "t09999"], "provider"),
-        (
-            "no such allocation",
-            &["--allocation", "4242"],
-            "allocation",
-        ),
     ] {
         let mut all = vec!["--car", good];
         all.extend(args);
