@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::io::Write as _;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -115,6 +116,11 @@ fn deals(net: &Net) {
         ("long duration", &["--duration", "99999999"], "duration"),
         ("start in the past", &["--start-epoch", "-5"], "start"),
         ("another provider", &["--provider", "t09999"], "provider"),
+        (
+            "no such allocation",
+            &["--allocation", "4242"],
+            "allocation",
+        ),
     ] {
         let mut all = vec!["--car", good];
         all.extend(args);
@@ -188,10 +194,15 @@ fn wrong_token(net: &Net) {
     refused("wrong node token", &out, CONFIG, "token");
 }
 
+/// Says it past the capture of the test's output: a skip must be seen.
+fn skipped(what: &str) {
+    writeln!(std::io::stdout(), "SKIPPED {what}").unwrap();
+}
+
 /// The deals spoke on a disk of 1 MiB.
 fn full_disk(net: &Net) {
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("SKIPPED full_disk: mounting a small tmpfs needs root; run the tests as root");
+        skipped("full_disk: mounting a small tmpfs needs root; run the tests as root");
         return;
     }
     let repo = net.root().join("small");
@@ -201,7 +212,7 @@ fn full_disk(net: &Net) {
         .arg(&repo)
         .status();
     if !mounted.is_ok_and(|s| s.success()) {
-        eprintln!("SKIPPED full_disk: this kernel or container does not let root mount a tmpfs");
+        skipped("full_disk: this kernel or container does not let root mount a tmpfs");
         return;
     }
     let mut deals = Command::new(net.exe("lotus-markets"))

@@ -464,18 +464,6 @@ pub struct AllocationResponse {
     #[prost(int64, tag = "7")]
     pub expiration: i64,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct AccountKeyRequest {
-    #[prost(string, tag = "1")]
-    pub address: ::prost::alloc::string::String,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct AccountKeyResponse {
-    #[prost(string, tag = "1")]
-    pub key_address: ::prost::alloc::string::String,
-    #[prost(string, tag = "2")]
-    pub id_address: ::prost::alloc::string::String,
-}
 /// Goes in the details of every error status.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ErrorDetail {
@@ -2811,22 +2799,6 @@ pub mod chain_client {
                 .insert(GrpcMethod::new("hub.v1.Chain", "Allocation"));
             self.inner.unary(req, path, codec).await
         }
-        /// The key address behind an account; NOT_FOUND when there is none.
-        pub async fn account_key(
-            &mut self,
-            request: impl tonic::IntoRequest<super::AccountKeyRequest>,
-        ) -> std::result::Result<tonic::Response<super::AccountKeyResponse>, tonic::Status>
-        {
-            self.inner.ready().await.map_err(|e| {
-                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
-            })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static("/hub.v1.Chain/AccountKey");
-            let mut req = request.into_request();
-            req.extensions_mut()
-                .insert(GrpcMethod::new("hub.v1.Chain", "AccountKey"));
-            self.inner.unary(req, path, codec).await
-        }
     }
 }
 /// Generated server implementations.
@@ -2851,11 +2823,6 @@ pub mod chain_server {
             &self,
             request: tonic::Request<super::AllocationRequest>,
         ) -> std::result::Result<tonic::Response<super::AllocationResponse>, tonic::Status>;
-        /// The key address behind an account; NOT_FOUND when there is none.
-        async fn account_key(
-            &self,
-            request: tonic::Request<super::AccountKeyRequest>,
-        ) -> std::result::Result<tonic::Response<super::AccountKeyResponse>, tonic::Status>;
     }
     /// Reads of the chain that a spoke needs, relayed.
     #[derive(Debug)]
@@ -2991,44 +2958,6 @@ pub mod chain_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = AllocationSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.unary(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                "/hub.v1.Chain/AccountKey" => {
-                    #[allow(non_camel_case_types)]
-                    struct AccountKeySvc<T: Chain>(pub Arc<T>);
-                    impl<T: Chain> tonic::server::UnaryService<super::AccountKeyRequest> for AccountKeySvc<T> {
-                        type Response = super::AccountKeyResponse;
-                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::AccountKeyRequest>,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut =
-                                async move { <T as Chain>::account_key(&inner, request).await };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = AccountKeySvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

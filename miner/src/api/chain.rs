@@ -1,9 +1,6 @@
 use hub_proto::status;
 use hub_proto::v1::chain_server::Chain;
-use hub_proto::v1::{
-    AccountKeyRequest, AccountKeyResponse, AllocationRequest, AllocationResponse, HeadChanged,
-    HeadRequest,
-};
+use hub_proto::v1::{AllocationRequest, AllocationResponse, HeadChanged, HeadRequest};
 use lotus_node_client::NodeError;
 use lotus_node_client::api::TipSetKey;
 use lotus_node_client::json::parse_address;
@@ -32,7 +29,7 @@ impl Chain for Api {
             .node
             .state_get_allocation(client, request.id, &TipSetKey::default())
             .await
-            .map_err(|e| from_node(&e))?;
+            .map_err(|e| from_node_or_unknown(&e, &request.client))?;
         let a = found.ok_or_else(|| {
             not_found(
                 format!("{} has no allocation {}", request.client, request.id),
@@ -49,32 +46,17 @@ impl Chain for Api {
             expiration: a.expiration.0,
         }))
     }
+}
 
-    async fn account_key(&self, request: Request<AccountKeyRequest>) -> Answer<AccountKeyResponse> {
-        let text = request.into_inner().address;
-        let addr = address(&text)?;
-        let head = TipSetKey::default();
-        // The node words an unknown actor as an error of the call.
-        let absent = |e: NodeError| match e {
-            NodeError::Rpc { .. } => {
-                not_found(format!("there is no account {text}"), "check the address")
-            }
-            other => from_node(&other),
-        };
-        let key = self
-            .node
-            .state_account_key(addr, &head)
-            .await
-            .map_err(absent)?;
-        let id = self
-            .node
-            .state_lookup_id(addr, &head)
-            .await
-            .map_err(absent)?;
-        Ok(Response::new(AccountKeyResponse {
-            key_address: key.to_string(),
-            id_address: id.to_string(),
-        }))
+/// The node words an address that the chain does not know as an error of the call, in whose
+/// middle Lotus' `ErrActorNotFound` stands; every other error is as it is.
+fn from_node_or_unknown(e: &NodeError, address: &str) -> Status {
+    match e {
+        NodeError::Rpc { message, .. } if message.contains("actor not found") => not_found(
+            format!("the chain does not know {address}"),
+            "check the address; an account exists once it has received funds",
+        ),
+        other => from_node(other),
     }
 }
 

@@ -256,10 +256,4 @@ impl v1::chain_server::Chain for FakeHub {
             None,
         ))
     }
-    async fn account_key(
-        &self,
-        _: Request<v1::AccountKeyRequest>,
-    ) -> Answer<v1::AccountKeyResponse> {
-        Err(Status::unimplemented("not used"))
-    }
 }
