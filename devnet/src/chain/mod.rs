@@ -8,6 +8,7 @@ mod persist;
 mod produce;
 mod query;
 mod query_actors;
+mod query_market;
 mod store;
 mod verdicts;
 mod wallet;
@@ -39,7 +40,7 @@ use verdicts::Verdicts;
 use wallet::Wallet;
 
 pub use query::BlockMessageLists;
-pub use query_actors::AllocationOrder;
+pub use query_market::AllocationOrder;
 
 /// Steps of the head that a slow subscriber may lag behind before it loses some.
 const HEADS_KEPT: usize = 256;

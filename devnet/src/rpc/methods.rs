@@ -36,10 +36,10 @@ macro_rules! methods {
             match name {
                 $($name => {
                     const WANT: usize = <[&str]>::len(&[$(stringify!($arg)),*]);
-                    #[allow(unused_mut, reason = "methods without arguments take none")]
                     let mut args = Args::new(name, params, WANT)?;
                     $(let $arg: $ty = args.next()?;)*
-                    let _ = args;
+                    // A method without arguments takes none.
+                    let _ = &mut args;
                     to_json(&$body)
                 })*
                 _ => Err(RpcError::no_method(name)),
