@@ -3,23 +3,19 @@
 use std::sync::Arc;
 
 use lotus_actors::miner::{
-    CompactCommD, DataActivationNotification, PRE_COMMIT_SECTOR_BATCH2, PROVE_COMMIT_SECTORS3,
-    PieceActivationManifest, PreCommitSectorBatchParams2, ProveCommitSectors3Params,
-    ProveCommitSectors3Return, SectorActivationManifest, VerifiedAllocationKey,
+    CompactCommD, PRE_COMMIT_SECTOR_BATCH2, PROVE_COMMIT_SECTORS3, PreCommitSectorBatchParams2,
+    ProveCommitSectors3Params, ProveCommitSectors3Return, SectorActivationManifest,
 };
 use lotus_actors::{Dst, ExitCode, RawBytes, address_entropy, encode, exit_name};
 use lotus_messages::{Landed, MessageKind, SendError, SendRequest};
 use lotus_node_client::api::{SectorPreCommitInfo, SectorPreCommitOnChainInfo, TipSet, TipSetKey};
 use lotus_proofs::{SealedCommitments, layout, seal_proof_type};
-use lotus_types::{Address, Commitment, DealKey, Epoch, EpochDelta, SectorNumber, TokenAmount};
+use lotus_types::{Address, DealKey, Epoch, EpochDelta, SectorNumber, TokenAmount};
 
+use crate::SealingError;
 use crate::machine::{Claim, Event, SealSeed, SealTicket, Sector, SectorPiece};
+use crate::params::{data_cid, expiration, manifest};
 use crate::sealing::{Shared, Stored};
-use crate::{SealingConfig, SealingError};
-
-/// Epochs in a day of 30-second epochs: how much longer than an allocation asks a sector lives,
-/// because it becomes active later than it is pre-committed.
-const TERM_SLACK: EpochDelta = EpochDelta(2_880);
 
 /// What the chain knows of a sector.
 enum OnChain {
@@ -507,100 +503,4 @@ fn other_replica(n: SectorNumber, what: &str) -> Event {
     Event::Abandoned(format!(
         "the chain has a {what} of number {n} with another replica: another program uses this miner"
     ))
-}
-
-/// commD as the chain wants it: a sector without pieces has none.
-fn data_cid(s: &Sector, comm_d: &Commitment) -> Option<lotus_actors::Cid> {
-    (!s.pieces.is_empty()).then(|| comm_d.unsealed_cid())
-}
-
-fn manifest(p: &SectorPiece, claimed: bool) -> PieceActivationManifest {
-    let allocation = p.terms.allocation.filter(|_| claimed);
-    PieceActivationManifest {
-        cid: p.piece.cid.cid(),
-        size: lotus_actors::PaddedPieceSize(p.piece.size.get()),
-        verified_allocation_key: allocation.map(|a| VerifiedAllocationKey {
-            client: a.client.0,
-            id: a.id,
-        }),
-        notify: p
-            .terms
-            .notify
-            .iter()
-            .map(|n| DataActivationNotification {
-                address: n.address,
-                payload: RawBytes::new(n.payload.clone()),
-            })
-            .collect(),
-    }
-}
-
-/// When the sector's commitment ends: after its pieces, within what allocations and the network
-/// allow.
-fn expiration(cfg: &SealingConfig, head: Epoch, pieces: &[SectorPiece]) -> Epoch {
-    let claims = || pieces.iter().filter_map(|p| p.claim);
-    let earliest = pieces
-        .iter()
-        .map(|p| p.terms.end_epoch)
-        .chain(claims().map(|c| head + c.term_min + TERM_SLACK))
-        .fold(
-            head + EpochDelta(cfg.expected_sector_duration_epochs),
-            Epoch::max,
-        );
-    claims()
-        .map(|c| head + c.term_max)
-        .fold(
-            head + EpochDelta(cfg.max_sector_duration_epochs),
-            Epoch::min,
-        )
-        .min(earliest)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::machine::testing;
-
-    #[test]
-    fn a_sector_outlives_its_pieces_within_the_limits() {
-        let cfg = SealingConfig {
-            expected_sector_duration_epochs: 1_000_000,
-            max_sector_duration_epochs: 3_000_000,
-            ..SealingConfig::default()
-        };
-        let head = Epoch(500);
-        let piece = |end: i64, claim: Option<(i64, i64)>| {
-            let mut p = testing::placed(1, testing::piece(1, 1 << 20), 0);
-            p.terms.end_epoch = Epoch(end);
-            p.claim = claim.map(|(min, max)| Claim {
-                term_min: EpochDelta(min),
-                term_max: EpochDelta(max),
-            });
-            p
-        };
-        for (pieces, end) in [
-            (vec![], 1_000_500),
-            (vec![piece(900_000, None)], 1_000_500),
-            (vec![piece(2_000_000, None), piece(5, None)], 2_000_000),
-            (vec![piece(9_000_000, None)], 3_000_500),
-            (vec![piece(5, Some((1_500_000, 2_500_000)))], 1_503_380),
-            (vec![piece(2_800_000, Some((10, 2_500_000)))], 2_500_500),
-            (vec![piece(5, Some((10, 700_000)))], 700_500),
-        ] {
-            assert_eq!(expiration(&cfg, head, &pieces), Epoch(end), "{pieces:?}");
-        }
-    }
-
-    #[test]
-    fn the_manifest_claims_only_what_is_there() {
-        let mut p = testing::placed(7, testing::piece(1, 1 << 20), 0);
-        p.terms.allocation = Some(crate::machine::Allocation {
-            client: lotus_types::ActorId(1001),
-            id: 9,
-        });
-        let key = manifest(&p, true).verified_allocation_key.unwrap();
-        assert_eq!((key.client, key.id), (1001, 9));
-        assert_eq!(manifest(&p, false).verified_allocation_key, None);
-        assert_eq!(manifest(&p, true).size.0, 1 << 20);
-    }
 }

@@ -15,6 +15,7 @@ mod config;
 mod error;
 mod heavy;
 pub mod machine;
+mod params;
 mod pieces;
 mod record;
 mod runner;
