@@ -4,6 +4,7 @@ mod checks;
 mod gen_config;
 mod gen_proto;
 mod sh;
+mod tests;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -117,7 +118,10 @@ fn test(root: &Path, args: Vec<OsString>) -> Result<(), Failed> {
         all.extend(["--workspace".into(), "--no-fail-fast".into()]);
     }
     all.extend(args);
-    sh::run(root, "cargo", all)
+    let mut counted = tests::Counted::default();
+    let done = sh::lines(root, "cargo", all, |line| counted.line(line));
+    println!("{counted}");
+    done
 }
 
 fn ci(root: &Path, no_test: bool) -> Result<(), Failed> {

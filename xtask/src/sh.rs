@@ -1,8 +1,9 @@
 //! Running other programs.
 
 use std::ffi::OsStr;
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, ExitStatus, Stdio};
 
 use crate::Failed;
 
@@ -19,6 +20,38 @@ where
     let status = command
         .status()
         .map_err(|e| Failed::new(format!("{program} does not start: {e}")))?;
+    finished(&shown, status)
+}
+
+/// Like [`run`], and shows `each` every line of the standard output as it is passed on.
+pub(crate) fn lines<I, S>(
+    dir: &Path,
+    program: &str,
+    args: I,
+    mut each: impl FnMut(&str),
+) -> Result<(), Failed>
+where
+    I: IntoIterator<Item = S>,
+    S: AsRef<OsStr>,
+{
+    let mut command = Command::new(program);
+    command.current_dir(dir).args(args).stdout(Stdio::piped());
+    forget_own_package(&mut command);
+    let shown = format!("{command:?}");
+    let mut child = command
+        .spawn()
+        .map_err(|e| Failed::new(format!("{program} does not start: {e}")))?;
+    let out = child.stdout.take().ok_or_else(|| Failed::new("no pipe"))?;
+    for line in BufReader::new(out).split(b'\n') {
+        let line = line?;
+        let line = String::from_utf8_lossy(&line);
+        println!("{line}");
+        each(&line);
+    }
+    finished(&shown, child.wait()?)
+}
+
+fn finished(shown: &str, status: ExitStatus) -> Result<(), Failed> {
     if status.success() {
         Ok(())
     } else {
@@ -56,7 +89,7 @@ where
     let out = Command::new(program)
         .current_dir(dir)
         .args(args)
-        .stderr(std::process::Stdio::inherit())
+        .stderr(Stdio::inherit())
         .output()
         .map_err(|e| Failed::new(format!("{name} does not start: {e}")))?;
     if !out.status.success() {
