@@ -82,7 +82,7 @@ fn section(
 ) -> Result<(), Failed> {
     let mut of = fields(structs, folder, top);
     let mut open = false;
-    for line in toml.lines() {
+    for line in joined(toml) {
         if let Some(name) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
             let mut at = fields(structs, folder, top);
             let mut about = String::new();
@@ -121,6 +121,26 @@ fn section(
         }
     }
     Ok(())
+}
+
+/// The lines, an array that is written over several of them as one.
+fn joined(toml: &str) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for line in toml.lines() {
+        match lines.last_mut() {
+            Some(open) if open.contains(" = [") && !open.ends_with(']') => {
+                let item = line.trim();
+                if item == "]" {
+                    open.truncate(open.trim_end_matches(',').len());
+                } else if !open.ends_with('[') {
+                    open.push(' ');
+                }
+                open.push_str(item);
+            }
+            _ => lines.push(line.to_owned()),
+        }
+    }
+    lines
 }
 
 /// The struct of this name, that of the binary's own crate first.
@@ -198,6 +218,12 @@ fn parse(text: &str) -> Option<(String, Fields)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_array_is_one_line() {
+        let toml = "a = 1\nb = [\n    \"x\",\n    \"y\",\n]\n[c]\n";
+        assert_eq!(joined(toml), ["a = 1", "b = [\"x\", \"y\"]", "[c]"]);
+    }
 
     #[test]
     fn a_struct_is_read_as_rustfmt_writes_it() {
