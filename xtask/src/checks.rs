@@ -2,11 +2,11 @@
 //! which licences come along, and whether generated files are fresh.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::{Failed, gen_all, gen_config, gen_proto, sh};
+use crate::{Failed, gen_config, gen_into, gen_proto, sh};
 
 /// What `cargo metadata` says, as far as it is used.
 #[derive(Deserialize)]
@@ -191,28 +191,38 @@ fn licence_ok(expression: &str) -> bool {
         .any(|one| one.split(" AND ").all(|l| LICENCES.contains(&l.trim())))
 }
 
-/// Generates everything anew elsewhere and compares with what is committed.
+/// The committed generated files are what the code would generate now.
 pub(crate) fn generated(root: &Path) -> Result<(), Failed> {
     let fresh = tempfile::tempdir()?;
-    gen_all(root, fresh.path())?;
-    let mut stale = Vec::new();
-    let mut files = gen_proto::outputs(fresh.path())?;
-    files.push(gen_config::PAGE.into());
-    for file in files {
-        let new = fresh.path().join(&file);
-        let old = root.join(&file);
-        if std::fs::read(&new).ok() != std::fs::read(&old).ok() {
-            stale.push(file.display().to_string());
-        }
-    }
+    gen_into(root, fresh.path())?;
+    let stale = stale(fresh.path(), root)?;
     if stale.is_empty() {
-        Ok(())
-    } else {
-        Err(Failed::new(format!(
-            "stale: {}\n  fix: cargo xtask gen",
-            stale.join(", ")
-        )))
+        return Ok(());
     }
+    let names: Vec<String> = stale.iter().map(|f| f.display().to_string()).collect();
+    Err(Failed::new(format!(
+        "stale: {}\n  fix: cargo xtask gen",
+        names.join(", ")
+    )))
+}
+
+/// Copies the generated files that are not the same in the repository.
+pub(crate) fn install(fresh: &Path, root: &Path) -> Result<(), Failed> {
+    for file in stale(fresh, root)? {
+        std::fs::copy(fresh.join(&file), root.join(&file))?;
+    }
+    Ok(())
+}
+
+/// The generated files that are not the same in the repository, or not there.
+fn stale(fresh: &Path, root: &Path) -> Result<Vec<PathBuf>, Failed> {
+    let mut files = gen_proto::outputs(fresh)?;
+    let page = PathBuf::from(gen_config::PAGE);
+    if fresh.join(&page).exists() {
+        files.push(page);
+    }
+    files.retain(|f| std::fs::read(fresh.join(f)).ok() != std::fs::read(root.join(f)).ok());
+    Ok(files)
 }
 
 #[cfg(test)]

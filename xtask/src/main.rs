@@ -75,7 +75,7 @@ fn main() -> ExitCode {
         Command::Demo { args } => demo(&root, args),
         Command::Test { args } => test(&root, args),
         Command::Ci { no_test } => ci(&root, no_test),
-        Command::Gen => gen_all(&root, &root),
+        Command::Gen => gen_all(&root),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -95,11 +95,22 @@ fn build(root: &Path) -> Result<(), Failed> {
     )
 }
 
-/// Every generated file, below `out`. The configuration page asks the built binaries.
-fn gen_all(root: &Path, out: &Path) -> Result<(), Failed> {
+/// Makes every generated file below `out`, relative paths as in the repository. The configuration
+/// page asks the built binaries.
+fn gen_into(root: &Path, out: &Path) -> Result<(), Failed> {
     gen_proto::generate(root, out)?;
     build(root)?;
     gen_config::generate(root, &target(root)?.join("release"), out)
+}
+
+/// Regenerates what is committed. A file that stays the same is not touched, so that nothing is
+/// built anew; after a change of the contract the code comes first, because the binaries need it.
+fn gen_all(root: &Path) -> Result<(), Failed> {
+    let fresh = tempfile::tempdir()?;
+    gen_proto::generate(root, fresh.path())?;
+    checks::install(fresh.path(), root)?;
+    gen_into(root, fresh.path())?;
+    checks::install(fresh.path(), root)
 }
 
 fn demo(root: &Path, args: Vec<OsString>) -> Result<(), Failed> {
