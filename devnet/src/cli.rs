@@ -97,6 +97,11 @@ pub(crate) enum FaultCommand {
         #[arg(long, default_value_t = 0)]
         down_ms: u64,
     },
+    /// Answer the next COUNT calls with an error; 0 ends it.
+    FailCalls {
+        /// Calls.
+        count: u64,
+    },
     /// Delay every answer; 0 ends it.
     Delay {
         /// Milliseconds.

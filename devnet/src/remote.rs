@@ -117,6 +117,7 @@ fn method_of(what: &FaultCommand) -> (&'static str, Vec<Value>) {
         FaultCommand::DropConnections { down_ms } => {
             ("Devnet.DropConnections", vec![json!(down_ms)])
         }
+        FaultCommand::FailCalls { count } => ("Devnet.FailCalls", vec![json!(count)]),
         FaultCommand::Delay { ms } => ("Devnet.Delay", vec![json!(ms)]),
     }
 }

@@ -419,8 +419,15 @@ async fn the_wire_is_that_of_lotus() {
     }
     let (status, _) = net.raw(" ".repeat(65 << 20)).await;
     assert_eq!(status, 413);
-    // Late answers.
+    // Error answers.
     let node = net.admin();
+    node.request("Devnet.FailCalls", vec![json!(2)])
+        .await
+        .unwrap();
+    for fails in [true, true, false] {
+        assert_eq!(node.chain_head().await.is_err(), fails);
+    }
+    // Late answers.
     node.request("Devnet.Delay", vec![json!(400)])
         .await
         .unwrap();

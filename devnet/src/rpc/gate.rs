@@ -26,6 +26,7 @@ pub(crate) struct Gate {
     state: Mutex<State>,
     asked: Notify,
     delay_ms: AtomicU64,
+    failing: AtomicU64,
 }
 
 #[derive(Default)]
@@ -51,6 +52,19 @@ impl Gate {
     pub(crate) fn set_delay(&self, delay: Duration) {
         let ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
         self.delay_ms.store(ms, Ordering::Relaxed);
+    }
+
+    /// Lets the next calls fail.
+    pub(crate) fn fail_calls(&self, count: u64) {
+        self.failing.store(count, Ordering::Relaxed);
+    }
+
+    /// Whether this call is one of those that fail.
+    pub(crate) fn fails(&self) -> bool {
+        let one_less = |n: u64| n.checked_sub(1);
+        self.failing
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less)
+            .is_ok()
     }
 
     /// Waits as [`Gate::set_delay`] says.

@@ -201,6 +201,7 @@ methods! { cx:
     Admin "Devnet.SetBlockTime"(ms: u64) => cx.chain.set_block_time_ms(ms);
     Admin "Devnet.DropConnections"(down_ms: u64) =>
         cx.gate.drop_connections(Duration::from_millis(down_ms.min(MAX_FAULT_MS)));
+    Admin "Devnet.FailCalls"(n: u64) => cx.gate.fail_calls(n);
     Admin "Devnet.Delay"(ms: u64) =>
         cx.gate.set_delay(Duration::from_millis(ms.min(MAX_FAULT_MS)));
     Admin "Devnet.Fund"(to: Address, amount: TokenAmount) => cx.chain.fund(&to, amount)?.cid();

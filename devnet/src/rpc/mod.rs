@@ -176,6 +176,9 @@ async fn call(cx: &Arc<Context>, perms: &[Perm], request: Request) -> Result<Val
     }
     permitted(perms, name)?;
     cx.gate.delay().await;
+    if !name.starts_with("Devnet.") && cx.gate.fails() {
+        return Err(RpcError::failed("failed by command"));
+    }
     let params = request.params.unwrap_or_default();
     match name {
         "ChainNotify" => Err(RpcError::no_channel(&request.method)),
