@@ -161,6 +161,12 @@ fn configuration(net: &Net) {
     std::fs::write(repo.join("config.toml"), "[retrieval]\nlissten = \"x\"\n").unwrap();
     let out = markets(net, &repo, "retrieval", &[]);
     refused("unknown key", &out, CONFIG, "lissten");
+    for text in ["max_requests = 0", "max_connections = 70000"] {
+        std::fs::write(repo.join("config.toml"), format!("[retrieval]\n{text}\n")).unwrap();
+        let key = text.split(' ').next().unwrap();
+        let out = markets(net, &repo, "retrieval", &[]);
+        refused("a limit that limits nothing", &out, CONFIG, key);
+    }
     std::fs::remove_file(repo.join("config.toml")).unwrap();
 
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();

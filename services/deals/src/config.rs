@@ -1,8 +1,9 @@
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 
 use serde::{Deserialize, Serialize};
 
-/// `[deals]` in markets.toml.
+/// `[deals]` in config.toml.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DealsConfig {
@@ -14,9 +15,9 @@ pub struct DealsConfig {
     /// Largest proposal body, in bytes.
     pub max_proposal_bytes: usize,
     /// Uploads and downloads that may run at the same time; more are told to come back.
-    pub max_transfers: usize,
+    pub max_transfers: NonZeroU16,
     /// Other requests that may run at the same time.
-    pub max_requests: usize,
+    pub max_requests: NonZeroU16,
     /// Requests per second from one address, with bursts of twice as many.
     pub requests_per_second: u32,
     /// Open deals (not sealed, not failed) of one client.
@@ -47,8 +48,8 @@ impl Default for DealsConfig {
             listen: ([127, 0, 0, 1], 7780).into(),
             drain_secs: 20,
             max_proposal_bytes: 256 << 10,
-            max_transfers: 16,
-            max_requests: 128,
+            max_transfers: limit(16),
+            max_requests: limit(128),
             requests_per_second: 50,
             max_open_deals_per_client: 1_000,
             upload_ttl_secs: 24 * 3600,
@@ -61,4 +62,9 @@ impl Default for DealsConfig {
             allowed_clients: Vec::new(),
         }
     }
+}
+
+/// A limit of a default configuration.
+const fn limit(n: u16) -> NonZeroU16 {
+    NonZeroU16::new(n).expect("no limit is zero")
 }

@@ -52,7 +52,7 @@ pub(crate) async fn run(engine: Arc<Engine>, stop: CancellationToken) -> Result<
         for task in pending {
             let is_pull = task.effect == Effect::Pull;
             let (count, limit) = if is_pull {
-                (&mut pulls, engine.cfg.max_transfers)
+                (&mut pulls, engine.cfg.max_transfers.get().into())
             } else {
                 (&mut others, MAX_HANDOFFS)
             };

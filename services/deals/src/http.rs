@@ -48,8 +48,8 @@ type App = State<Arc<Shared>>;
 /// The service's routes.
 pub(crate) fn router(engine: Arc<Engine>) -> Router {
     let shared = Arc::new(Shared {
-        requests: Semaphore::new(engine.cfg.max_requests),
-        transfers: Semaphore::new(engine.cfg.max_transfers),
+        requests: Semaphore::new(engine.cfg.max_requests.get().into()),
+        transfers: Semaphore::new(engine.cfg.max_transfers.get().into()),
         rates: Mutex::default(),
         engine,
     });

@@ -1,8 +1,9 @@
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 
 use serde::{Deserialize, Serialize};
 
-/// `[indexing]` in markets.toml.
+/// `[indexing]` in config.toml.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct IndexingConfig {
@@ -18,9 +19,9 @@ pub struct IndexingConfig {
     /// `https://cid.contact/announce`. Empty: none are.
     pub announce_urls: Vec<String>,
     /// Requests served at once; more are answered 429.
-    pub max_requests: usize,
+    pub max_requests: NonZeroU16,
     /// Open connections; more wait.
-    pub max_connections: usize,
+    pub max_connections: NonZeroU16,
     /// Seconds a client may take for the headers of a request.
     pub header_secs: u64,
     /// Seconds after which a client that takes nothing is dropped.
@@ -36,11 +37,16 @@ impl Default for IndexingConfig {
             retrieval_url: "http://127.0.0.1:7777".into(),
             publisher_url: String::new(),
             announce_urls: Vec::new(),
-            max_requests: 256,
-            max_connections: 1024,
+            max_requests: limit(256),
+            max_connections: limit(1024),
             header_secs: 10,
             stall_secs: 30,
             drain_secs: 10,
         }
     }
+}
+
+/// A limit of a default configuration.
+const fn limit(n: u16) -> NonZeroU16 {
+    NonZeroU16::new(n).expect("no limit is zero")
 }

@@ -65,12 +65,12 @@ impl Service for Indexing {
         let chain = Arc::new(chain);
         addr_file::write(&self.run_dir, Self::NAME, &addr.to_string())?;
         let limits = Limits {
-            connections: cfg.max_connections,
+            connections: cfg.max_connections.get().into(),
             headers: Duration::from_secs(cfg.header_secs),
             stall: Duration::from_secs(cfg.stall_secs),
             drain: Duration::from_secs(cfg.drain_secs),
         };
-        let app = http_api::router(chain.clone(), index.clone(), cfg.max_requests);
+        let app = http_api::router(chain.clone(), index.clone(), cfg.max_requests.get().into());
         // Either part ends the others: lookups that follow nothing would go stale unseen.
         let stop = stop.child_token();
         let follow = async {

@@ -1,19 +1,20 @@
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 
 use serde::{Deserialize, Serialize};
 
-/// `[retrieval]` in markets.toml.
+/// `[retrieval]` in config.toml.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RetrievalConfig {
     /// HTTP gateway address. Port 0 picks a free port.
     pub listen: SocketAddr,
     /// Requests served at once; more are answered 429.
-    pub max_requests: usize,
+    pub max_requests: NonZeroU16,
     /// Open connections; more wait.
-    pub max_connections: usize,
+    pub max_connections: NonZeroU16,
     /// Pieces that are kept open.
-    pub max_leases: usize,
+    pub max_leases: NonZeroU16,
     /// Seconds a client may take for the headers of a request.
     pub header_secs: u64,
     /// Seconds after which a client that takes nothing is dropped.
@@ -27,12 +28,17 @@ impl Default for RetrievalConfig {
         Self {
             listen: ([127, 0, 0, 1], 7777).into(),
             // Curio admits as many of one class.
-            max_requests: 256,
-            max_connections: 1024,
-            max_leases: 256,
+            max_requests: limit(256),
+            max_connections: limit(1024),
+            max_leases: limit(256),
             header_secs: 10,
             stall_secs: 30,
             drain_secs: 30,
         }
     }
+}
+
+/// A limit of a default configuration.
+const fn limit(n: u16) -> NonZeroU16 {
+    NonZeroU16::new(n).expect("no limit is zero")
 }

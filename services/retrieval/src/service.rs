@@ -53,12 +53,12 @@ impl Service for Retrieval {
         let gateway = Arc::new(Gateway {
             index: index.clone(),
             source: OnceLock::new(),
-            places: Arc::new(Semaphore::new(self.cfg.max_requests)),
+            places: Arc::new(Semaphore::new(self.cfg.max_requests.get().into())),
             walks: TaskTracker::new(),
         });
         addr_file::write(&self.run_dir, Self::NAME, &addr.to_string())?;
         let limits = Limits {
-            connections: self.cfg.max_connections,
+            connections: self.cfg.max_connections.get().into(),
             headers: Duration::from_secs(self.cfg.header_secs),
             stall: Duration::from_secs(self.cfg.stall_secs),
             drain: Duration::from_secs(self.cfg.drain_secs),
@@ -69,7 +69,7 @@ impl Service for Retrieval {
             let Some(hub) = connect(&self.hub, Self::NAME, &stop).await? else {
                 return Ok(());
             };
-            let source = PieceSource::new(hub.clone(), self.cfg.max_leases);
+            let source = PieceSource::new(hub.clone(), self.cfg.max_leases.get().into());
             drop(gateway.source.set(source.clone()));
             let follower =
                 Follower::new(hub, index, source, Arc::new(()), health, "retrieval.index");

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::num::NonZeroU16;
 use std::path::Path;
 use std::time::Duration;
 
@@ -406,7 +407,7 @@ async fn too_many_requests_are_told_to_come_back() {
     let hub = fake_hub();
     let piece = hub.add(&vec![7; 48 << 20], Default::default());
     let cfg = RetrievalConfig {
-        max_requests: 1,
+        max_requests: NonZeroU16::MIN,
         ..RetrievalConfig::default()
     };
     let spoke = Spoke::start(&hub, tmp.path(), cfg).await;
