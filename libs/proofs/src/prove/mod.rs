@@ -132,7 +132,7 @@ impl Prover for Vanilla {
     }
 }
 
-pub use post::winning_challenge;
+pub use post::{check_sector, winning_challenge};
 
 /// Calls the proof library: its errors and its panics become ours.
 fn library<T>(step: &'static str, f: impl FnOnce() -> anyhow::Result<T>) -> Result<T, ProofError> {

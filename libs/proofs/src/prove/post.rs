@@ -8,9 +8,10 @@ use filecoin_proofs::{
     PrivateReplicaInfo, generate_single_vanilla_proof, generate_winning_post_sector_challenge,
 };
 use lotus_types::{ActorId, SectorSize};
+use storage_proofs_core::cache_key::CacheKey;
 use storage_proofs_core::merkle::MerkleTreeTrait;
 
-use super::{library, put_element, put_opening};
+use super::{STORE_PREFIX, library, put_element, put_opening};
 use crate::network::{prover_id, winning_config, with_tree};
 use crate::verify::codec::ProofKind;
 use crate::verify::post::{PostStatement, field_randomness};
@@ -79,21 +80,61 @@ pub(super) fn winning_post(
     Ok(proof)
 }
 
+/// Whether a sector can be proven: its files are there and, with `randomness`, the leaves that
+/// this randomness challenges open to the commitment on chain. Without, nothing is read.
+pub fn check_sector(
+    miner: ActorId,
+    size: SectorSize,
+    randomness: Option<&[u8; 32]>,
+    sector: &PostSector,
+) -> Result<(), ProofError> {
+    check_files(size, sector)?;
+    let Some(randomness) = randomness else {
+        return Ok(());
+    };
+    let statement = PostStatement::new(ProofKind::Window, miner, size, randomness, 1)?;
+    with_tree!(size, prove_sector(&statement, sector)).map(drop)
+}
+
+/// The replica has its size, and the cache holds what a PoSt opens.
+fn check_files(size: SectorSize, sector: &PostSector) -> Result<(), ProofError> {
+    check_replica(size, sector)?;
+    let aux = sector.cache.join(CacheKey::PAux.to_string());
+    fs::metadata(&aux).map_err(ProofError::io(&aux))?;
+    // Split into several files in the large sectors.
+    let tree = format!("{STORE_PREFIX}{}", CacheKey::CommRLastTree);
+    let entries = fs::read_dir(&sector.cache).map_err(ProofError::io(&sector.cache))?;
+    let found = entries
+        .filter_map(Result::ok)
+        .any(|e| e.file_name().to_string_lossy().starts_with(&tree));
+    if found {
+        return Ok(());
+    }
+    Err(ProofError::BadInput {
+        what: "cache",
+        why: format!("{} has no {tree}*", sector.cache.display()),
+    })
+}
+
+fn check_replica(size: SectorSize, sector: &PostSector) -> Result<(), ProofError> {
+    let len = fs::metadata(&sector.sealed)
+        .map_err(ProofError::io(&sector.sealed))?
+        .len();
+    if len == size.bytes() {
+        return Ok(());
+    }
+    Err(ProofError::BadInput {
+        what: "replica",
+        why: format!("it has {len} bytes, not {}", size.bytes()),
+    })
+}
+
 /// One sector's part, verified.
 fn prove_sector<Tree: 'static + MerkleTreeTrait<Hasher = PoseidonHasher>>(
     statement: &PostStatement,
     sector: &PostSector,
 ) -> Result<Vec<u8>, ProofError> {
-    let size = statement.header.size;
-    let len = fs::metadata(&sector.sealed)
-        .map_err(ProofError::io(&sector.sealed))?
-        .len();
-    if len != size.bytes() {
-        return Err(ProofError::BadInput {
-            what: "replica",
-            why: format!("it has {len} bytes, not {}", size.bytes()),
-        });
-    }
+    check_replica(statement.header.size, sector)?;
     let proof = library("proving a sector", || {
         let replica = PrivateReplicaInfo::<Tree>::new(
             sector.sealed.clone(),

@@ -76,6 +76,41 @@ fn a_window_post_survives_no_change() {
 }
 
 #[test]
+fn the_length_of_a_proof_is_known_before() {
+    let (a, b) = (Sector::small(1), Sector::small(2));
+    let proof = proved(&[&a, &b]);
+    assert_eq!(proof.len() as u64, crate::window_post_bytes(SIZE, 2));
+}
+
+#[test]
+fn a_check_reads_files_or_leaves() {
+    let good = Sector::small(1);
+    let files = |s: &Sector| crate::check_sector(MINER, SIZE, None, &s.post());
+    let leaves = |s: &Sector| crate::check_sector(MINER, SIZE, Some(&RANDOMNESS), &s.post());
+    assert!(files(&good).is_ok() && leaves(&good).is_ok());
+
+    // Overwritten throughout: its length tells nothing.
+    let sealed = good.path("sealed");
+    let bytes = std::fs::read(&sealed).unwrap();
+    std::fs::write(&sealed, vec![0x5a; bytes.len()]).unwrap();
+    assert!(files(&good).is_ok() && leaves(&good).is_err());
+    // Cut short, gone, or without its trees.
+    std::fs::write(&sealed, &bytes[1..]).unwrap();
+    assert!(files(&good).is_err());
+    std::fs::remove_file(&sealed).unwrap();
+    assert!(files(&good).is_err());
+    std::fs::write(&sealed, &bytes).unwrap();
+    assert!(files(&good).is_ok());
+    for entry in std::fs::read_dir(good.path("cache")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.to_string_lossy().contains("tree-r-last") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    assert!(files(&good).is_err());
+}
+
+#[test]
 fn damaged_replicas_are_faulty() {
     let good = Sector::small(1);
     let number = SectorNumber(6);

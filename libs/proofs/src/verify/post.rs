@@ -5,13 +5,26 @@ use filecoin_proofs::PoStConfig;
 use lotus_types::{ActorId, Commitment, SectorNumber, SectorSize};
 use storage_proofs_post::fallback::{self, generate_leaf_challenge, get_challenge_index};
 
-use super::codec::{Header, NODE, Nodes, ProofKind, element};
+use super::codec::{HEADER, Header, NODE, Nodes, ProofKind, element};
 use super::merkle::{hash2, poseidon_root, siblings};
 use crate::network::{replica_arities, window_config, winning_config};
 use crate::{Check, Refused};
 
 /// Sectors of one PoSt at most. Source: builtin-actors, `ADDRESSED_SECTORS_MAX`.
 const MAX_SECTORS: usize = 25_000;
+
+/// Bytes of a WindowPoSt over so many sectors.
+#[must_use]
+pub fn window_post_bytes(size: SectorSize, sectors: u64) -> u64 {
+    let nodes = sector_nodes(window_config(size).challenge_count, &replica_arities(size));
+    let part = (nodes * NODE) as u64;
+    sectors.saturating_mul(part).saturating_add(HEADER as u64)
+}
+
+/// Nodes of one sector's part: the two commitments, then each leaf with its path.
+fn sector_nodes(challenges: usize, arities: &[usize]) -> usize {
+    2 + challenges * (1 + siblings(arities))
+}
 
 /// Everything that a PoSt is about.
 pub(crate) struct PostStatement {
@@ -71,9 +84,8 @@ impl PostStatement {
             .collect()
     }
 
-    /// Nodes of one sector's part: the two commitments, then each leaf with its path.
     fn sector_nodes(&self) -> usize {
-        2 + self.config.challenge_count * (1 + siblings(&self.arities))
+        sector_nodes(self.config.challenge_count, &self.arities)
     }
 
     pub(crate) fn verify(
