@@ -234,7 +234,7 @@ fn unexpected(output: &Output) -> Event {
         Output::PreCommit1(_) => "labels",
         Output::Commitments(_) => "commitments",
         Output::Proof(_) => "a proof",
-        Output::Faulty(_) => "a list of faults",
+        Output::Faulty(_) | Output::Checked(_) => "a list of faults",
     };
     Event::Failed(format!(
         "the worker answered with {what}: install one release"

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use lotus_proofs::{
     PostSector, ProofError, Prover, SealingSector, UnpaddedOffset, WindowPost, add_pieces,
+    check_sector,
 };
 use lotus_types::PieceInfo;
 
@@ -134,6 +135,20 @@ pub fn execute(prover: &dyn Prover, task: &Task) -> Result<Output, ProofError> {
                 WindowPost::Faulty(sectors) => Output::Faulty(sectors),
             },
         ),
+        Task::CheckSectors {
+            miner,
+            size,
+            randomness,
+            sectors,
+        } => Ok(Output::Checked(
+            post_sectors(sectors)
+                .iter()
+                .filter_map(|s| {
+                    let bad = check_sector(*miner, *size, randomness.as_ref(), s).err()?;
+                    Some((s.number, bad.to_string()))
+                })
+                .collect(),
+        )),
         Task::WinningPost {
             miner,
             size,
@@ -185,6 +200,7 @@ impl Task {
             Self::Commit { .. }
             | Self::Finalize { .. }
             | Self::WindowPost { .. }
+            | Self::CheckSectors { .. }
             | Self::WinningPost { .. } => None,
         }
     }

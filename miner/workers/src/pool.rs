@@ -73,6 +73,21 @@ impl Pool {
     /// repeated, a few times; then the error is of kind [`Transport`](lotus_types::Kind::Transport).
     /// Dropping the future withdraws a task that waits; one that runs ends unheard.
     pub async fn run(&self, task: Task, progress: Option<Progress>) -> Result<Output, WorkError> {
+        self.submit(task, None, progress).await
+    }
+
+    /// [`Pool::run`] for work that is of no use after `limit`: a worker that takes longer over it
+    /// is killed, and the task goes to another as if the worker had died.
+    pub async fn run_within(&self, task: Task, limit: Duration) -> Result<Output, WorkError> {
+        self.submit(task, Some(limit), None).await
+    }
+
+    async fn submit(
+        &self,
+        task: Task,
+        limit: Option<Duration>,
+        progress: Option<Progress>,
+    ) -> Result<Output, WorkError> {
         let step = task.name();
         let class = task.class();
         let (reply, answer) = oneshot::channel();
@@ -84,7 +99,8 @@ impl Pool {
             id: format!("{}-{step}", self.0.next_id.fetch_add(1, Ordering::Relaxed)),
             step,
             class,
-            urgent: task.is_urgent(),
+            rank: task.rank(),
+            limit,
             repeatable: task.is_repeatable(),
             spec,
             traceparent: lotus_runtime::trace::current(),
@@ -157,7 +173,9 @@ pub(crate) struct Job {
     pub(crate) id: String,
     pub(crate) step: &'static str,
     pub(crate) class: Class,
-    urgent: bool,
+    rank: u8,
+    /// The longest that a worker may take over it, if that is less than its class' limit.
+    pub(crate) limit: Option<Duration>,
     pub(crate) repeatable: bool,
     pub(crate) spec: Vec<u8>,
     pub(crate) traceparent: String,
@@ -243,12 +261,8 @@ impl Shared {
                     limit: QUEUE_LIMIT,
                 });
             }
-            let at = if job.urgent {
-                queue.iter().position(|j| !j.urgent).unwrap_or(queue.len())
-            } else {
-                queue.len()
-            };
-            queue.insert(at, job);
+            let after = queue.iter().position(|j| j.rank > job.rank);
+            queue.insert(after.unwrap_or(queue.len()), job);
         }
         self.wake(class).notify_one();
         Ok(())

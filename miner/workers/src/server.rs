@@ -202,7 +202,8 @@ impl Session {
                         spec: job.spec.clone(),
                         traceparent: job.traceparent.clone(),
                     };
-                    running.insert(job.id.clone(), Running { job, deadline: Instant::now() + limit });
+                    let deadline = Instant::now() + job.limit.map_or(limit, |l| l.min(limit));
+                    running.insert(job.id.clone(), Running { job, deadline });
                     if !self.send(to_worker::What::Task(task), silence).await {
                         return "it took no task".into();
                     }
@@ -220,7 +221,7 @@ impl Session {
                     return format!("no heartbeat in {silence:?}");
                 }
                 () = tokio::time::sleep_until(overdue.unwrap_or(heard)), if overdue.is_some() => {
-                    return format!("a task took longer than {limit:?}");
+                    return "a task took longer than its limit".into();
                 }
                 () = shared.stop.cancelled() => {
                     self.send(to_worker::What::Stop(Stop {}), Duration::from_secs(1)).await;

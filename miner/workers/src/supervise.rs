@@ -31,10 +31,18 @@ pub(crate) struct ChildHandle {
     pub(crate) exited: CancellationToken,
 }
 
+/// Longest wait before a worker that keeps dying is started again. A deadline does not wait.
+const fn longest_wait(class: Class) -> Duration {
+    match class {
+        Class::Seal => Duration::from_secs(30),
+        Class::Prove => Duration::from_secs(2),
+    }
+}
+
 /// Keeps one worker process alive until the pool stops.
 pub(crate) async fn keep_one(shared: Arc<Shared>, class: Class, n: u32) {
     let name = format!("{class}-{n}");
-    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(30));
+    let mut backoff = Backoff::new(Duration::from_millis(100), longest_wait(class));
     while !shared.stop.is_cancelled() {
         let began = Instant::now();
         match spawn(&shared, class, &name) {

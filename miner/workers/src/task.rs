@@ -191,7 +191,7 @@ pub enum Task {
         /// Number of payload bytes.
         len: u64,
     },
-    /// Proves one partition. [`Output::Proof`] or [`Output::Faulty`].
+    /// Proves the partitions of one message. [`Output::Proof`] or [`Output::Faulty`].
     WindowPost {
         /// The miner.
         miner: ActorId,
@@ -200,7 +200,19 @@ pub enum Task {
         /// The deadline's challenge.
         #[serde(with = "hex32")]
         randomness: [u8; 32],
-        /// The partition's sectors; bad ones already replaced.
+        /// The partitions' sectors; bad ones already replaced.
+        sectors: Vec<PostFile>,
+    },
+    /// Looks whether sectors can be proven. [`Output::Checked`].
+    CheckSectors {
+        /// The miner.
+        miner: ActorId,
+        /// Size of its sectors.
+        size: SectorSize,
+        /// Chooses the leaves that are opened; without it only the files are looked for.
+        #[serde(with = "maybe_hex32")]
+        randomness: Option<[u8; 32]>,
+        /// The sectors.
         sectors: Vec<PostFile>,
     },
     /// Proves the sectors that a block's election chose. [`Output::Proof`].
@@ -222,7 +234,9 @@ impl Task {
     #[must_use]
     pub const fn class(&self) -> Class {
         match self {
-            Self::WindowPost { .. } | Self::WinningPost { .. } => Class::Prove,
+            Self::WindowPost { .. } | Self::CheckSectors { .. } | Self::WinningPost { .. } => {
+                Class::Prove
+            }
             Self::AddPieces { .. }
             | Self::PreCommit1 { .. }
             | Self::PreCommit2 { .. }
@@ -243,14 +257,20 @@ impl Task {
             Self::Finalize { .. } => "finalize",
             Self::Unseal { .. } => "unseal",
             Self::WindowPost { .. } => "window_post",
+            Self::CheckSectors { .. } => "check_sectors",
             Self::WinningPost { .. } => "winning_post",
         }
     }
 
-    /// Whether it goes before others of its class: a block lasts seconds, a deadline minutes.
+    /// Its place among those of its class that wait, the lowest first: a block lasts seconds, a
+    /// deadline minutes, and a check can be made later.
     #[must_use]
-    pub const fn is_urgent(&self) -> bool {
-        matches!(self, Self::WinningPost { .. })
+    pub const fn rank(&self) -> u8 {
+        match self {
+            Self::WinningPost { .. } => 0,
+            Self::CheckSectors { .. } => 2,
+            _ => 1,
+        }
     }
 
     /// Whether the pool may give it to another worker when one died over it. `PreCommit2`
@@ -275,6 +295,8 @@ pub enum Output {
     Proof(#[serde(with = "base64_bytes")] Vec<u8>),
     /// No proof: these sectors are missing, unreadable or wrong.
     Faulty(Vec<SectorNumber>),
+    /// The sectors that can not be proven, and why. All others can.
+    Checked(Vec<(SectorNumber, String)>),
 }
 
 /// Bytes as base64 text: a third of their size as a JSON list of numbers.
@@ -309,6 +331,24 @@ mod hex32 {
     }
 }
 
+/// 32 bytes that may be missing.
+mod maybe_hex32 {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    struct Bytes(#[serde(with = "super::hex32")] [u8; 32]);
+
+    pub(super) fn serialize<S: Serializer>(b: &Option<[u8; 32]>, s: S) -> Result<S::Ok, S::Error> {
+        b.map(Bytes).serialize(s)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        d: D,
+    ) -> Result<Option<[u8; 32]>, D::Error> {
+        Ok(Option::<Bytes>::deserialize(d)?.map(|b| b.0))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -329,7 +369,18 @@ mod tests {
         let text = serde_json::to_string(&task).unwrap();
         assert_eq!(serde_json::from_str::<Task>(&text).unwrap(), task);
         assert!(!task.is_repeatable());
+        for randomness in [None, Some([7; 32])] {
+            let task = Task::CheckSectors {
+                miner: ActorId(1),
+                size: SectorSize::S2KiB,
+                randomness,
+                sectors: vec![],
+            };
+            let text = serde_json::to_string(&task).unwrap();
+            assert_eq!(serde_json::from_str::<Task>(&text).unwrap(), task);
+        }
         for out in [
+            Output::Checked(vec![(SectorNumber(4), "gone".into())]),
             Output::Done,
             Output::Proof(vec![1; 100]),
             Output::Faulty(vec![SectorNumber(1)]),

@@ -51,13 +51,17 @@ fn main() -> ExitCode {
     if args.iter().any(|a| a == "--list") {
         return ExitCode::SUCCESS;
     }
-    let tests: [(&str, fn()); 6] = [
+    let tests: [(&str, fn()); 7] = [
         (
             "tasks_are_done_and_errors_are_typed",
             tasks_are_done_and_errors_are_typed,
         ),
         ("a_killed_worker_is_replaced", a_killed_worker_is_replaced),
         ("a_stopped_worker_is_killed", a_stopped_worker_is_killed),
+        (
+            "a_task_over_its_limit_goes_to_another",
+            a_task_over_its_limit_goes_to_another,
+        ),
         (
             "a_task_that_kills_every_worker_ends",
             a_task_that_kills_every_worker_ends,
@@ -306,6 +310,32 @@ fn a_stopped_worker_is_killed() {
         };
         signal(pid, Signal::SIGSTOP);
         // The stopped process holds its end of the pipe open until it is killed for its silence.
+        gone(pid).await;
+        drop(first);
+        let at = gate.clone();
+        blocking(move || at.reached().write_all(PAYLOAD).unwrap()).await;
+        let done = tokio::time::timeout(LIMIT, running.join_next())
+            .await
+            .unwrap();
+        assert_eq!(done.unwrap().unwrap().unwrap(), Output::Done);
+        rig.end().await;
+    });
+}
+
+fn a_task_over_its_limit_goes_to_another() {
+    block_on(async {
+        let rig = Rig::start(one_worker());
+        let (task, gate) = rig.gated("slow");
+        let gate = Arc::new(gate);
+        let pool = rig.pool.clone();
+        let mut running = tokio::task::JoinSet::new();
+        running.spawn(async move { pool.run_within(task, Duration::from_secs(3)).await });
+        let at = gate.clone();
+        let first = blocking(move || at.reached()).await;
+        let [pid] = workers_of(std::process::id())[..] else {
+            panic!("one worker expected");
+        };
+        // It works on, and says so, until its time is over.
         gone(pid).await;
         drop(first);
         let at = gate.clone();
