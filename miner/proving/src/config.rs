@@ -3,17 +3,38 @@ use std::time::Duration;
 use lotus_types::Epoch;
 use serde::{Deserialize, Serialize};
 
+/// How sectors are checked without being challenged by the chain.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CheckLevel {
+    /// Not at all.
+    Off,
+    /// Their files are looked for; nothing is read.
+    #[default]
+    Files,
+    /// A random challenge is proven.
+    Proof,
+}
+
 /// `[proving]` in the hub's config.toml: WindowPoSt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ProvingConfig {
     /// Whether this hub proves deadlines. Turn it off only while another process does.
     pub enabled: bool,
-    /// Partitions of one deadline that are proved at a time.
-    pub parallel_partitions: usize,
-    /// Whether every sector is read and checked before the fault cut-off of its deadline, so that
-    /// bad sectors are declared faulty and readable ones recovered. Costs as much as the proof.
-    pub check_before_deadline: bool,
+    /// Proofs that are made at a time. 0 is one less than there are prove workers, so that a
+    /// block's proof finds a free one. Never more than there are workers, or than fit into the
+    /// free memory.
+    pub parallel_proofs: usize,
+    /// Partitions that one message proves: 1 to 3, the network's limit. Fewer where a proof would
+    /// grow too large. After a failed message each partition goes alone.
+    pub partitions_per_message: u64,
+    /// How the sectors that are not faulty are checked in the last deadline before their fault
+    /// cut-off, so that bad ones are declared before they are challenged: "off", "files" (the
+    /// files are there), or "proof" (a random challenge is proven, which costs as much as the
+    /// proof itself). Faulty sectors are always checked by a proof, and declared as recovered when
+    /// it succeeds.
+    pub check_before_deadline: CheckLevel,
     /// Epochs on top of a submission before its partition counts as proven for good.
     pub confidence_epochs: u64,
     /// Milliseconds before a failed proof is tried again; doubles up to a minute.
@@ -24,8 +45,9 @@ impl Default for ProvingConfig {
     fn default() -> Self {
         Self {
             enabled: true,
-            parallel_partitions: 1,
-            check_before_deadline: true,
+            parallel_proofs: 0,
+            partitions_per_message: 3,
+            check_before_deadline: CheckLevel::Files,
             confidence_epochs: 1,
             retry_ms: 500,
         }

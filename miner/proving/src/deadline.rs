@@ -110,7 +110,13 @@ impl Window {
     #[must_use]
     pub fn check_due(&self, head: Epoch) -> bool {
         let from = self.fault_cutoff - self.length();
-        head >= from && head + EpochDelta(2) < self.fault_cutoff
+        head >= from && self.declarable(head)
+    }
+
+    /// Whether a declaration that is sent now can still land before the cut-off.
+    #[must_use]
+    pub fn declarable(&self, head: Epoch) -> bool {
+        head + EpochDelta(2) < self.fault_cutoff
     }
 }
 

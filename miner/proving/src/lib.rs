@@ -11,13 +11,16 @@
 //! [`lotus_messages::Sender`].
 
 mod activity;
+mod attend;
+mod check;
 mod config;
 pub mod deadline;
-mod declare;
+mod dispute;
 mod error;
 mod fence;
 mod files;
 mod mining;
+mod ops;
 mod pace;
 mod partition;
 mod prove;
@@ -28,10 +31,11 @@ mod watch;
 mod window;
 
 pub use activity::{Activity, Busy};
-pub use config::{MiningConfig, ProvingConfig};
+pub use config::{CheckLevel, MiningConfig, ProvingConfig};
 pub use error::ProvingError;
 pub use fence::{Fence, FenceError, LocalFence, Mined};
 pub use files::SectorFiles;
 pub use mining::{Mining, MiningDeps};
+pub use ops::{BadSector, CheckedPartition, Computed, Recovery};
 pub use record::{DeadlineRecord, Outcome};
 pub use window::{ProvingDeps, WindowPost};

@@ -6,6 +6,8 @@ use lotus_types::Epoch;
 use serde::{Deserialize, Serialize};
 
 use crate::deadline::Window;
+use crate::dispute::Disputable;
+use crate::partition::Batch;
 
 /// How a deadline ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,11 +54,23 @@ pub struct DeadlineRecord {
     pub close: Epoch,
     /// How it ended.
     pub outcome: Outcome,
+    /// CIDs of the messages that proved it.
+    #[serde(default)]
+    pub messages: Vec<String>,
+    /// Sectors that could not be proven and were skipped, which makes them faulty.
+    #[serde(default)]
+    pub skipped: u64,
+    /// Proofs that were disputed with success after it closed.
+    #[serde(default)]
+    pub disputed: u64,
 }
 
 /// A proof that was made. Kept so that a restart does not make it again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ProofRecord {
+    /// The partitions that it proves.
+    #[serde(default)]
+    pub(crate) partitions: Vec<u64>,
     /// The challenge that it answers.
     pub(crate) randomness: [u8; 32],
     /// The sectors that were due when it was made.
@@ -69,10 +83,21 @@ pub(crate) struct ProofRecord {
     pub(crate) close: Epoch,
 }
 
-/// Period start and deadline, and partition.
+impl ProofRecord {
+    /// Whether it is the proof of this batch against this challenge.
+    pub(crate) fn answers(&self, batch: &Batch, randomness: &[u8; 32]) -> bool {
+        self.partitions == batch.partitions
+            && self.wanted == batch.wanted
+            && self.randomness == *randomness
+    }
+}
+
+/// Period start and deadline, and partition: for a proof the first of its batch.
 type PartitionKey = ((Epoch, u64), u64);
 
 const PROOFS: Map<PartitionKey, ProofRecord> = Map::new("wdpost.proofs");
+/// Optimistic proofs of each deadline that may still be disputed, as last seen.
+const DISPUTABLE: Map<u64, Disputable> = Map::new("wdpost.disputable");
 /// How many messages for a partition have failed on chain. The next one gets another key.
 const ATTEMPTS: Map<PartitionKey, u64> = Map::new("wdpost.attempts");
 const OUTCOMES: Map<(Epoch, u64), DeadlineRecord> = Map::new("wdpost.outcomes");
@@ -119,10 +144,45 @@ impl Records {
     }
 
     /// Notes that attempt `failed` has failed for good.
-    pub(crate) fn next_attempt(&self, w: &Window, p: u64, failed: u64) -> Result<(), JournalError> {
+    pub(crate) fn next_attempt(
+        &self,
+        w: &Window,
+        partitions: &[u64],
+        failed: u64,
+    ) -> Result<(), JournalError> {
         self.0.write(|tx: &mut Tx| {
-            let now = tx.get(&ATTEMPTS, &key(w, p))?.unwrap_or(0);
-            tx.put(&ATTEMPTS, &key(w, p), &now.max(failed + 1))
+            for p in partitions {
+                let now = tx.get(&ATTEMPTS, &key(w, *p))?.unwrap_or(0);
+                tx.put(&ATTEMPTS, &key(w, *p), &now.max(failed + 1))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Replaces what is known of disputable proofs; adds the disputes that were lost since to the
+    /// records of their deadlines, and returns them: deadline and proofs.
+    pub(crate) fn disputable(&self, now: &[Disputable]) -> Result<Vec<(u64, u64)>, JournalError> {
+        self.0.write(|tx: &mut Tx| {
+            let mut lost = Vec::new();
+            for (index, now) in (0u64..).zip(now) {
+                let before = tx.get(&DISPUTABLE, &index)?;
+                let n = now.lost_since(before.as_ref());
+                if n > 0 {
+                    lost.push((index, n));
+                    let all = tx.scan(&OUTCOMES, None, usize::MAX)?;
+                    let of = all
+                        .into_iter()
+                        .find(|(_, r)| r.index == index && r.close == now.closed);
+                    if let Some((k, mut record)) = of {
+                        record.disputed += n;
+                        tx.put(&OUTCOMES, &k, &record)?;
+                    }
+                }
+                if before != Some(*now) {
+                    tx.put(&DISPUTABLE, &index, now)?;
+                }
+            }
+            Ok(lost)
         })
     }
 
@@ -169,7 +229,13 @@ mod tests {
     fn proofs_survive_a_restart_and_go_with_their_period() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal");
+        let batch = Batch {
+            partitions: vec![0, 1],
+            all: BitField::try_from_bits([1, 2, 3]).unwrap(),
+            wanted: BitField::try_from_bits([1, 2]).unwrap(),
+        };
         let record = ProofRecord {
+            partitions: batch.partitions.clone(),
             randomness: [7; 32],
             wanted: BitField::try_from_bits([1, 2]).unwrap(),
             skipped: BitField::try_from_bits([2]).unwrap(),
@@ -180,11 +246,17 @@ mod tests {
         {
             let r = Records(Journal::open(&path).unwrap());
             r.save_proof(&old, 0, &record).unwrap();
-            r.next_attempt(&old, 0, 0).unwrap();
-            r.next_attempt(&old, 0, 0).unwrap();
+            r.next_attempt(&old, &[0, 1], 0).unwrap();
+            r.next_attempt(&old, &[0], 0).unwrap();
         }
         let r = Records(Journal::open(&path).unwrap());
         assert_eq!(r.proof(&old, 0).unwrap(), Some(record.clone()));
+        assert!(record.answers(&batch, &[7; 32]));
+        assert!(!record.answers(&batch, &[8; 32]), "another challenge");
+        let mut other = batch.clone();
+        other.partitions.pop();
+        assert!(!record.answers(&other, &[7; 32]), "another batch");
+        assert_eq!(r.attempt(&old, 1).unwrap(), 1);
         assert_eq!(
             r.attempt(&old, 0).unwrap(),
             1,
@@ -193,5 +265,38 @@ mod tests {
         r.save_proof(&window(2880, 3), 0, &record).unwrap();
         assert_eq!(r.proof(&old, 0).unwrap(), None);
         assert_eq!(r.attempt(&old, 0).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_lost_dispute_is_noted_with_its_deadline() {
+        let dir = tempfile::tempdir().unwrap();
+        let r = Records(Journal::open(&dir.path().join("journal")).unwrap());
+        let w = window(0, 1);
+        r.save_outcome(&DeadlineRecord {
+            period_start: w.period_start,
+            index: w.index,
+            open: w.open,
+            close: w.close,
+            outcome: Outcome::Proved { partitions: 2 },
+            messages: vec!["bafy".into()],
+            skipped: 0,
+            disputed: 0,
+        })
+        .unwrap();
+        let seen = |proofs| {
+            let none = Disputable {
+                closed: Epoch(60),
+                proofs: 0,
+            };
+            let one = Disputable {
+                closed: w.close,
+                proofs,
+            };
+            r.disputable(&[none, one]).unwrap()
+        };
+        assert!(seen(2).is_empty() && seen(2).is_empty());
+        assert_eq!(seen(1), [(1, 1)]);
+        assert!(seen(1).is_empty(), "once");
+        assert_eq!(r.outcomes().unwrap()[0].disputed, 1);
     }
 }

@@ -3,7 +3,7 @@
 use lotus_actors::miner::{PoStPartition, SubmitWindowedPoStParams};
 use lotus_actors::{Dst, PoStProof, Randomness, RegisteredPoStProof, miner};
 use lotus_messages::{Landed, MessageKind, SendRequest};
-use lotus_node_client::api::TipSetKey;
+use lotus_node_client::api::{Partition, TipSetKey};
 use lotus_types::{Address, TokenAmount};
 
 use crate::ProvingError;
@@ -11,15 +11,19 @@ use crate::deadline::Window;
 use crate::record::ProofRecord;
 use crate::window::Shared;
 
-/// A partition is given up for its deadline after this many failed messages.
+/// Partitions are given up for their deadline after this many failed messages.
 pub(crate) const MAX_ATTEMPTS: u64 = 8;
 
 impl Shared {
-    /// Idempotency key of a partition's message.
-    pub(crate) fn post_key(&self, w: &Window, partition: u64, attempt: u64) -> String {
+    /// Idempotency key of a message for these partitions.
+    fn post_key(&self, w: &Window, partitions: &[u64], attempt: u64) -> String {
+        let of: Vec<String> = partitions.iter().map(u64::to_string).collect();
         format!(
-            "wdpost/{}/{}/{}/{partition}/{attempt}",
-            self.deps.miner, w.period_start, w.index
+            "wdpost/{}/{}/{}/{}/{attempt}",
+            self.deps.miner,
+            w.period_start,
+            w.index,
+            of.join("-")
         )
     }
 
@@ -28,9 +32,9 @@ impl Shared {
     pub(crate) async fn submit(
         &self,
         w: &Window,
-        partition: u64,
         attempt: u64,
         record: &ProofRecord,
+        sectors: &[Partition],
         head: &TipSetKey,
     ) -> Result<String, ProvingError> {
         let ticket = self
@@ -39,12 +43,22 @@ impl Shared {
             .state_get_randomness_from_tickets(Dst::PoStChainCommit as i64, w.open, &[], head)
             .await?;
         let proof_type = lotus_proofs::window_post_proof_type(self.deps.size);
+        let mut partitions = Vec::new();
+        for index in &record.partitions {
+            let at = usize::try_from(*index).unwrap_or(usize::MAX);
+            let of = sectors.get(at).map(|p| &p.all_sectors);
+            let of = of.ok_or_else(|| ProvingError::Inconsistent {
+                what: "deadline",
+                why: format!("partition {index} is gone"),
+            })?;
+            partitions.push(PoStPartition {
+                index: *index,
+                skipped: &record.skipped & of,
+            });
+        }
         let params = SubmitWindowedPoStParams {
             deadline: w.index,
-            partitions: vec![PoStPartition {
-                index: partition,
-                skipped: record.skipped.clone(),
-            }],
+            partitions,
             proofs: vec![PoStProof {
                 post_proof: RegisteredPoStProof::from(proof_type),
                 proof_bytes: record.proof.clone(),
@@ -52,7 +66,7 @@ impl Shared {
             chain_commit_epoch: w.open.0,
             chain_commit_rand: Randomness(ticket.to_vec()),
         };
-        let key = self.post_key(w, partition, attempt);
+        let key = self.post_key(w, &record.partitions, attempt);
         self.send(
             key.clone(),
             miner::SUBMIT_WINDOWED_POST,

@@ -1,24 +1,22 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::FutureExt as _;
-use futures::stream::{self, FuturesUnordered, StreamExt as _};
 use lotus_chain::Follower;
 use lotus_journal::Journal;
-use lotus_messages::{SendError, Sender};
+use lotus_messages::Sender;
 use lotus_node_client::Node;
-use lotus_node_client::api::{BitField, Partition, TipSet};
+use lotus_node_client::api::{DeadlineInfo, TipSet};
 use lotus_runtime::{Backoff, CancellationToken, Health};
 use lotus_types::{ActorId, Epoch, SectorSize};
 use lotus_workers::Pool;
+use tokio::sync::OnceCell;
 use tokio::task::{Id, JoinSet};
 
+use crate::check::Aging;
 use crate::deadline::{Due, Window};
-use crate::partition::wanted;
 use crate::record::Records;
-use crate::submit::MAX_ATTEMPTS;
-use crate::{Activity, DeadlineRecord, Outcome, ProvingConfig, ProvingError, SectorFiles};
+use crate::{Activity, DeadlineRecord, ProvingConfig, ProvingError, SectorFiles};
 
 /// Name of the health component.
 const COMPONENT: &str = "window_post";
@@ -57,6 +55,10 @@ pub struct WindowPost(Arc<Shared>);
 pub(crate) struct Shared {
     pub(crate) deps: ProvingDeps,
     pub(crate) records: Records,
+    /// Length of an epoch, once the node told it.
+    block_delay: OnceCell<Duration>,
+    /// Faulty sectors by deadline, as the last check of each saw them.
+    aging: Mutex<BTreeMap<u64, Aging>>,
 }
 
 /// Names a window for ever.
@@ -73,6 +75,8 @@ enum Job {
     Prove,
     /// Check the sectors and declare.
     Check,
+    /// See whether proofs of earlier deadlines were disputed.
+    Disputes,
 }
 
 impl WindowPost {
@@ -80,7 +84,16 @@ impl WindowPost {
     #[must_use]
     pub fn new(deps: ProvingDeps) -> Self {
         let records = Records(deps.journal.clone());
-        Self(Arc::new(Shared { deps, records }))
+        Self(Arc::new(Shared {
+            deps,
+            records,
+            block_delay: OnceCell::new(),
+            aging: Mutex::default(),
+        }))
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.0
     }
 
     /// Deadlines that are over, oldest first: two months of them.
@@ -114,7 +127,10 @@ impl WindowPost {
                 match shared.due(&head).await {
                     Ok(due) => {
                         backoff.reset();
-                        shared.deps.health.set(COMPONENT, Ok(String::new()));
+                        shared
+                            .deps
+                            .health
+                            .set(COMPONENT, Ok(shared.warning(head.height)));
                         begun.retain(|(k, _), s| *s == State::Running || due.contains_window(*k));
                         for (w, job) in due.jobs {
                             let name = (key(&w), job);
@@ -122,7 +138,7 @@ impl WindowPost {
                                 continue;
                             }
                             begun.insert(name, State::Running);
-                            let work = shared.clone().work(w, job, head.clone());
+                            let work = shared.clone().work(due.info, w, job, head.clone());
                             ids.insert(jobs.spawn(work).id(), name);
                         }
                     }
@@ -164,7 +180,7 @@ impl WindowPost {
     }
 }
 
-async fn sleep_if(wait: Option<Duration>) {
+pub(crate) async fn sleep_if(wait: Option<Duration>) {
     match wait {
         Some(wait) => tokio::time::sleep(wait).await,
         None => std::future::pending().await,
@@ -179,6 +195,7 @@ enum State {
 
 /// What a head asks for.
 struct DueNow {
+    info: DeadlineInfo,
     jobs: Vec<(Window, Job)>,
     windows: BTreeSet<Key>,
 }
@@ -201,345 +218,65 @@ impl Shared {
             if matches!(w.due(head.height), Due::Prove | Due::Submit) {
                 jobs.push((w, Job::Prove));
             }
-            if self.deps.cfg.check_before_deadline && w.check_due(head.height) {
+            if w.check_due(head.height) {
                 jobs.push((w, Job::Check));
             }
         }
+        // Once in each window: the count of disputable proofs stays where it is for a period.
+        jobs.push((Window::current(&di), Job::Disputes));
         Ok(DueNow {
+            info: di,
             jobs,
             windows: Window::upcoming(&di).map(|w| key(&w)).collect(),
         })
     }
 
     /// Does a job; says whether it is done for good.
-    async fn work(self: Arc<Self>, w: Window, job: Job, head: Arc<TipSet>) -> bool {
-        match job {
+    async fn work(
+        self: Arc<Self>,
+        di: DeadlineInfo,
+        w: Window,
+        job: Job,
+        head: Arc<TipSet>,
+    ) -> bool {
+        let done = match job {
             Job::Prove => {
                 self.attend(&w).await;
-                true
+                Ok(())
             }
-            Job::Check => match self.check_deadline(&w, &head).await {
-                Ok(()) => true,
-                Err(e) => {
-                    tracing::warn!(deadline = w.index, error = %e, fix = e.fix(), "checking sectors failed");
-                    false
-                }
-            },
-        }
-    }
-
-    /// Sees a deadline through from its challenge to its close.
-    #[tracing::instrument(name = "window_post", skip_all, fields(deadline = w.index, open = %w.open))]
-    async fn attend(&self, w: &Window) {
-        let mut heads = self.deps.follower.head();
-        let mut progress = Progress::default();
-        let mut waits = FuturesUnordered::new();
-        let mut backoff = Backoff::new(self.deps.cfg.retry_first(), Duration::from_secs(60));
-        let mut busy = None;
-        loop {
-            let Some(head) = heads.borrow_and_update().clone() else {
-                // There was a head, or nothing would be due.
-                return;
-            };
-            if head.height >= w.close {
-                break;
+            Job::Check => {
+                self.check_deadline(&w, &head, di.w_post_proving_period)
+                    .await
             }
-            let due = w.due(head.height);
-            let mut retry = None;
-            if due != Due::Over {
-                match self.step(w, &head, due, &mut progress).await {
-                    Ok(sent) => {
-                        for (partition, attempt, key) in sent {
-                            progress.waiting.insert(partition);
-                            waits.push(async move {
-                                let landed = self.landed(&key).await;
-                                (partition, attempt, landed)
-                            });
-                        }
-                        if progress.errors.is_empty() {
-                            backoff.reset();
-                        } else {
-                            retry = Some(backoff.next());
-                        }
-                    }
-                    Err(e) => {
-                        tracing::warn!(error = %e, "cannot see what the deadline needs");
-                        progress.last_error = e.to_string();
-                        retry = Some(backoff.next());
-                    }
-                }
-            }
-            // A deadline that is proven for now needs no waiting for.
-            busy = match (progress.is_complete(), busy) {
-                (true, _) => None,
-                (false, Some(guard)) => Some(guard),
-                (false, None) => Some(self.deps.activity.begin(
-                    format!("wdpost {}", w.index),
-                    format!("deadline {} is not proven yet", w.index),
-                    Some(w.close),
-                )),
-            };
-            tokio::select! {
-                Some((partition, attempt, landed)) = waits.next(), if !waits.is_empty() => {
-                    progress.waiting.remove(&partition);
-                    if let Err(e) = self.judge(w, partition, attempt, landed, &mut progress) {
-                        tracing::error!(error = %e, "journal");
-                    }
-                }
-                changed = heads.changed() => if changed.is_err() {
-                    return;
-                },
-                () = sleep_if(retry) => {}
-            }
-        }
-        drop(busy);
-        self.conclude(w, progress.outcome());
-    }
-
-    /// One look at the deadline: proves what is not proved, submits what is not submitted.
-    /// Returns partition, attempt and key of the messages to wait for.
-    async fn step(
-        &self,
-        w: &Window,
-        head: &TipSet,
-        due: Due,
-        progress: &mut Progress,
-    ) -> Result<Vec<(u64, u64, String)>, ProvingError> {
-        let (key, miner, node) = (head.key(), self.deps.miner.address(), &self.deps.node);
-        let partitions = node.state_miner_partitions(miner, w.index, &key).await?;
-        // Before it opens, the record of submissions is the last period's.
-        let posted = if head.height >= w.open {
-            let deadlines = node.state_miner_deadlines(miner, &key).await?;
-            let at = usize::try_from(w.index).unwrap_or(usize::MAX);
-            deadlines
-                .into_iter()
-                .nth(at)
-                .map(|d| d.post_submissions)
-                .ok_or_else(|| ProvingError::Inconsistent {
-                    what: "deadlines",
-                    why: format!("there is no deadline {}", w.index),
-                })?
-        } else {
-            BitField::new()
+            Job::Disputes => self.watch_disputes(&di, &head).await,
         };
-        progress.look(&partitions, &posted);
-        let todo: Vec<(u64, &Partition)> = (0u64..)
-            .zip(&partitions)
-            .filter(|(i, _)| progress.missing.contains(i) && !progress.waiting.contains(i))
-            .collect();
-        if todo.is_empty() {
-            return Ok(Vec::new());
+        if let Err(e) = &done {
+            tracing::warn!(?job, deadline = w.index, error = %e, fix = e.fix(), "failed; it is tried again");
         }
-        let randomness = self.challenge(w, &key).await?;
-        // Boxed, because the compiler loses track of the lifetimes in a closure here.
-        let mut work = Vec::new();
-        for (index, partition) in todo {
-            let advance = self.advance(w, index, partition, randomness, head, due);
-            work.push(async move { (index, advance.await) }.boxed());
-        }
-        let mut done =
-            stream::iter(work).buffer_unordered(self.deps.cfg.parallel_partitions.clamp(1, 64));
-        let mut sent = Vec::new();
-        while let Some((partition, result)) = done.next().await {
-            match result {
-                Ok(Some((attempt, key))) => sent.push((partition, attempt, key)),
-                Ok(None) => {}
-                Err(e) => {
-                    tracing::error!(partition, error = %e, fix = e.fix(), "partition is not proven");
-                    progress.last_error = format!("partition {partition}: {e}");
-                    progress.errors.insert(partition);
-                }
-            }
-        }
-        Ok(sent)
+        done.is_ok()
     }
 
-    /// Proves a partition and, if it is time, submits.
-    async fn advance(
-        &self,
-        w: &Window,
-        index: u64,
-        partition: &Partition,
-        randomness: [u8; 32],
-        head: &TipSet,
-        due: Due,
-    ) -> Result<Option<(u64, String)>, ProvingError> {
-        let attempt = self.records.attempt(w, index)?;
-        if attempt >= MAX_ATTEMPTS {
-            return Ok(None);
-        }
-        let key = head.key();
-        let Some(record) = self.proof(w, index, partition, randomness, &key).await? else {
-            return Ok(None);
+    /// Length of an epoch.
+    pub(crate) async fn block_delay(&self) -> Result<Duration, ProvingError> {
+        let ask = async || {
+            let params = self.deps.node.state_get_network_params().await?;
+            Ok(params.block_delay())
         };
-        if due != Due::Submit {
-            return Ok(None);
-        }
-        let key = self.submit(w, index, attempt, &record, &key).await?;
-        Ok(Some((attempt, key)))
+        self.block_delay.get_or_try_init(ask).await.copied()
     }
 
-    /// Takes the fate of a message into account.
-    fn judge(
-        &self,
-        w: &Window,
-        partition: u64,
-        attempt: u64,
-        landed: Result<lotus_messages::Landed, ProvingError>,
-        progress: &mut Progress,
-    ) -> Result<(), ProvingError> {
-        match landed {
-            Ok(at) => {
-                tracing::info!(partition, height = %at.height, cid = %at.cid, "WindowPoSt is on chain");
-                progress.landed.insert(partition);
-            }
-            Err(
-                e @ (ProvingError::Landed { .. } | ProvingError::Send(SendError::Replaced { .. })),
-            ) => {
-                tracing::error!(partition, attempt, error = %e, "WindowPoSt message failed");
-                progress.last_error = format!("partition {partition}: {e}");
-                progress.landed.remove(&partition);
-                self.records.next_attempt(w, partition, attempt)?;
-            }
-            Err(e) => tracing::warn!(partition, error = %e, "no receipt yet"),
-        }
-        Ok(())
+    /// Notes the faulty sectors of a deadline.
+    pub(crate) fn set_aging(&self, deadline: u64, aging: Aging) {
+        let mut all = self.aging.lock().unwrap_or_else(PoisonError::into_inner);
+        all.insert(deadline, aging);
+        let count: u64 = all.values().map(|a| a.sectors).sum();
+        #[expect(clippy::cast_precision_loss, reason = "a gauge")]
+        metrics::gauge!("lotus_miner_faulty_sectors").set(count as f64);
     }
 
-    fn conclude(&self, w: &Window, outcome: Outcome) {
-        metrics::counter!("lotus_miner_window_post_total", "outcome" => outcome.name())
-            .increment(1);
-        match &outcome {
-            Outcome::Failed { partitions, why } => {
-                tracing::error!(?partitions, why, "the deadline closed unproven");
-            }
-            Outcome::Proved { partitions } => tracing::info!(partitions, "deadline proven"),
-            Outcome::Empty => tracing::debug!("nothing was due"),
-        }
-        let record = DeadlineRecord {
-            period_start: w.period_start,
-            index: w.index,
-            open: w.open,
-            close: w.close,
-            outcome,
-        };
-        if let Err(e) = self.records.save_outcome(&record) {
-            tracing::error!(error = %e, "the deadline's outcome is not journaled");
-        }
-    }
-}
-
-/// How far a deadline is.
-#[derive(Default)]
-struct Progress {
-    /// Partitions with something to prove.
-    needed: BTreeSet<u64>,
-    /// Of these, the ones that the chain has no proof of at the last head.
-    missing: BTreeSet<u64>,
-    /// Messages that were sent and not seen.
-    waiting: BTreeSet<u64>,
-    /// Messages that were seen: the last of them may be later than the last look.
-    landed: BTreeSet<u64>,
-    /// Partitions that failed in the last look.
-    errors: BTreeSet<u64>,
-    last_error: String,
-    looked: bool,
-}
-
-impl Progress {
-    fn look(&mut self, partitions: &[Partition], posted: &BitField) {
-        let proven = |i: &u64| posted.get(*i);
-        self.needed = (0u64..)
-            .zip(partitions)
-            .filter(|(i, p)| proven(i) || !wanted(p).is_empty())
-            .map(|(i, _)| i)
-            .collect();
-        self.missing = self.needed.iter().copied().filter(|i| !proven(i)).collect();
-        self.errors.clear();
-        self.looked = true;
-    }
-
-    fn is_complete(&self) -> bool {
-        self.looked && self.missing.is_subset(&self.landed)
-    }
-
-    fn outcome(&self) -> Outcome {
-        let partitions: Vec<u64> = self.missing.difference(&self.landed).copied().collect();
-        if !partitions.is_empty() || !self.looked {
-            return Outcome::Failed {
-                partitions,
-                why: if self.last_error.is_empty() {
-                    "no message landed in time".into()
-                } else {
-                    self.last_error.clone()
-                },
-            };
-        }
-        match self.needed.len() {
-            0 => Outcome::Empty,
-            n => Outcome::Proved {
-                partitions: u64::try_from(n).unwrap_or(u64::MAX),
-            },
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn bits(ns: &[u64]) -> BitField {
-        BitField::try_from_bits(ns.iter().copied()).unwrap()
-    }
-
-    fn partition(live: &[u64], faulty: &[u64]) -> Partition {
-        Partition {
-            all_sectors: bits(live),
-            live_sectors: bits(live),
-            faulty_sectors: bits(faulty),
-            ..Partition::default()
-        }
-    }
-
-    #[test]
-    fn outcomes_are_what_the_chain_and_the_receipts_say() {
-        let two = [partition(&[1, 2], &[]), partition(&[3], &[])];
-        let empty = [partition(&[], &[]), partition(&[5], &[5])];
-        for (partitions, posted, landed, want) in [
-            (&two, vec![0, 1], vec![], Outcome::Proved { partitions: 2 }),
-            (&two, vec![0], vec![1], Outcome::Proved { partitions: 2 }),
-            (&empty, vec![], vec![], Outcome::Empty),
-            (
-                &two,
-                vec![1],
-                vec![],
-                Outcome::Failed {
-                    partitions: vec![0],
-                    why: "no message landed in time".into(),
-                },
-            ),
-        ] {
-            let mut p = Progress::default();
-            assert!(!p.is_complete());
-            p.look(partitions, &bits(&posted));
-            p.landed = landed.into_iter().collect();
-            assert_eq!(p.outcome(), want);
-            assert_eq!(p.is_complete(), !matches!(want, Outcome::Failed { .. }));
-        }
-        let unseen = Progress::default().outcome();
-        assert!(
-            matches!(unseen, Outcome::Failed { .. }),
-            "not seeing is not empty"
-        );
-    }
-
-    #[test]
-    fn a_reorg_that_drops_a_submission_reopens_the_partition() {
-        let one = [partition(&[1], &[])];
-        let mut p = Progress::default();
-        p.look(&one, &bits(&[0]));
-        assert!(p.is_complete());
-        p.look(&one, &bits(&[]));
-        assert!(!p.is_complete());
+    /// What operators should know although proving works.
+    fn warning(&self, head: Epoch) -> String {
+        let all = self.aging.lock().unwrap_or_else(PoisonError::into_inner);
+        Aging::warning(all.values(), head)
     }
 }
