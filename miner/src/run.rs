@@ -11,7 +11,7 @@ use lotus_dataplane::{FdServer, http_router};
 use lotus_messages::Sender;
 use lotus_node_client::api::TipSetKey;
 use lotus_node_client::{Client, FullNode as _, Node, NodeError};
-use lotus_proving::{Activity, LocalFence, Mining, MiningDeps, ProvingDeps, WindowPost};
+use lotus_proving::{Activity, LocalFence, Mining, MiningDeps, ProvingDeps, Rounds, WindowPost};
 use lotus_runtime::admin::Admin;
 use lotus_runtime::{Fault, Health, addr_file, notify, telemetry};
 use lotus_sealing::{Sealing, SealingDeps, Storage};
@@ -190,6 +190,7 @@ pub async fn run(repo: Repo, cfg: MinerConfig, stop: CancellationToken) -> Resul
         pool: pool.clone(),
         files,
         fence: Arc::new(LocalFence::new(journal.clone())),
+        rounds: Rounds::new(journal.clone()),
         miner: actor,
         size,
         cfg: cfg.mining.clone(),

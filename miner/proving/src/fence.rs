@@ -215,7 +215,7 @@ fn signed(journal: &Journal, height: Epoch, block: BlockMsg) -> Result<(), Fence
 #[async_trait]
 impl Fence for LocalFence {
     fn scope(&self) -> String {
-        "hubs on this host that use this repo; not copies of the repo, nor other hosts".into()
+        "hubs on this host; not copies of the repo on other hosts".into()
     }
 
     async fn reserve(&self, height: Epoch, parents: &TipSet) -> Result<(), FenceError> {
@@ -240,6 +240,10 @@ impl Fence for LocalFence {
 
     async fn complete_since(&self, head: Epoch) -> Result<Epoch, FenceError> {
         self.blocking(move |j| {
+            // Asked in every round; written once.
+            if let Some(since) = j.read::<_, FenceError>(|v| Ok(v.get(&SINCE, &0)?))? {
+                return Ok(since);
+            }
             j.write(|tx| {
                 if let Some(since) = tx.get(&SINCE, &0)? {
                     return Ok(since);

@@ -3,20 +3,26 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use lotus_chain::Follower;
-use lotus_node_client::Node;
+use lotus_journal::JournalError;
 use lotus_node_client::api::TipSet;
+use lotus_node_client::{Node, NodeError};
 use lotus_runtime::{Backoff, CancellationToken, Health};
 use lotus_types::{ActorId, Epoch, EpochDelta, SectorSize};
 use lotus_workers::Pool;
 use tokio::sync::watch;
 
+use crate::host::{HostLock, Taken};
 use crate::pace::{Base, Pace};
 use crate::round::{Budget, Round};
 use crate::watch::{Foreign, Watch};
-use crate::{Activity, Fence, MiningConfig, ProvingError, SectorFiles};
+use crate::{
+    Activity, Fence, MiningConfig, ProvingError, RoundOutcome, RoundRecord, Rounds, SectorFiles,
+};
 
 /// Name of the health component.
 const COMPONENT: &str = "mining";
+/// How often a hub that another one keeps from mining looks whether that is gone.
+const LOCK_POLL: Duration = Duration::from_secs(2);
 /// A round may take this long beyond the end of its epoch before it is given up.
 const GRACE: Duration = Duration::from_secs(5);
 /// A signed block that is not on chain is published again after a restart, if the chain is not
@@ -36,6 +42,8 @@ pub struct MiningDeps {
     pub files: Arc<dyn SectorFiles>,
     /// The mined-block log.
     pub fence: Arc<dyn Fence>,
+    /// The log of rounds.
+    pub rounds: Rounds,
     /// The miner.
     pub miner: ActorId,
     /// Size of its sectors.
@@ -54,6 +62,11 @@ pub struct Mining(Shared);
 pub(crate) struct Shared {
     pub(crate) deps: MiningDeps,
 }
+
+/// Why rounds were not attended before the first of a start.
+const MISSED_DOWN: &str = "the hub was not running, or was refused to mine";
+/// Why rounds were not attended between two others.
+const MISSED_LATE: &str = "the hub or its node was not ready in time";
 
 type Heads = watch::Receiver<Option<Arc<TipSet>>>;
 
@@ -79,7 +92,7 @@ impl Mining {
             health.set(COMPONENT, Ok("starting".into()));
             tokio::select! {
                 () = stop.cancelled() => return,
-                end = self.0.rounds() => match end {
+                end = self.0.alone() => match end {
                     End::Stopped => {}
                     End::Foreign(block) => self.0.refuse(&block),
                 },
@@ -109,6 +122,40 @@ impl Shared {
         self.deps.health.set(COMPONENT, state);
     }
 
+    /// Mines while no other process of this host does.
+    async fn alone(&self) -> End {
+        let Ok(genesis) = self
+            .ask(|node| async move { node.chain_get_genesis().await })
+            .await;
+        let Some(genesis) = genesis.cids.first().copied() else {
+            let why = "the node's genesis tipset has no block; use another node";
+            self.deps.health.set(COMPONENT, Err(why.into()));
+            return End::Stopped;
+        };
+        let mut told = false;
+        loop {
+            let why = match HostLock::take(&genesis, self.deps.miner) {
+                Ok(_lock) => return self.rounds().await,
+                Err(Taken::By(pid)) => format!(
+                    "refused: another hub on this host (pid {}) mines for {}; stop one of them: \
+                     this one goes on when the other is gone",
+                    pid.map_or_else(|| "unknown".into(), |p| p.to_string()),
+                    self.deps.miner
+                ),
+                Err(Taken::Refused(e)) => format!(
+                    "refused: cannot make sure that no other hub on this host mines: {e}; allow \
+                     abstract Unix sockets"
+                ),
+            };
+            if !told {
+                tracing::error!(why, "mining is refused");
+                told = true;
+            }
+            self.deps.health.set(COMPONENT, Err(why));
+            tokio::time::sleep(LOCK_POLL).await;
+        }
+    }
+
     async fn rounds(&self) -> End {
         let mut heads = self.deps.follower.head();
         let Ok(pace) = self.pace().await;
@@ -122,7 +169,8 @@ impl Shared {
         let mut watch = Watch::new();
         let mut known: Option<(Arc<TipSet>, Base)> = None;
         let mut tried: Option<Epoch> = None;
-        let mut resubmitted = false;
+        let mut missed = MISSED_DOWN;
+        let mut settled = false;
         loop {
             if heads.has_changed().is_err() || !self.connected().await {
                 return End::Stopped;
@@ -143,25 +191,36 @@ impl Shared {
                 }
             };
             known = Some((base.clone(), clock));
-            if !resubmitted {
-                self.resubmit(base.height).await;
-                resubmitted = true;
+            if !settled {
+                self.settle(&base).await;
+                settled = true;
             }
             let round = pace.round(&clock, tried, SystemTime::now());
             if !wait(pace.begin(&clock, round), &mut heads).await {
                 continue;
             }
             tried = Some(round);
-            if let Some(foreign) = self
-                .try_round(&pace, &mut watch, &base, &clock, round)
-                .await
-            {
-                return End::Foreign(foreign);
+            let mut budget = Budget::default();
+            let done = self.try_round(&pace, &mut watch, &base, &clock, round, &mut budget);
+            let outcome = match done.await {
+                Ok(outcome) => outcome,
+                Err(foreign) => return End::Foreign(foreign),
+            };
+            let record = outcome.map(|outcome| RoundRecord {
+                height: round,
+                wins: budget.wins,
+                outcome,
+                steps: budget.steps(),
+            });
+            let missed = std::mem::replace(&mut missed, MISSED_LATE);
+            if let Err(e) = self.log(move |log| log.over(round, record, missed)).await {
+                tracing::error!(error = %e, fix = e.fix(), "log of rounds");
             }
         }
     }
 
-    /// One round with everything that can go wrong in it. Says if another miner was seen.
+    /// One round with everything that can go wrong in it. Gives what the log must tell of it, or
+    /// the block of another miner that was seen.
     #[tracing::instrument(name = "mining_round", skip_all, fields(%round))]
     async fn try_round(
         &self,
@@ -170,74 +229,141 @@ impl Shared {
         base: &Arc<TipSet>,
         clock: &Base,
         round: Epoch,
-    ) -> Option<Foreign> {
+        budget: &mut Budget,
+    ) -> Result<Option<RoundOutcome>, Foreign> {
         let d = &self.deps;
         let look = watch.look(&d.node, d.fence.as_ref(), &d.cfg, d.miner.address(), base);
         match look.await {
             Ok(None) => {}
-            Ok(Some(foreign)) => return Some(foreign),
+            Ok(Some(foreign)) => return Err(foreign),
             Err(e) => {
-                tracing::warn!(error = %e, "cannot compare the chain with the mined-block log: no round");
-                return None;
+                let why = format!("cannot compare the chain with the mined-block log: {e}");
+                tracing::warn!(why, "no round");
+                return Ok(Some(RoundOutcome::NoBlock { why }));
             }
         }
-        let mut budget = Budget::default();
         let limit = pace
             .start(clock, round)
             .duration_since(SystemTime::now())
             .unwrap_or_default()
             + pace.delay()
             + GRACE;
-        let result = tokio::time::timeout(limit, self.round(pace, base, clock, round, &mut budget));
-        let outcome = match result.await {
+        let result = tokio::time::timeout(limit, self.round(pace, base, clock, round, budget));
+        let result = result.await;
+        let nulls = (round - base.height).0 - 1;
+        let no_block = |why: String| Some(RoundOutcome::NoBlock { why });
+        let (name, told) = match result {
             Err(_) => {
-                tracing::error!(%budget, "the round took longer than {limit:?}");
-                "timeout"
+                tracing::error!(nulls, %budget, "the round took longer than {limit:?}");
+                (
+                    "timeout",
+                    no_block(format!("it took longer than {limit:?}")),
+                )
             }
             Ok(Err(e)) => {
-                tracing::error!(error = %e, fix = e.fix(), %budget, "the round failed");
-                "error"
+                tracing::error!(error = %e, fix = e.fix(), nulls, %budget, "the round failed");
+                ("error", no_block(e.to_string()))
             }
             Ok(Ok(done)) => {
-                match &done {
+                let name = done.name();
+                let told = match done {
                     Round::Mined { cid, wins } => {
-                        tracing::info!(cid, wins, %budget, "mined a block");
+                        tracing::info!(cid, wins, nulls, %budget, "mined a block");
+                        Some(RoundOutcome::Mined { cid })
                     }
-                    Round::Fenced(why) => tracing::warn!(why, "no block in this round"),
+                    Round::Fenced(why) => {
+                        tracing::warn!(why, nulls, %budget, "no block in this round");
+                        no_block(why)
+                    }
                     Round::TooLate => {
-                        tracing::warn!(%budget, "the chain was faster than this round")
+                        tracing::warn!(nulls, %budget, "the chain was faster than this round");
+                        no_block("the chain was faster".into())
                     }
                     Round::Lost | Round::NotEligible => {
-                        tracing::debug!(outcome = done.name(), %budget, "no block");
+                        tracing::info!(outcome = name, nulls, %budget, "no block");
+                        None
                     }
-                }
-                done.name()
+                };
+                (name, told)
             }
         };
-        metrics::counter!("lotus_miner_mining_rounds_total", "outcome" => outcome).increment(1);
-        None
+        metrics::counter!("lotus_miner_mining_rounds_total", "outcome" => name).increment(1);
+        Ok(told)
     }
 
-    /// Publishes the last signed block again: the hub may have died before it was out.
-    async fn resubmit(&self, head: Epoch) {
-        let last = match self.deps.fence.last().await {
-            Ok(last) => last,
-            Err(e) => {
-                tracing::error!(error = %e, fix = e.fix(), "mined-block log");
-                return;
+    /// After a start: publishes the last signed block again, as the hub may have died before it
+    /// was out, and closes the rounds that were interrupted.
+    async fn settle(&self, head: &TipSet) {
+        let settled = async {
+            let mut out = None;
+            if let Some((height, Some(block))) =
+                self.deps.fence.last().await?.map(|(h, m)| (h, m.block))
+                && height + RESUBMIT >= head.height
+            {
+                let cid = block.header.cid().to_string();
+                match self.deps.node.sync_submit_block(&block).await {
+                    Ok(()) => {
+                        tracing::info!(%height, "published the last block of the log again");
+                        out = Some(cid);
+                    }
+                    Err(e) => tracing::debug!(%height, error = %e, "the last block is not wanted"),
+                }
             }
+            for mut open in self.log(|log| log.open()).await? {
+                let signed = self.deps.fence.at(open.height).await?.and_then(|m| m.cid);
+                open.outcome = match signed {
+                    None => RoundOutcome::NoBlock {
+                        why: "the hub ended before its block was signed".into(),
+                    },
+                    Some(cid)
+                        if out.as_ref() == Some(&cid) || self.has(head, &open, &cid).await? =>
+                    {
+                        RoundOutcome::Mined { cid }
+                    }
+                    Some(cid) => RoundOutcome::NoBlock {
+                        why: format!("the hub ended before block {cid} was published"),
+                    },
+                };
+                tracing::info!(height = %open.height, outcome = ?open.outcome, "an interrupted round");
+                self.log(move |log| log.over(open.height, Some(open), MISSED_DOWN))
+                    .await?;
+            }
+            Ok::<_, ProvingError>(())
         };
-        let Some((height, block)) = last.and_then(|(h, m)| Some((h, m.block?))) else {
-            return;
-        };
-        if height + RESUBMIT < head {
-            return;
+        if let Err(e) = settled.await {
+            tracing::error!(error = %e, fix = e.fix(), "interrupted rounds are not settled");
         }
-        match self.deps.node.sync_submit_block(&block).await {
-            Ok(()) => tracing::info!(%height, "published the last block of the log again"),
-            Err(e) => {
-                tracing::debug!(%height, error = %e, "the last block of the log is not wanted")
-            }
+    }
+
+    /// Whether the chain has the block of a round.
+    async fn has(
+        &self,
+        head: &TipSet,
+        round: &RoundRecord,
+        cid: &str,
+    ) -> Result<bool, ProvingError> {
+        if round.height > head.height {
+            return Ok(false);
+        }
+        let node = &self.deps.node;
+        let at = node
+            .chain_get_tipset_by_height(round.height, &head.key())
+            .await?;
+        Ok(at.cids.iter().any(|c| c.to_string() == cid))
+    }
+
+    /// Runs a call of the log (one fsync) off the async threads.
+    pub(crate) async fn log<R: Send + 'static>(
+        &self,
+        f: impl FnOnce(&Rounds) -> Result<R, JournalError> + Send + 'static,
+    ) -> Result<R, ProvingError> {
+        let log = self.deps.rounds.clone();
+        match tokio::task::spawn_blocking(move || f(&log)).await {
+            Ok(done) => Ok(done?),
+            Err(e) => Err(ProvingError::Inconsistent {
+                what: "log of rounds",
+                why: e.to_string(),
+            }),
         }
     }
 
@@ -248,12 +374,22 @@ impl Shared {
     }
 
     async fn pace(&self) -> Result<Pace, Infallible> {
+        let Ok(p) = self
+            .ask(|node| async move { node.state_get_network_params().await })
+            .await;
+        Ok(Pace::new(&p, self.deps.cfg.propagation(p.block_delay())))
+    }
+
+    /// Asks the node until it answers.
+    async fn ask<T, F>(&self, call: impl Fn(Node) -> F) -> Result<T, Infallible>
+    where
+        F: Future<Output = Result<T, NodeError>>,
+    {
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
         loop {
-            match self.deps.node.state_get_network_params().await {
-                Ok(p) => return Ok(Pace::new(&p, self.deps.cfg.propagation(p.block_delay()))),
+            match call(self.deps.node.clone()).await {
+                Ok(answer) => return Ok(answer),
                 Err(e) => {
-                    let e = ProvingError::from(e);
                     let why = format!("{e}; {}", e.fix());
                     self.deps.health.set(COMPONENT, Err(why));
                     tokio::time::sleep(backoff.next()).await;

@@ -23,6 +23,9 @@ const TICKET_LOOKBACK: EpochDelta = EpochDelta(1);
 /// for this one round.
 const CREATE_RETRIES: u32 = 3;
 
+/// A worker has at least this long over a WinningPoSt: short epochs must not kill workers.
+const PROOF_LEAST: Duration = Duration::from_secs(10);
+
 /// What a round came to.
 #[derive(Debug)]
 pub(crate) enum Round {
@@ -55,14 +58,24 @@ impl Round {
     }
 }
 
-/// Where the time of a round went.
+/// Where the time of a round went, and how far it came.
 #[derive(Debug, Default)]
 pub(crate) struct Budget {
     began: Option<Instant>,
     steps: Vec<(&'static str, Duration)>,
+    /// Wins of the election; `None` as long as there was none.
+    pub(crate) wins: Option<i64>,
 }
 
 impl Budget {
+    /// Steps and milliseconds.
+    pub(crate) fn steps(&self) -> Vec<(String, u64)> {
+        let ms = |took: &Duration| u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        let all = self.steps.iter();
+        all.map(|(step, took)| ((*step).to_owned(), ms(took)))
+            .collect()
+    }
+
     fn lap(&mut self, step: &'static str) {
         let now = Instant::now();
         let took = now - self.began.replace(now).unwrap_or(now);
@@ -102,10 +115,14 @@ impl Shared {
         let Some(info) = info.filter(|i| i.eligible_for_mining) else {
             return Ok(Round::NotEligible);
         };
-        let Some(election) = self.election(&info, round).await? else {
+        let election = self.election(&info, round).await?;
+        budget.lap("election");
+        budget.wins = Some(election.as_ref().map_or(0, |e| e.win_count));
+        let Some(election) = election else {
             return Ok(Round::Lost);
         };
-        budget.lap("election");
+        let wins = election.win_count;
+        self.log(move |log| log.won(round, wins)).await?;
         let _busy = deps.activity.begin(
             "mining".into(),
             format!("won the election of epoch {round} and makes its block"),
@@ -115,7 +132,7 @@ impl Shared {
         let ticket = self.ticket(&info, base, round).await?;
         let key = base.key();
         let (proof, messages) = tokio::join!(
-            self.winning_post(&info, round),
+            self.winning_post(&info, round, pace.delay()),
             deps.node.mpool_select(&key, quality(&ticket)),
         );
         let proof = proof?;
@@ -212,6 +229,7 @@ impl Shared {
         &self,
         info: &MiningBaseInfo,
         round: Epoch,
+        limit: Duration,
     ) -> Result<PoStProof, ProvingError> {
         let (miner, size) = (self.deps.miner, self.deps.size);
         let randomness = post_randomness(draw_randomness(
@@ -245,7 +263,12 @@ impl Shared {
             randomness,
             sectors,
         };
-        match self.deps.pool.run(task, None).await? {
+        match self
+            .deps
+            .pool
+            .run_within(task, limit.max(PROOF_LEAST))
+            .await?
+        {
             Output::Proof(proof_bytes) => Ok(PoStProof {
                 post_proof: lotus_proofs::winning_post_proof_type(size),
                 proof_bytes,

@@ -6,6 +6,7 @@
     reason = "clippy sees a test only where it has the harness"
 )]
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -27,7 +28,7 @@ use lotus_node_client::{Client, Node, NodeConfig};
 use lotus_proofs::{Prover as _, SealingSector, Vanilla};
 use lotus_proving::{
     Activity, Fence as _, LocalFence, Mining, MiningConfig, MiningDeps, Outcome, ProvingConfig,
-    ProvingDeps, SectorFiles, WindowPost,
+    ProvingDeps, RoundOutcome, Rounds, SectorFiles, WindowPost,
 };
 use lotus_runtime::{CancellationToken, Health};
 use lotus_types::{ActorId, Epoch, Generation, SectorId, SectorNumber, SectorSize, TokenAmount};
@@ -121,6 +122,7 @@ struct Hub {
     sender: Sender,
     post: WindowPost,
     fence: LocalFence,
+    rounds: Rounds,
     health: Health,
     activity: Activity,
     stop: CancellationToken,
@@ -157,6 +159,7 @@ impl Hub {
         let (health, activity) = (Health::default(), Activity::default());
         let files = Arc::new(Files(dir.join("sectors")));
         let fence = LocalFence::new(journal.clone());
+        let rounds = Rounds::new(journal.clone());
         let post = WindowPost::new(ProvingDeps {
             journal,
             node: node.clone(),
@@ -177,6 +180,7 @@ impl Hub {
             pool,
             files,
             fence: Arc::new(fence.clone()),
+            rounds: rounds.clone(),
             miner: MINER,
             size: SIZE,
             cfg: MiningConfig::default(),
@@ -189,6 +193,7 @@ impl Hub {
             sender,
             post,
             fence,
+            rounds,
             health,
             activity,
             stop,
@@ -367,6 +372,56 @@ impl Hub {
     }
 }
 
+/// Mining of the same actor from another repo of this host.
+async fn refused_beside(dir: &Path, node: &Node) {
+    let journal = Journal::open(&dir.join("beside")).unwrap();
+    let (follower, runner) = Follower::new(node.clone());
+    let stop = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(runner.run(stop.clone()));
+    let (pool, _never_runs) = Pool::new(PoolConfig {
+        settings: WorkersConfig::default(),
+        run_dir: dir.join("beside-run"),
+        log_dir: dir.join("beside-log"),
+        exe: std::env::current_exe().unwrap(),
+        telemetry: Default::default(),
+        generation: Generation(1),
+    });
+    let health = Health::default();
+    let fence = LocalFence::new(journal.clone());
+    let mining = Mining::new(MiningDeps {
+        node: node.clone(),
+        follower,
+        pool,
+        files: Arc::new(Files(dir.join("sectors"))),
+        fence: Arc::new(fence.clone()),
+        rounds: Rounds::new(journal),
+        miner: MINER,
+        size: SIZE,
+        cfg: MiningConfig::default(),
+        health: health.clone(),
+        activity: Activity::default(),
+    });
+    tasks.spawn(mining.run(stop.clone()));
+    let own = format!("(pid {})", std::process::id());
+    let mut parts = health.watch();
+    let refused = parts.wait_for(|parts| {
+        let mining = parts.get("mining");
+        mining.is_some_and(|c| c.detail.contains("another hub") && c.detail.contains(&own))
+    });
+    let refused = tokio::time::timeout(LIMIT, refused).await;
+    assert!(
+        refused.is_ok_and(|r| r.is_ok()),
+        "{:?}",
+        health.components()
+    );
+    assert!(fence.last().await.unwrap().is_none());
+    stop.cancel();
+    while let Some(part) = tasks.join_next().await {
+        part.unwrap();
+    }
+}
+
 async fn a_miner_proves_mines_and_recovers() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
@@ -401,12 +456,50 @@ async fn a_miner_proves_mines_and_recovers() {
     let on_chain = net.chain.chain_get_tipset_by_height(first, HEAD).unwrap();
     assert!(on_chain.cids.iter().any(|c| c.to_string() == logged));
 
+    // And the log of rounds says so, with where the time went.
+    let rounds = hub.rounds.list(1000).unwrap();
+    let round = rounds.iter().find(|r| r.height == first).unwrap();
+    assert_eq!(round.outcome, RoundOutcome::Mined { cid: logged });
+    assert!(round.wins.is_some_and(|w| w > 0), "{round:?}");
+    assert!(
+        round.steps.iter().any(|(step, _)| step == "fence"),
+        "{round:?}"
+    );
+    refused_beside(dir, &net.node).await;
+
+    // Operators can try all of it.
+    let place = net
+        .node
+        .state_sector_partition(MINER.address(), SectorNumber(1), HEAD)
+        .await
+        .unwrap();
+    let checked = hub.post.check(place.deadline, true).await.unwrap();
+    assert!(!checked.is_empty() && checked.iter().all(|p| p.bad.is_empty()));
+    let computed = hub.post.compute(place.deadline).await.unwrap();
+    assert!(
+        computed
+            .iter()
+            .all(|c| c.error.is_none() && c.proof_bytes > 0)
+    );
+    let recover = hub.post.recover(&BTreeSet::from([1]), true).await.unwrap();
+    assert!(
+        recover[0].refused.is_some(),
+        "it is not faulty: {recover:?}"
+    );
+
     // A replica that is overwritten throughout is declared or skipped; the other stays proven.
     let sealed = Files(dir.join("sectors")).sealed(SectorNumber(1));
     let good = std::fs::read(&sealed).unwrap();
     std::fs::write(&sealed, vec![0x5a; good.len()]).unwrap();
     hub.until("faulty sector", || async { hub.faults().await == [1u64] })
         .await;
+    let checked = hub.post.check(place.deadline, false).await.unwrap();
+    assert!(
+        checked
+            .iter()
+            .any(|p| p.bad.iter().any(|b| b.sector == 1 && b.faulty)),
+        "a faulty sector is checked by a proof: {checked:?}"
+    );
     let before = hub.proved();
     hub.until("deadline proven without it", || {
         std::future::ready(hub.proved() > before)
