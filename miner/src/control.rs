@@ -7,9 +7,9 @@ use std::time::Duration;
 use axum::extract::{Path as UrlPath, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::post;
 use axum::{Json, Router};
-use lotus_proving::{DeadlineRecord, WindowPost};
+use lotus_proving::{ProvingError, Rounds, WindowPost};
 use lotus_runtime::Fault;
 use lotus_sealing::{Sealing, SealingError};
 use lotus_types::{Kind, SectorNumber};
@@ -29,6 +29,8 @@ pub struct Control {
     pub sealing: Sealing,
     /// Deadlines.
     pub window_post: WindowPost,
+    /// The log of rounds.
+    pub rounds: Rounds,
 }
 
 /// A refusal.
@@ -46,10 +48,20 @@ pub struct Opened {
     pub sector: u64,
 }
 
-struct Failed(Refusal);
+pub(crate) struct Failed(Refusal);
 
 impl From<SealingError> for Failed {
     fn from(e: SealingError) -> Self {
+        Self(Refusal {
+            error: e.to_string(),
+            kind: e.kind(),
+            fix: e.fix(),
+        })
+    }
+}
+
+impl From<ProvingError> for Failed {
+    fn from(e: ProvingError) -> Self {
         Self(Refusal {
             error: e.to_string(),
             kind: e.kind(),
@@ -77,7 +89,7 @@ impl Control {
             .route("/v1/sectors/pledge", post(pledge))
             .route("/v1/sectors/{number}/seal", post(seal))
             .route("/v1/sectors/{number}/remove", post(remove))
-            .route("/v1/deadlines", get(deadlines))
+            .merge(crate::control_proving::routes())
             .with_state(Arc::new(self));
         axum::serve(listener, app)
             .with_graceful_shutdown(stop.cancelled_owned())
@@ -86,7 +98,7 @@ impl Control {
     }
 }
 
-type Shared = State<Arc<Control>>;
+pub(crate) type Shared = State<Arc<Control>>;
 
 async fn pledge(State(c): Shared) -> Result<Json<Opened>, Failed> {
     let number = c.sealing.pledge().await?;
@@ -103,21 +115,22 @@ async fn remove(State(c): Shared, UrlPath(number): UrlPath<u64>) -> Result<Json<
     Ok(Json(Opened { sector: number }))
 }
 
-async fn deadlines(State(c): Shared) -> Result<Json<Vec<DeadlineRecord>>, Failed> {
-    c.window_post.outcomes().map(Json).map_err(|e| {
-        Failed(Refusal {
-            error: e.to_string(),
-            kind: e.kind(),
-            fix: e.fix(),
-        })
-    })
-}
-
 /// Calls the control socket of a running hub.
 pub async fn call<T: DeserializeOwned>(
     socket: &Path,
     method: reqwest::Method,
     path: &str,
+) -> Result<T, Fault> {
+    call_with(socket, method, path, None::<&()>, DEADLINE).await
+}
+
+/// [`call`] with a JSON body, for as long as the work may take.
+pub async fn call_with<T: DeserializeOwned>(
+    socket: &Path,
+    method: reqwest::Method,
+    path: &str,
+    body: Option<&impl Serialize>,
+    limit: Duration,
 ) -> Result<T, Fault> {
     let silent = |e: reqwest::Error| {
         Fault::new(
@@ -126,14 +139,15 @@ pub async fn call<T: DeserializeOwned>(
             "start `lotus-miner run`, or name its --repo",
         )
     };
-    let client = lotus_dataplane::http_client_on(socket, DEADLINE)
+    let client = lotus_dataplane::http_client_on(socket, limit)
         .map_err(|e| Fault::new(e.kind(), e.to_string(), e.fix()))?;
-    let answer = client
+    let mut request = client
         .request(method, format!("http://hub{path}"))
-        .timeout(DEADLINE)
-        .send()
-        .await
-        .map_err(silent)?;
+        .timeout(limit);
+    if let Some(body) = body {
+        request = request.json(body);
+    }
+    let answer = request.send().await.map_err(silent)?;
     if answer.status().is_success() {
         return answer.json().await.map_err(silent);
     }

@@ -11,6 +11,7 @@ pub mod capacity;
 pub mod cli;
 pub mod config;
 pub mod control;
+mod control_proving;
 pub mod events;
 pub mod pieces;
 pub mod repo;

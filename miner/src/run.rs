@@ -259,6 +259,7 @@ pub async fn run(repo: Repo, cfg: MinerConfig, stop: CancellationToken) -> Resul
     let control = Control {
         sealing,
         window_post,
+        rounds: Rounds::new(journal.clone()),
     };
     let (socket, end) = (repo.control_socket(), stop.clone());
     parts.spawn("control", async move { control.serve(&socket, end).await });

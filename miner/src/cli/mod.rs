@@ -3,8 +3,10 @@
 mod doctor;
 mod info;
 mod init;
+mod mining;
 mod pieces;
 mod proving;
+mod proving_work;
 mod sectors;
 
 use std::io::Write as _;
@@ -64,9 +66,12 @@ enum Command {
     /// Look at the pieces that were handed over
     #[command(subcommand)]
     Pieces(pieces::PiecesCommand),
-    /// Look at WindowPoSt
+    /// Look at WindowPoSt: deadlines, faults, checks, recoveries
     #[command(subcommand)]
     Proving(proving::ProvingCommand),
+    /// Look at block production
+    #[command(subcommand)]
+    Mining(mining::MiningCommand),
     /// Print or check the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -124,6 +129,7 @@ pub fn start(args: Args) -> Result<(), Fault> {
                     Command::Sectors(command) => sectors::sectors(&cx, command).await,
                     Command::Pieces(command) => pieces::pieces(&cx, command).await,
                     Command::Proving(command) => proving::proving(&cx, command).await,
+                    Command::Mining(command) => mining::mining(&cx, command).await,
                     Command::Doctor => doctor::doctor(&cx).await,
                     Command::Worker(_) | Command::Run | Command::Config(_) => Ok(()),
                 }
