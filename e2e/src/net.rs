@@ -356,6 +356,12 @@ impl Net {
         text
     }
 
+    /// Kills everything, and leaves the folder for a look.
+    pub fn keep(mut self) {
+        eprintln!("the folder is kept: {}", self.root().display());
+        self.root.disable_cleanup(true);
+    }
+
     /// Stops everything in order and returns the supervisor's exit status.
     pub async fn stop(mut self) -> Result<(), Failed> {
         let root = self.root().display().to_string();

@@ -29,6 +29,13 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Build everything and kill processes at random; `--help` shows its options.
+    #[command(disable_help_flag = true)]
+    Chaos {
+        /// Options: --proving, --mining, --seed N, --json and more.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// Build everything and run every test.
     Test {
         /// Options of `cargo test`, such as `-p lotus-car`.
@@ -73,6 +80,7 @@ fn main() -> ExitCode {
     let root = root();
     let done = match Args::parse().command {
         Command::Demo { args } => demo(&root, args),
+        Command::Chaos { args } => chaos(&root, args),
         Command::Test { args } => test(&root, args),
         Command::Ci { no_test } => ci(&root, no_test),
         Command::Gen => gen_all(&root),
@@ -119,6 +127,11 @@ fn demo(root: &Path, args: Vec<OsString>) -> Result<(), Failed> {
     let mut all = vec![OsString::from("--source"), root.into()];
     all.extend(args);
     sh::exec(&exe, all)
+}
+
+fn chaos(root: &Path, args: Vec<OsString>) -> Result<(), Failed> {
+    build(root)?;
+    sh::exec(&target(root)?.join("release/lotus-chaos"), args)
 }
 
 fn test(root: &Path, args: Vec<OsString>) -> Result<(), Failed> {
