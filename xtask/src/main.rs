@@ -1,10 +1,10 @@
 //! The one-command tools of the workspace: `cargo xtask demo|test|ci|gen`.
 
 mod checks;
+mod counted;
 mod gen_config;
 mod gen_proto;
 mod sh;
-mod tests;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -32,7 +32,7 @@ enum Command {
     /// Build everything and kill processes at random; `--help` shows its options.
     #[command(disable_help_flag = true)]
     Chaos {
-        /// Options: --proving, --mining, --seed N, --json and more.
+        /// Options: --crash, --node, --proving, --mining, --seed N, --json and more.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
@@ -142,7 +142,7 @@ fn test(root: &Path, args: Vec<OsString>) -> Result<(), Failed> {
         all.extend(["--workspace".into(), "--no-fail-fast".into()]);
     }
     all.extend(args);
-    let mut counted = tests::Counted::default();
+    let mut counted = counted::Counted::default();
     let done = sh::lines(root, "cargo", all, |line| counted.line(line));
     println!("{counted}");
     done

@@ -1,8 +1,11 @@
 //! Real processes that are killed at random while the chain goes on. `cargo xtask chaos` builds
 //! everything and runs this.
 
+mod crash;
 mod kills;
 mod mining;
+mod node;
+mod pieces;
 mod proving;
 mod sectors;
 
@@ -28,6 +31,10 @@ struct Args {
     proving: proving::Options,
     #[command(flatten)]
     mining: mining::Options,
+    #[command(flatten)]
+    crash: crash::Options,
+    #[command(flatten)]
+    node: node::Options,
 }
 
 #[derive(Debug, clap::Args)]
@@ -39,6 +46,12 @@ struct Kind {
     /// Epochs under kills, reorgs and null rounds; then a second hub and restored backups
     #[arg(long)]
     mining: bool,
+    /// The hub dies at each write of its journal and at random moments, while sectors are sealed
+    #[arg(long = "crash")]
+    crash: bool,
+    /// The full node misbehaves while sectors are sealed
+    #[arg(long = "node")]
+    node: bool,
 }
 
 fn main() -> ExitCode {
@@ -55,6 +68,12 @@ fn main() -> ExitCode {
     let done = runtime.block_on(async {
         if args.kind.proving {
             let report = proving::run(&args.proving, seed).await?;
+            show(&report, report.ok, args.json)
+        } else if args.kind.crash {
+            let report = crash::run(&args.crash, seed).await?;
+            show(&report, report.ok, args.json)
+        } else if args.kind.node {
+            let report = node::run(&args.node, seed).await?;
             show(&report, report.ok, args.json)
         } else {
             let report = mining::run(&args.mining, seed).await?;
