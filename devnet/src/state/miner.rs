@@ -212,14 +212,7 @@ impl Miner {
     /// The network's type for the sector size.
     #[must_use]
     pub fn fvm_size(&self) -> fvm_shared::sector::SectorSize {
-        use fvm_shared::sector::SectorSize as Fvm;
-        match self.size {
-            SectorSize::S2KiB => Fvm::_2KiB,
-            SectorSize::S8MiB => Fvm::_8MiB,
-            SectorSize::S512MiB => Fvm::_512MiB,
-            SectorSize::S32GiB => Fvm::_32GiB,
-            SectorSize::S64GiB => Fvm::_64GiB,
-        }
+        lotus_actors::miner::fvm_size(self.size)
     }
 
     /// Power of these sectors, whatever their state.

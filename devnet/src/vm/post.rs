@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use fvm_ipld_bitfield::BitField;
 use lotus_actors::miner::{
     BASE_REWARD_FOR_DISPUTED_WINDOW_POST, DeclareFaultsParams, DeclareFaultsRecoveredParams,
-    DisputeWindowedPoStParams, PoStPartition, PowerPair, SubmitWindowedPoStParams,
-    TerminateSectorsParams, TerminateSectorsReturn,
+    DisputeWindowedPoStParams, MaxTerminationFeeParams, MaxTerminationFeeReturn, PoStPartition,
+    PowerPair, SubmitWindowedPoStParams, TerminateSectorsParams, TerminateSectorsReturn,
 };
 use lotus_actors::{Dst, encode};
 use lotus_node_client::api::DeadlineInfo;
@@ -326,6 +326,15 @@ pub(super) fn terminate(mut call: Call<'_>) -> Outcome {
     end_early(call.state, &economy, &mut m, &ended, now);
     call.save(m);
     Ok(encode(&TerminateSectorsReturn { done: true }))
+}
+
+/// The fee for a sector so old that it grows no more. Source: FIP-0098.
+pub(super) fn max_termination_fee(call: &Call<'_>) -> Outcome {
+    let p: MaxTerminationFeeParams = call.params()?;
+    let economy = Economy::of(call.state, call.policy());
+    Ok(encode(&MaxTerminationFeeReturn {
+        max_fee: economy.termination_fee(&p.initial_pledge, i64::from(u32::MAX), &p.power),
+    }))
 }
 
 /// Removes sectors that end before their time, and charges for it.

@@ -5,18 +5,18 @@ pub use fil_actor_miner_state::v18::{
     ChangePeerIDParams, ChangeWorkerAddressParams, CompactCommD, DataActivationNotification,
     DeclareFaultsParams, DeclareFaultsRecoveredParams, DisputeWindowedPoStParams,
     ExpirationExtension2, ExtendSectorExpiration2Params, FaultDeclaration,
-    GetControlAddressesReturn, PieceActivationManifest, PieceChange, PoStPartition, PowerPair,
-    PreCommitSectorBatchParams2, ProveCommitSectors3Params, ProveCommitSectors3Return,
-    ProveReplicaUpdates3Params, ProveReplicaUpdates3Return, RecoveryDeclaration,
-    SectorActivationManifest, SectorChanges, SectorClaim, SectorContentChangedParams,
-    SectorContentChangedReturn, SectorOnChainInfo, SectorOnChainInfoFlags, SectorPreCommitInfo,
-    SectorPreCommitOnChainInfo, SectorUpdateManifest, SubmitWindowedPoStParams,
-    TerminateSectorsParams, TerminateSectorsReturn, TerminationDeclaration, VerifiedAllocationKey,
-    WithdrawBalanceParams, WithdrawBalanceReturn, initial_pledge_for_power, is_sealed_sector,
-    is_unsealed_sector, locked_reward_from_reward, pledge_penalty_for_continued_fault,
-    pledge_penalty_for_invalid_windowpost, pledge_penalty_for_termination,
-    pre_commit_deposit_for_power, qa_power_for_sector, qa_power_for_weight, qa_power_max,
-    seal_proof_sector_maximum_lifetime,
+    GetControlAddressesReturn, MaxTerminationFeeParams, MaxTerminationFeeReturn,
+    PieceActivationManifest, PieceChange, PoStPartition, PowerPair, PreCommitSectorBatchParams2,
+    ProveCommitSectors3Params, ProveCommitSectors3Return, ProveReplicaUpdates3Params,
+    ProveReplicaUpdates3Return, RecoveryDeclaration, SectorActivationManifest, SectorChanges,
+    SectorClaim, SectorContentChangedParams, SectorContentChangedReturn, SectorOnChainInfo,
+    SectorOnChainInfoFlags, SectorPreCommitInfo, SectorPreCommitOnChainInfo, SectorUpdateManifest,
+    SubmitWindowedPoStParams, TerminateSectorsParams, TerminateSectorsReturn,
+    TerminationDeclaration, VerifiedAllocationKey, WithdrawBalanceParams, WithdrawBalanceReturn,
+    initial_pledge_for_power, is_sealed_sector, is_unsealed_sector, locked_reward_from_reward,
+    pledge_penalty_for_continued_fault, pledge_penalty_for_invalid_windowpost,
+    pledge_penalty_for_termination, pre_commit_deposit_for_power, qa_power_for_sector,
+    qa_power_for_weight, qa_power_max, seal_proof_sector_maximum_lifetime,
 };
 
 /// Who owns and operates the miner.
@@ -55,8 +55,36 @@ pub const EXTEND_SECTOR_EXPIRATION2: u64 = 32;
 pub const PROVE_COMMIT_SECTORS3: u64 = 34;
 /// Proves that sectors hold new data (snap deals).
 pub const PROVE_REPLICA_UPDATES3: u64 = 35;
+/// The most that ending a sector of some power and pledge costs: FRC-42 hash of
+/// `MaxTerminationFee`, FIP-0098.
+pub const MAX_TERMINATION_FEE: u64 = 4_127_382_196;
 /// Tells a data consumer that a sector holds its piece: FRC-42 hash of `SectorContentChanged`.
 pub const SECTOR_CONTENT_CHANGED: u64 = 2_034_386_435;
+
+/// Quality-adjusted power of a sector: bytes, verified data counted tenfold. `duration` is what
+/// the weight was computed over.
+#[must_use]
+pub fn power_of(
+    size: lotus_types::SectorSize,
+    duration: lotus_types::EpochDelta,
+    verified_weight: &fvm_shared::bigint::BigInt,
+) -> fvm_shared::bigint::BigInt {
+    qa_power_for_weight(fvm_size(size), duration.0, verified_weight)
+}
+
+/// The network's type for a sector size.
+#[must_use]
+pub const fn fvm_size(size: lotus_types::SectorSize) -> fvm_shared::sector::SectorSize {
+    use fvm_shared::sector::SectorSize as Fvm;
+    use lotus_types::SectorSize as Size;
+    match size {
+        Size::S2KiB => Fvm::_2KiB,
+        Size::S8MiB => Fvm::_8MiB,
+        Size::S512MiB => Fvm::_512MiB,
+        Size::S32GiB => Fvm::_32GiB,
+        Size::S64GiB => Fvm::_64GiB,
+    }
+}
 
 /// The name of a method, for logs and tables.
 #[must_use]
@@ -80,6 +108,7 @@ pub const fn method_name(method: u64) -> Option<&'static str> {
         EXTEND_SECTOR_EXPIRATION2 => "ExtendSectorExpiration2",
         PROVE_COMMIT_SECTORS3 => "ProveCommitSectors3",
         PROVE_REPLICA_UPDATES3 => "ProveReplicaUpdates3",
+        MAX_TERMINATION_FEE => "MaxTerminationFee",
         _ => return None,
     })
 }
@@ -109,6 +138,10 @@ mod tests {
             assert_eq!(ours, theirs as u64);
         }
         assert_eq!(SECTOR_CONTENT_CHANGED, HASHED);
+        assert_eq!(
+            MAX_TERMINATION_FEE,
+            Method::MaxTerminationFeeExported as u64
+        );
         assert_eq!(method_name(28), Some("PreCommitSectorBatch2"));
     }
 }
