@@ -1,6 +1,6 @@
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use lotus_proofs::{
     PostSector, ProofError, Prover, SealingSector, UnpaddedOffset, WindowPost, add_pieces,
@@ -101,13 +101,7 @@ pub fn execute(prover: &dyn Prover, task: &Task) -> Result<Output, ProofError> {
             out,
             offset,
             len,
-        } => {
-            let io = |source| ProofError::Io {
-                path: out.clone(),
-                source,
-            };
-            let file = File::create(out).map_err(io)?;
-            let mut writer = BufWriter::with_capacity(1 << 20, &file);
+        } => write_out(out, |writer| {
             prover.unseal(
                 &sealing(*sector, *size),
                 ticket,
@@ -115,15 +109,40 @@ pub fn execute(prover: &dyn Prover, task: &Task) -> Result<Output, ProofError> {
                 sealed,
                 cache,
                 scratch,
-                &mut writer,
+                writer,
                 UnpaddedOffset(*offset),
                 *len,
-            )?;
-            writer.flush().map_err(io)?;
-            drop(writer);
-            file.sync_all().map_err(io)?;
-            Ok(Output::Done)
-        }
+            )
+        }),
+        Task::ReplicaUpdate {
+            files,
+            layout,
+            unsealed,
+        } => prover
+            .replica_update(&files.paths(), layout, unsealed)
+            .map(Output::Commitments),
+        Task::ProveUpdate {
+            files,
+            old_comm_r,
+            commitments,
+        } => prover
+            .prove_update(&files.paths(), old_comm_r, commitments)
+            .map(Output::Proof),
+        Task::UnsealUpdate {
+            files,
+            comm_d,
+            out,
+            offset,
+            len,
+        } => write_out(out, |writer| {
+            prover.unseal_update(
+                &files.paths(),
+                comm_d,
+                writer,
+                UnpaddedOffset(*offset),
+                *len,
+            )
+        }),
         Task::WindowPost {
             miner,
             size,
@@ -160,6 +179,24 @@ pub fn execute(prover: &dyn Prover, task: &Task) -> Result<Output, ProofError> {
     }
 }
 
+/// Creates a file, has it written, and syncs it.
+fn write_out(
+    out: &Path,
+    write: impl FnOnce(&mut dyn Write) -> Result<(), ProofError>,
+) -> Result<Output, ProofError> {
+    let io = |source| ProofError::Io {
+        path: out.to_owned(),
+        source,
+    };
+    let file = File::create(out).map_err(io)?;
+    let mut writer = BufWriter::with_capacity(1 << 20, &file);
+    write(&mut writer)?;
+    writer.flush().map_err(io)?;
+    drop(writer);
+    file.sync_all().map_err(io)?;
+    Ok(Output::Done)
+}
+
 const fn sealing(id: lotus_types::SectorId, size: lotus_types::SectorSize) -> SealingSector {
     SealingSector { id, size }
 }
@@ -193,12 +230,18 @@ impl Task {
                 path: cache.clone(),
                 expected: size.bytes() / 7 * 8,
             }),
-            Self::Unseal { out, len, .. } => Some(Growth {
+            // The data tree, and a last tree of arity 8.
+            Self::ReplicaUpdate { files, .. } => Some(Growth {
+                path: files.updated_cache.clone(),
+                expected: files.size.bytes() * 2 + files.size.bytes() / 7,
+            }),
+            Self::Unseal { out, len, .. } | Self::UnsealUpdate { out, len, .. } => Some(Growth {
                 path: out.clone(),
                 expected: *len,
             }),
             Self::Commit { .. }
             | Self::Finalize { .. }
+            | Self::ProveUpdate { .. }
             | Self::WindowPost { .. }
             | Self::CheckSectors { .. }
             | Self::WinningPost { .. } => None,

@@ -26,5 +26,5 @@ pub use config::{PoolConfig, WorkersConfig};
 pub use error::WorkError;
 pub use execute::execute;
 pub use pool::{Attached, Pool, Progress, Runner};
-pub use task::{Class, Output, PieceFile, PostFile, Task};
+pub use task::{Class, Output, PieceFile, PostFile, Task, UpdateFiles};
 pub use worker::{WorkerArgs, worker_main};

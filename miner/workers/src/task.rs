@@ -1,7 +1,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use lotus_proofs::{PlacedPiece, PostSector, SealedCommitments, Seed, Ticket};
+use lotus_proofs::{PlacedPiece, PostSector, SealedCommitments, Seed, Ticket, UpdatedSector};
 use lotus_types::{ActorId, Commitment, PieceCid, SectorId, SectorNumber, SectorSize};
 use serde::{Deserialize, Serialize};
 
@@ -83,6 +83,33 @@ impl From<&PostFile> for PostSector {
             comm_r: f.comm_r,
             sealed: f.sealed.clone(),
             cache: f.cache.clone(),
+        }
+    }
+}
+
+/// The files of a sector before and after a replica update (snap deal).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdateFiles {
+    /// Size of the sector.
+    pub size: SectorSize,
+    /// The replica before the update.
+    pub sealed: PathBuf,
+    /// Its cache directory.
+    pub cache: PathBuf,
+    /// The replica after the update.
+    pub updated: PathBuf,
+    /// Its cache directory.
+    pub updated_cache: PathBuf,
+}
+
+impl UpdateFiles {
+    pub(crate) fn paths(&self) -> UpdatedSector<'_> {
+        UpdatedSector {
+            size: self.size,
+            sealed: &self.sealed,
+            cache: &self.cache,
+            updated: &self.updated,
+            updated_cache: &self.updated_cache,
         }
     }
 }
@@ -191,6 +218,37 @@ pub enum Task {
         /// Number of payload bytes.
         len: u64,
     },
+    /// Encodes new data into a new replica. [`Output::Commitments`].
+    ReplicaUpdate {
+        /// Where the replicas are.
+        files: UpdateFiles,
+        /// Every piece of the new data at its place, fillers included.
+        layout: Vec<PlacedPiece>,
+        /// The new data.
+        unsealed: PathBuf,
+    },
+    /// Proves that the new replica holds the new data. [`Output::Proof`].
+    ProveUpdate {
+        /// Where the replicas are.
+        files: UpdateFiles,
+        /// Commitment of the replica before the update.
+        old_comm_r: Commitment,
+        /// What `ReplicaUpdate` gave.
+        commitments: SealedCommitments,
+    },
+    /// Writes a range of an updated sector's raw data to `out`. [`Output::Done`].
+    UnsealUpdate {
+        /// Where the replicas are.
+        files: UpdateFiles,
+        /// Commitment of the new data.
+        comm_d: Commitment,
+        /// File to write: created or truncated, then synced.
+        out: PathBuf,
+        /// First payload byte.
+        offset: u64,
+        /// Number of payload bytes.
+        len: u64,
+    },
     /// Proves the partitions of one message. [`Output::Proof`] or [`Output::Faulty`].
     WindowPost {
         /// The miner.
@@ -242,7 +300,10 @@ impl Task {
             | Self::PreCommit2 { .. }
             | Self::Commit { .. }
             | Self::Finalize { .. }
-            | Self::Unseal { .. } => Class::Seal,
+            | Self::ReplicaUpdate { .. }
+            | Self::ProveUpdate { .. }
+            | Self::Unseal { .. }
+            | Self::UnsealUpdate { .. } => Class::Seal,
         }
     }
 
@@ -255,7 +316,10 @@ impl Task {
             Self::PreCommit2 { .. } => "pre_commit2",
             Self::Commit { .. } => "commit",
             Self::Finalize { .. } => "finalize",
+            Self::ReplicaUpdate { .. } => "replica_update",
+            Self::ProveUpdate { .. } => "prove_update",
             Self::Unseal { .. } => "unseal",
+            Self::UnsealUpdate { .. } => "unseal_update",
             Self::WindowPost { .. } => "window_post",
             Self::CheckSectors { .. } => "check_sectors",
             Self::WinningPost { .. } => "winning_post",
