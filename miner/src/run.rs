@@ -29,7 +29,7 @@ use crate::control::Control;
 use crate::events::EventLog;
 use crate::pieces::{PieceRunner, Pieces, Placer};
 use crate::repo::Repo;
-use crate::sealer::{Files, Sealer, SectorObserver};
+use crate::sealer::{Files, Replicas, Sealer, SectorObserver};
 use crate::unsealed::Unsealed;
 
 /// How long the parts may take to stop.
@@ -148,11 +148,6 @@ pub async fn run(repo: Repo, cfg: MinerConfig, stop: CancellationToken) -> Resul
     )
     .map_err(journal_fault)?;
     let storage = Storage::open(repo.storage())?;
-    let files = Arc::new(Files {
-        pieces: pieces.clone(),
-        storage: storage.clone(),
-        miner: actor,
-    });
     let (sealing, seal) = Sealing::new(SealingDeps {
         journal: journal.clone(),
         node: node.clone(),
@@ -167,9 +162,10 @@ pub async fn run(repo: Repo, cfg: MinerConfig, stop: CancellationToken) -> Resul
             pieces: pieces.clone(),
             events: events.clone(),
         }),
-        pieces: files.clone(),
+        pieces: Arc::new(Files(pieces.clone())),
     })
     .map_err(|e| Fault::new(e.kind(), e.to_string(), e.fix()))?;
+    let files = Arc::new(Replicas(sealing.clone()));
     let activity = Activity::default();
     let window_post = WindowPost::new(ProvingDeps {
         journal: journal.clone(),

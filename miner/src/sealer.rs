@@ -12,15 +12,16 @@ use hub_proto::v1::{
 use lotus_chain::Follower;
 use lotus_journal::{JournalError, Tx};
 use lotus_proving::{Activity, SectorFiles};
-use lotus_sealing::machine::{Allocation, Notify};
+use lotus_sealing::machine::{Allocation, Notify, SealTicket};
 use lotus_sealing::{
     Observer, PieceFiles, Sealing, SealingError, SectorChange, SectorRecord, SectorState, Storage,
     Terms,
 };
 use lotus_types::{
-    ActorId, DealKey, Epoch, Kind, PieceCid, PieceInfo, SectorId, SectorNumber, SectorSize,
+    ActorId, Commitment, DealKey, Epoch, Kind, PieceCid, PieceInfo, SectorId, SectorNumber,
+    SectorSize,
 };
-use lotus_workers::{Output, Pool, Task};
+use lotus_workers::{Output, Pool, Task, UpdateFiles};
 
 use crate::api::{Safety, SectorBook};
 use crate::events::{EventLog, unix_ms};
@@ -103,8 +104,15 @@ fn fate(state: SectorState, reason: Option<&str>) -> SectorFate {
         None => SectorFate::Lost(what.into()),
     };
     match state {
-        SectorState::Proving => SectorFate::Proven,
+        // Until its end is on chain a sector is proven.
+        SectorState::Proving
+        | SectorState::UpdateActivating
+        | SectorState::ReleaseSectorKey
+        | SectorState::Terminating
+        | SectorState::TerminateWait
+        | SectorState::TerminateFailed => SectorFate::Proven,
         SectorState::FailedUnrecoverable => because("its sector can never be proven"),
+        SectorState::TerminateFinality => because("its sector was terminated"),
         SectorState::Removing | SectorState::RemoveFailed | SectorState::Removed => {
             because("its sector was removed")
         }
@@ -156,7 +164,7 @@ impl Unsealer for Sealer {
         let record = self.sealing.sector(number).map_err(|e| no_place(&e))?;
         let sector = record
             .map(|r| r.sector)
-            .filter(|s| s.state == SectorState::Proving)
+            .filter(|s| s.state.has_data_on_chain())
             .ok_or_else(|| not_now(format!("sector {number} is not proven yet")))?;
         let (Some(ticket), Some(commitments)) = (sector.ticket, sector.commitments) else {
             return Err(not_now(format!("sector {number} has no ticket on record")));
@@ -168,31 +176,127 @@ impl Unsealer for Sealer {
             message: format!("{}: {e}", scratch.display()),
         };
         std::fs::create_dir_all(&scratch).map_err(io)?;
-        let task = Task::Unseal {
-            sector: id,
-            size: self.size,
-            ticket: ticket.value,
-            comm_d: commitments.comm_d,
-            sealed: self.storage.sealed(id),
-            cache: self.storage.cache(id),
-            scratch: scratch.clone(),
-            out: out.to_owned(),
-            offset: place.offset / FR32.1 * FR32.0,
-            len: piece.raw_size,
+        let offset = place.offset / FR32.1 * FR32.0;
+        let done = match sector.update.and_then(|u| u.commitments) {
+            Some(update) => {
+                let mut files = UpdateFiles {
+                    size: self.size,
+                    sealed: self.storage.sealed(id),
+                    cache: self.storage.cache(id),
+                    updated: self.storage.updated(id),
+                    updated_cache: self.storage.updated_cache(id),
+                };
+                let key = if files.sealed.exists() {
+                    Ok(())
+                } else {
+                    self.make_key(id, ticket, &scratch, &mut files).await
+                };
+                match key {
+                    Ok(()) => {
+                        self.do_unseal(Task::UnsealUpdate {
+                            files,
+                            comm_d: update.comm_d,
+                            out: out.to_owned(),
+                            offset,
+                            len: piece.raw_size,
+                        })
+                        .await
+                    }
+                    Err(e) => Err(e),
+                }
+            }
+            None => {
+                self.do_unseal(Task::Unseal {
+                    sector: id,
+                    size: self.size,
+                    ticket: ticket.value,
+                    comm_d: commitments.comm_d,
+                    sealed: self.storage.sealed(id),
+                    cache: self.storage.cache(id),
+                    scratch: scratch.clone(),
+                    out: out.to_owned(),
+                    offset,
+                    len: piece.raw_size,
+                })
+                .await
+            }
         };
-        let done = self.pool.run(task, None).await;
         std::fs::remove_dir_all(&scratch).map_err(io)?;
-        match done {
-            Ok(Output::Done) => Ok(()),
-            Ok(other) => Err(NoPlace {
-                kind: Kind::Fatal,
-                message: format!("the worker answered {other:?}"),
-            }),
-            Err(e) => Err(NoPlace {
-                kind: e.kind(),
-                message: e.to_string(),
-            }),
+        done
+    }
+}
+
+impl Sealer {
+    async fn do_unseal(&self, task: Task) -> Result<(), NoPlace> {
+        match self.heavy(task).await? {
+            Output::Done => Ok(()),
+            other => Err(unexpected(&other)),
         }
+    }
+
+    async fn heavy(&self, task: Task) -> Result<Output, NoPlace> {
+        self.pool.run(task, None).await.map_err(|e| NoPlace {
+            kind: e.kind(),
+            message: e.to_string(),
+        })
+    }
+
+    /// Makes the first replica of an upgraded sector again: it was deleted, and held zeros, so
+    /// its ticket gives the same one.
+    async fn make_key(
+        &self,
+        sector: SectorId,
+        ticket: SealTicket,
+        scratch: &Path,
+        files: &mut UpdateFiles,
+    ) -> Result<(), NoPlace> {
+        let layout = lotus_proofs::layout(self.size, &[]).map_err(|e| NoPlace {
+            kind: Kind::Fatal,
+            message: e.to_string(),
+        })?;
+        let unsealed = scratch.join("zeros");
+        files.sealed = scratch.join("key");
+        files.cache = scratch.join("key-cache");
+        self.do_unseal(Task::AddPieces {
+            size: self.size,
+            layout: layout.clone(),
+            pieces: Vec::new(),
+            unsealed: unsealed.clone(),
+        })
+        .await?;
+        let pc1 = match self
+            .heavy(Task::PreCommit1 {
+                sector,
+                size: self.size,
+                ticket: ticket.value,
+                layout,
+                unsealed,
+                sealed: files.sealed.clone(),
+                cache: files.cache.clone(),
+            })
+            .await?
+        {
+            Output::PreCommit1(labels) => labels,
+            other => return Err(unexpected(&other)),
+        };
+        let task = Task::PreCommit2 {
+            sector,
+            size: self.size,
+            pc1,
+            sealed: files.sealed.clone(),
+            cache: files.cache.clone(),
+        };
+        match self.heavy(task).await? {
+            Output::Commitments(_) => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+fn unexpected(output: &Output) -> NoPlace {
+    NoPlace {
+        kind: Kind::Fatal,
+        message: format!("the worker answered {output:?}"),
     }
 }
 
@@ -232,8 +336,11 @@ impl Safety for Sealer {
         }
         for r in self.sealing.sectors() {
             // The steps that take long and begin anew after a restart.
-            if let SectorState::PreCommit1 | SectorState::PreCommit2 | SectorState::Committing =
-                r.sector.state
+            if let SectorState::PreCommit1
+            | SectorState::PreCommit2
+            | SectorState::Committing
+            | SectorState::UpdateReplica
+            | SectorState::ProveReplicaUpdate = r.sector.state
             {
                 let at = r
                     .progress
@@ -259,6 +366,7 @@ impl Safety for Sealer {
 
 fn info(r: SectorRecord, log: bool) -> SectorInfo {
     let s = r.sector;
+    let commitments = s.current_commitments();
     let epoch = |e: Option<Epoch>| e.map_or(0, |e| e.0);
     let cid = |c: Option<cid::Cid>| c.map(|c| c.to_string()).unwrap_or_default();
     SectorInfo {
@@ -291,12 +399,10 @@ fn info(r: SectorRecord, log: bool) -> SectorInfo {
                 message: e.message,
             })
             .collect(),
-        comm_d: s
-            .commitments
+        comm_d: commitments
             .map(|c| c.comm_d.unsealed_cid().to_string())
             .unwrap_or_default(),
-        comm_r: s
-            .commitments
+        comm_r: commitments
             .map(|c| c.comm_r.sealed_cid().to_string())
             .unwrap_or_default(),
     }
@@ -324,7 +430,10 @@ impl Observer for SectorObserver {
             to: change.to.as_str().into(),
         };
         self.events.append(tx, What::Sector(sector))?;
-        let keys = change.sector.pieces.iter().map(|p| p.key.clone());
+        let key = |p: &lotus_sealing::SectorPiece| p.key.clone();
+        let returned = change.returned.iter().map(key);
+        self.pieces.sector_in(tx, returned, &SectorFate::Returned)?;
+        let keys = change.sector.pieces.iter().map(key);
         let fate = fate(change.to, change.sector.reason.as_deref());
         self.pieces.sector_in(tx, keys, &fate)
     }
@@ -334,34 +443,24 @@ impl Observer for SectorObserver {
     }
 }
 
-/// Where sealing and proving find files.
-pub struct Files {
-    /// Raw pieces.
-    pub pieces: Arc<Pieces>,
-    /// Sectors.
-    pub storage: Storage,
-    /// The miner.
-    pub miner: ActorId,
-}
+/// Where sealing finds raw pieces.
+pub struct Files(pub Arc<Pieces>);
 
 impl PieceFiles for Files {
     fn path(&self, cid: &PieceCid) -> PathBuf {
-        self.pieces.path(cid)
+        self.0.path(cid)
     }
 }
 
-impl SectorFiles for Files {
-    fn sealed(&self, number: SectorNumber) -> PathBuf {
-        self.storage.sealed(SectorId {
-            miner: self.miner,
-            number,
-        })
+/// Where proving finds a replica: of an upgraded sector there are two for a while.
+pub struct Replicas(pub Sealing);
+
+impl SectorFiles for Replicas {
+    fn sealed(&self, number: SectorNumber, comm_r: &Commitment) -> PathBuf {
+        self.0.replica(number, comm_r).sealed
     }
 
-    fn cache(&self, number: SectorNumber) -> PathBuf {
-        self.storage.cache(SectorId {
-            miner: self.miner,
-            number,
-        })
+    fn cache(&self, number: SectorNumber, comm_r: &Commitment) -> PathBuf {
+        self.0.replica(number, comm_r).cache
     }
 }

@@ -1,11 +1,12 @@
 use std::path::PathBuf;
 
-use lotus_types::SectorNumber;
+use lotus_types::{Commitment, SectorNumber};
 
-/// Where the files of proven sectors are.
+/// Where the files of proven sectors are. An upgraded sector has two replicas for a while: which
+/// is meant, its commitment says.
 pub trait SectorFiles: Send + Sync {
     /// The replica of a sector.
-    fn sealed(&self, sector: SectorNumber) -> PathBuf;
+    fn sealed(&self, sector: SectorNumber, comm_r: &Commitment) -> PathBuf;
     /// Its cache directory.
-    fn cache(&self, sector: SectorNumber) -> PathBuf;
+    fn cache(&self, sector: SectorNumber, comm_r: &Commitment) -> PathBuf;
 }

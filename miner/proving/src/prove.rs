@@ -198,8 +198,8 @@ impl Shared {
             Ok(PostFile {
                 number,
                 comm_r: *comm_r,
-                sealed: self.deps.files.sealed(number),
-                cache: self.deps.files.cache(number),
+                sealed: self.deps.files.sealed(number, comm_r),
+                cache: self.deps.files.cache(number, comm_r),
             })
         };
         numbers.iter().map(file).collect()

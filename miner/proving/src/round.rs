@@ -248,8 +248,8 @@ impl Shared {
             Ok(PostFile {
                 number: s.sector_number,
                 comm_r,
-                sealed: self.deps.files.sealed(s.sector_number),
-                cache: self.deps.files.cache(s.sector_number),
+                sealed: self.deps.files.sealed(s.sector_number, &comm_r),
+                cache: self.deps.files.cache(s.sector_number, &comm_r),
             })
         };
         let sectors = info

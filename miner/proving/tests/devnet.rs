@@ -31,7 +31,9 @@ use lotus_proving::{
     ProvingDeps, RoundOutcome, Rounds, SectorFiles, WindowPost,
 };
 use lotus_runtime::{CancellationToken, Health};
-use lotus_types::{ActorId, Epoch, Generation, SectorId, SectorNumber, SectorSize, TokenAmount};
+use lotus_types::{
+    ActorId, Commitment, Epoch, Generation, SectorId, SectorNumber, SectorSize, TokenAmount,
+};
 use lotus_workers::{Pool, PoolConfig, WorkerArgs, WorkersConfig, worker_main};
 use tokio::task::JoinSet;
 
@@ -66,10 +68,10 @@ fn main() -> ExitCode {
 struct Files(PathBuf);
 
 impl SectorFiles for Files {
-    fn sealed(&self, sector: SectorNumber) -> PathBuf {
+    fn sealed(&self, sector: SectorNumber, _: &Commitment) -> PathBuf {
         self.0.join(sector.to_string()).join("sealed")
     }
-    fn cache(&self, sector: SectorNumber) -> PathBuf {
+    fn cache(&self, sector: SectorNumber, _: &Commitment) -> PathBuf {
         self.0.join(sector.to_string()).join("cache")
     }
 }
@@ -249,7 +251,10 @@ impl Hub {
             .unwrap();
         let files = Files(dir.join("sectors"));
         let n = SectorNumber(number);
-        let (sealed, cache) = (files.sealed(n), files.cache(n));
+        let (sealed, cache) = (
+            files.sealed(n, &Commitment([0; 32])),
+            files.cache(n, &Commitment([0; 32])),
+        );
         std::fs::create_dir_all(&cache).unwrap();
         let unsealed = cache.with_file_name("unsealed");
         let data = vec![u8::try_from(number).unwrap(); 1016];
@@ -488,7 +493,7 @@ async fn a_miner_proves_mines_and_recovers() {
     );
 
     // A replica that is overwritten throughout is declared or skipped; the other stays proven.
-    let sealed = Files(dir.join("sectors")).sealed(SectorNumber(1));
+    let sealed = Files(dir.join("sectors")).sealed(SectorNumber(1), &Commitment([0; 32]));
     let good = std::fs::read(&sealed).unwrap();
     std::fs::write(&sealed, vec![0x5a; good.len()]).unwrap();
     hub.until("faulty sector", || async { hub.faults().await == [1u64] })

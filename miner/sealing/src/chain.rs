@@ -2,23 +2,22 @@
 
 use std::sync::Arc;
 
-use lotus_actors::miner::{
-    CompactCommD, PRE_COMMIT_SECTOR_BATCH2, PROVE_COMMIT_SECTORS3, PreCommitSectorBatchParams2,
-    ProveCommitSectors3Params, ProveCommitSectors3Return, SectorActivationManifest,
+use lotus_actors::miner::ProveCommitSectors3Return;
+use lotus_actors::{Dst, ExitCode, address_entropy, exit_name};
+use lotus_messages::{Landed, SendError};
+use lotus_node_client::api::{
+    NetworkParams, SectorOnChainInfo, SectorPreCommitOnChainInfo, TipSet, TipSetKey,
 };
-use lotus_actors::{Dst, ExitCode, RawBytes, address_entropy, encode, exit_name};
-use lotus_messages::{Landed, MessageKind, SendError, SendRequest};
-use lotus_node_client::api::{SectorPreCommitInfo, SectorPreCommitOnChainInfo, TipSet, TipSetKey};
-use lotus_proofs::{SealedCommitments, layout, seal_proof_type};
-use lotus_types::{Address, DealKey, Epoch, EpochDelta, SectorNumber, TokenAmount};
+use lotus_proofs::{SealedCommitments, layout};
+use lotus_types::{Address, DealKey, Epoch, EpochDelta, SectorNumber};
 
 use crate::SealingError;
-use crate::machine::{Claim, Event, SealSeed, SealTicket, Sector, SectorPiece};
-use crate::params::{data_cid, expiration, manifest};
-use crate::sealing::{Shared, Stored};
+use crate::batch::BatchKind;
+use crate::machine::{Cause, Claim, Event, SealSeed, SealTicket, Sector, SectorPiece};
+use crate::shared::Shared;
 
 /// What the chain knows of a sector.
-enum OnChain {
+pub(crate) enum OnChain {
     Nothing,
     PreCommitted(Box<SectorPreCommitOnChainInfo>),
     Active {
@@ -30,11 +29,11 @@ enum OnChain {
 }
 
 impl Shared {
-    fn actor(&self) -> Address {
+    pub(crate) fn actor(&self) -> Address {
         self.miner.address()
     }
 
-    fn chain_head(&self) -> Result<Arc<TipSet>, SealingError> {
+    pub(crate) fn chain_head(&self) -> Result<Arc<TipSet>, SealingError> {
         self.head
             .borrow()
             .clone()
@@ -48,7 +47,7 @@ impl Shared {
 
     /// A sector that is active counts only once no reorg is likely to undo it: what comes next
     /// drops the files with which it could be proven again.
-    async fn on_chain(
+    pub(crate) async fn on_chain(
         &self,
         n: SectorNumber,
         commitments: &SealedCommitments,
@@ -63,13 +62,7 @@ impl Shared {
             if info.sealed_cid != ours {
                 return Ok(OnChain::Other("sector"));
             }
-            let depth = (head.height - info.activation).0;
-            if depth < i64::try_from(self.cfg.message_confidence_epochs).unwrap_or(i64::MAX) {
-                return Err(SealingError::Chain(format!(
-                    "sector {n} is active since epoch {}, {depth} epochs ago: waiting for more",
-                    info.activation
-                )));
-            }
+            self.deep_enough(n, info.activation, head)?;
             return Ok(OnChain::Active {
                 activation: info.activation,
                 expiration: info.expiration,
@@ -86,10 +79,58 @@ impl Shared {
         })
     }
 
-    /// Looks the allocations of the pieces up: those that the chain would let this sector claim.
-    async fn claims(
+    /// An error until so many epochs lie on top of an event that no reorg is likely to undo it.
+    pub(crate) fn deep_enough(
+        &self,
+        n: SectorNumber,
+        since: Epoch,
+        head: &TipSet,
+    ) -> Result<(), SealingError> {
+        let depth = (head.height - since).0;
+        if depth < i64::try_from(self.cfg.message_confidence_epochs).unwrap_or(i64::MAX) {
+            return Err(SealingError::Chain(format!(
+                "the chain has sector {n} since epoch {since}, {depth} epochs ago: waiting for more"
+            )));
+        }
+        Ok(())
+    }
+
+    /// The sector as the chain had it so long ago that no reorg changes it, and no election asks
+    /// for what it had before.
+    pub(crate) async fn final_info(
+        &self,
+        n: SectorNumber,
+        head: &TipSet,
+    ) -> Result<Option<SectorOnChainInfo>, SealingError> {
+        let at = Epoch((head.height.0 - self.cfg.finality_epochs).max(0));
+        let past = self
+            .node
+            .chain_get_tipset_by_height(at, &head.key())
+            .await?;
+        Ok(self
+            .node
+            .state_sector_get_info(self.actor(), n, &past.key())
+            .await?)
+    }
+
+    /// Whether the chain forgot the sector so long ago that neither a reorg nor an election asks
+    /// for it.
+    pub(crate) async fn is_gone(
+        &self,
+        n: SectorNumber,
+        s: &Sector,
+        head: &TipSet,
+    ) -> Result<bool, SealingError> {
+        let old = |since: Epoch| (head.height - since).0 >= self.cfg.finality_epochs;
+        Ok(s.activation.is_none_or(old) && self.final_info(n, head).await?.is_none())
+    }
+
+    /// Looks the allocations of the pieces up: those that the chain would let this sector claim,
+    /// as far as it is known when the sector ends.
+    pub(crate) async fn claims(
         &self,
         pieces: &[SectorPiece],
+        expiration: Option<Epoch>,
         head: &TipSet,
     ) -> Result<Vec<(DealKey, Claim)>, SealingError> {
         let mut claims = Vec::new();
@@ -106,6 +147,8 @@ impl Shared {
                     && f.data == p.piece.cid.cid()
                     && f.size == p.piece.size.get()
                     && f.expiration > head.height
+                    && expiration
+                        .is_none_or(|e| (f.term_min..=f.term_max).contains(&(e - head.height)))
             }) else {
                 tracing::warn!(deal = %p.key, client = %a.client, allocation = a.id,
                     "no such allocation for this piece: it is stored as unverified data");
@@ -126,7 +169,13 @@ impl Shared {
         if let Err(e) = layout(self.size, &s.piece_infos()) {
             return Ok(Event::Failed(e.to_string()));
         }
-        let claims = self.claims(&s.pieces, &*self.chain_head()?).await?;
+        let head = self.chain_head()?;
+        if (s.pre_commit_epoch.is_none() || s.update.is_some())
+            && let Some(why) = expired(&s.pieces, head.height)
+        {
+            return Ok(Event::DealsExpired(why));
+        }
+        let claims = self.claims(&s.pieces, s.expiration, &head).await?;
         Ok(Event::Packed { claims })
     }
 
@@ -148,97 +197,12 @@ impl Shared {
         Ok(Event::Ticket(SealTicket { value, epoch }))
     }
 
-    pub(crate) async fn send_pre_commit(
-        &self,
-        n: SectorNumber,
-        s: &Sector,
-    ) -> Result<Event, SealingError> {
-        let (Some(ticket), Some(commitments)) = (s.ticket, s.commitments) else {
-            return Ok(Event::TicketExpired);
-        };
-        let head = self.chain_head()?;
-        let at = head.key();
-        let key = pre_commit_key(n, s);
-        let sent = self.sender.status(&key).await?;
-        match self.on_chain(n, &commitments, &head).await? {
-            OnChain::Active {
-                activation,
-                expiration,
-            } => {
-                return Ok(Event::CommitLanded {
-                    activation,
-                    expiration,
-                });
-            }
-            OnChain::PreCommitted(info) => {
-                return Ok(Event::PreCommitLanded {
-                    epoch: info.pre_commit_epoch,
-                });
-            }
-            OnChain::Other(what) => return Ok(other_replica(n, what)),
-            OnChain::Nothing => {}
-        }
-        let landed = sent.as_ref().is_some_and(|m| m.landed.is_some());
-        if (sent.is_none() || landed)
-            && self
-                .node
-                .state_miner_sector_allocated(self.actor(), n, &at)
-                .await?
-        {
-            return Ok(Event::Abandoned(format!(
-                "sector number {n} was pre-committed before and its pre-commit has expired; \
-                 the chain never takes a number twice"
-            )));
-        }
-        if sent.is_none() && self.is_stale(&ticket)? {
-            return Ok(Event::TicketExpired);
-        }
-        let info = SectorPreCommitInfo {
-            seal_proof: seal_proof_type(self.size),
-            sector_number: n,
-            sealed_cid: commitments.comm_r.sealed_cid(),
-            seal_rand_epoch: ticket.epoch,
-            deal_ids: Vec::new(),
-            expiration: expiration(&self.cfg, head.height, &s.pieces),
-            unsealed_cid: data_cid(s, &commitments.comm_d),
-        };
-        let deposit = self
-            .node
-            .state_miner_pre_commit_deposit_for_power(self.actor(), &info, &at)
-            .await?;
-        let params = PreCommitSectorBatchParams2 {
-            sectors: vec![lotus_actors::miner::SectorPreCommitInfo {
-                seal_proof: info.seal_proof.into(),
-                sector_number: n.0,
-                sealed_cid: info.sealed_cid,
-                seal_rand_epoch: info.seal_rand_epoch.0,
-                deal_ids: Vec::new(),
-                expiration: info.expiration.0,
-                unsealed_cid: CompactCommD(info.unsealed_cid),
-            }],
-        };
-        let request = SendRequest {
-            key,
-            from: self.worker().await?,
-            to: self.actor(),
-            method: PRE_COMMIT_SECTOR_BATCH2,
-            params: encode(&params),
-            value: deposit,
-            kind: MessageKind::PreCommit,
-            max_fee: None,
-        };
-        match self.sender.send(request).await {
-            Ok(cid) => Ok(Event::PreCommitSent(cid)),
-            Err(e) => refused(e),
-        }
-    }
-
     pub(crate) async fn await_pre_commit(
         &self,
         n: SectorNumber,
         s: &Sector,
     ) -> Result<Event, SealingError> {
-        let landed = match self.landed(&pre_commit_key(n, s)).await? {
+        let landed = match self.batch_landed(BatchKind::PreCommit, s).await? {
             Ok(landed) => landed,
             Err(refused) => return Ok(refused),
         };
@@ -313,91 +277,12 @@ impl Shared {
         }
     }
 
-    pub(crate) async fn send_commit(
-        self: &Arc<Self>,
-        n: SectorNumber,
-        s: &Sector,
-    ) -> Result<Event, SealingError> {
-        let Some(commitments) = s.commitments else {
-            return Ok(Event::PreCommitLost);
-        };
-        let head = self.chain_head()?;
-        let at = head.key();
-        let pre_commit = match self.on_chain(n, &commitments, &head).await? {
-            OnChain::Active {
-                activation,
-                expiration,
-            } => {
-                return Ok(Event::CommitLanded {
-                    activation,
-                    expiration,
-                });
-            }
-            OnChain::PreCommitted(info) => info,
-            OnChain::Nothing => return Ok(Event::PreCommitLost),
-            OnChain::Other(what) => return Ok(other_replica(n, what)),
-        };
-        let Some(proof) = self.stored(n, Stored::Proof).await? else {
-            return Ok(Event::Refused {
-                why: "the seal proof is not stored".into(),
-                spent: false,
-                bad_proof: true,
-            });
-        };
-        // An allocation can have expired since it was checked; with it the whole sector would
-        // be refused.
-        let claims = self.claims(&s.pieces, &head).await?;
-        let claimed =
-            |p: &SectorPiece| p.claim.is_some() && claims.iter().any(|(k, _)| *k == p.key);
-        let verified: u64 = s
-            .pieces
-            .iter()
-            .filter(|p| claimed(p))
-            .map(|p| p.piece.size.get())
-            .sum();
-        let pledge = self
-            .node
-            .state_miner_initial_pledge_for_sector(
-                pre_commit.info.expiration - head.height,
-                self.size.bytes(),
-                verified,
-                &at,
-            )
-            .await?;
-        let value = (pledge - pre_commit.pre_commit_deposit).max(TokenAmount::default());
-        let params = ProveCommitSectors3Params {
-            sector_activations: vec![SectorActivationManifest {
-                sector_number: n.0,
-                pieces: s.pieces.iter().map(|p| manifest(p, claimed(p))).collect(),
-            }],
-            sector_proofs: vec![RawBytes::new(proof)],
-            aggregate_proof: RawBytes::default(),
-            aggregate_proof_type: None,
-            require_activation_success: true,
-            require_notification_success: false,
-        };
-        let request = SendRequest {
-            key: commit_key(n, s),
-            from: self.worker().await?,
-            to: self.actor(),
-            method: PROVE_COMMIT_SECTORS3,
-            params: encode(&params),
-            value,
-            kind: MessageKind::Commit,
-            max_fee: None,
-        };
-        match self.sender.send(request).await {
-            Ok(cid) => Ok(Event::CommitSent(cid)),
-            Err(e) => refused(e),
-        }
-    }
-
     pub(crate) async fn await_commit(
         &self,
         n: SectorNumber,
         s: &Sector,
     ) -> Result<Event, SealingError> {
-        let landed = match self.landed(&commit_key(n, s)).await? {
+        let landed = match self.batch_landed(BatchKind::Commit, s).await? {
             Ok(landed) => landed,
             Err(refused) => return Ok(refused),
         };
@@ -421,12 +306,31 @@ impl Shared {
         Ok(Event::Refused {
             why: format!("message {} succeeded, but {why}", landed.cid),
             spent: true,
-            bad_proof: false,
+            cause: Cause::Other,
         })
     }
 
-    /// The receipt of a successful message; the inner error is the chain's refusal.
-    async fn landed(&self, key: &str) -> Result<Result<Landed, Event>, SealingError> {
+    /// [`Shared::landed`] for the message of the sector's batch.
+    async fn batch_landed(
+        &self,
+        kind: BatchKind,
+        s: &Sector,
+    ) -> Result<Result<Landed, Event>, SealingError> {
+        let Some(batch) = s.seat.batch else {
+            return Ok(Err(not_there(
+                "it is not known which message it was".into(),
+            )));
+        };
+        self.landed(&kind.key(batch), s.seat.alone).await
+    }
+
+    /// The receipt of a successful message; the inner error is the chain's refusal. `alone`: the
+    /// message is about one sector.
+    pub(crate) async fn landed(
+        &self,
+        key: &str,
+        alone: bool,
+    ) -> Result<Result<Landed, Event>, SealingError> {
         let landed = match self
             .sender
             .wait(key, self.cfg.message_confidence_epochs)
@@ -437,25 +341,24 @@ impl Shared {
                 return Ok(Err(Event::Refused {
                     why: e.to_string(),
                     spent: true,
-                    bad_proof: false,
+                    cause: Cause::Other,
                 }));
             }
             Err(e) => return Err(e.into()),
         };
-        let code = u32::try_from(landed.exit_code).unwrap_or(u32::MAX);
-        if code == 0 {
+        if landed.exit_code == 0 {
             return Ok(Ok(landed));
         }
-        let code = ExitCode::new(code);
+        let code = ExitCode::new(u32::try_from(landed.exit_code).unwrap_or(u32::MAX));
         Ok(Err(Event::Refused {
             why: format!("message {}: {}", landed.cid, exit_name(code)),
             spent: true,
-            bad_proof: code == ExitCode::USR_ILLEGAL_ARGUMENT,
+            cause: cause(landed.exit_code, alone),
         }))
     }
 
     /// The address that pays for sealing messages.
-    async fn worker(&self) -> Result<Address, SealingError> {
+    pub(crate) async fn worker(&self) -> Result<Address, SealingError> {
         let info = self
             .node
             .state_miner_info(self.actor(), &TipSetKey::HEAD)
@@ -463,7 +366,7 @@ impl Shared {
         Ok(info.worker)
     }
 
-    async fn params(&self) -> Result<&lotus_node_client::api::NetworkParams, SealingError> {
+    pub(crate) async fn params(&self) -> Result<&NetworkParams, SealingError> {
         Ok(self
             .params
             .get_or_try_init(|| self.node.state_get_network_params())
@@ -471,21 +374,39 @@ impl Shared {
     }
 }
 
-fn pre_commit_key(n: SectorNumber, s: &Sector) -> String {
-    format!("precommit/{n}/{}", s.pre_commit_tries)
+/// What an exit code says about the sector of a message. Of several sectors it does not say which
+/// is meant.
+pub(crate) fn cause(exit_code: i64, alone: bool) -> Cause {
+    match u32::try_from(exit_code).map(ExitCode::new) {
+        Ok(
+            ExitCode::SYS_OUT_OF_GAS
+            | ExitCode::SYS_INSUFFICIENT_FUNDS
+            | ExitCode::USR_INSUFFICIENT_FUNDS,
+        ) => Cause::Money,
+        Ok(ExitCode::USR_ILLEGAL_ARGUMENT) if alone => Cause::Proof,
+        _ => Cause::Other,
+    }
 }
 
-fn commit_key(n: SectorNumber, s: &Sector) -> String {
-    format!("commit/{n}/{}", s.commit_tries)
+/// Why no piece is of use any more; `None` while one is.
+pub(crate) fn expired(pieces: &[SectorPiece], head: Epoch) -> Option<String> {
+    let late = |p: &SectorPiece| p.terms.start_epoch.0 > 0 && p.terms.start_epoch <= head;
+    let last = pieces.iter().map(|p| p.terms.start_epoch).max()?;
+    pieces.iter().all(late).then(|| {
+        format!(
+            "every deal should have begun by epoch {last}, and it is epoch {head}; the sector is \
+             not on chain and is given up"
+        )
+    })
 }
 
 /// A refusal is an event; anything else is tried again.
-fn refused(e: SendError) -> Result<Event, SealingError> {
+pub(crate) fn refused(e: SendError) -> Result<Event, SealingError> {
     match e {
         SendError::Refused { exit_code, .. } => Ok(Event::Refused {
             why: e.to_string(),
             spent: false,
-            bad_proof: exit_code == i64::from(ExitCode::USR_ILLEGAL_ARGUMENT.value()),
+            cause: cause(exit_code, true),
         }),
         e => Err(e.into()),
     }
@@ -495,12 +416,54 @@ fn not_there(why: String) -> Event {
     Event::Refused {
         why,
         spent: false,
-        bad_proof: false,
+        cause: Cause::Other,
     }
 }
 
-fn other_replica(n: SectorNumber, what: &str) -> Event {
+pub(crate) fn other_replica(n: SectorNumber, what: &str) -> Event {
     Event::Abandoned(format!(
         "the chain has a {what} of number {n} with another replica: another program uses this miner"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::testing;
+
+    #[test]
+    fn exit_codes_tell_money_from_proofs() {
+        for (code, alone, want) in [
+            (7, true, Cause::Money),
+            (6, true, Cause::Money),
+            (19, false, Cause::Money),
+            (16, true, Cause::Proof),
+            (16, false, Cause::Other),
+            (18, true, Cause::Other),
+            (-1, true, Cause::Other),
+        ] {
+            assert_eq!(cause(code, alone), want, "{code} {alone}");
+        }
+    }
+
+    #[test]
+    fn deals_expire_together() {
+        let piece = |start| {
+            let mut p = testing::placed(1, testing::piece(1, 1024), 0);
+            p.terms.start_epoch = Epoch(start);
+            p
+        };
+        for (starts, late) in [
+            (vec![], false),
+            (vec![0], false),
+            (vec![100], true),
+            (vec![101], false),
+            (vec![50, 100], true),
+            (vec![50, 101], false),
+            (vec![50, 0], false),
+        ] {
+            let pieces: Vec<_> = starts.iter().map(|s| piece(*s)).collect();
+            assert_eq!(expired(&pieces, Epoch(100)).is_some(), late, "{starts:?}");
+        }
+    }
 }

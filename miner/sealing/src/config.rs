@@ -14,6 +14,17 @@ pub struct SealingConfig {
     /// Sectors that may be between `WaitDeals` and `Proving` at the same time; 0: as many as the
     /// disk holds. With all in use, pieces wait.
     pub max_sealing_sectors: u32,
+    /// Deals may open new sectors. Without it they wait for sectors that can be upgraded.
+    pub make_new_sector_for_deals: bool,
+    /// Deals open a new sector first, and take a sector that can be upgraded only when no more
+    /// may be opened.
+    pub prefer_new_sectors_for_deals: bool,
+    /// A sector without pieces ends as `Available`, where deals can take it; else as `Proving`,
+    /// until `lotus-miner sectors snap-up`.
+    pub make_cc_sectors_available: bool,
+    /// Sectors that may be upgraded at the same time; 0: no limit but that of
+    /// `max_sealing_sectors`.
+    pub max_upgrading_sectors: u32,
     /// Pieces that one sector may hold.
     pub max_pieces_per_sector: u32,
     /// A sector closes when one of its pieces must be proven within this many epochs.
@@ -25,6 +36,29 @@ pub struct SealingConfig {
     pub ticket_max_age_epochs: i64,
     /// Epochs that must lie on top of the seed's epoch, so that no reorg changes the seed.
     pub seed_confidence_epochs: i64,
+    /// Depth at which the chain is final, in epochs: so long after an upgrade the old replica is
+    /// kept, and after a termination the files.
+    pub finality_epochs: i64,
+    /// Most sectors in one pre-commit message.
+    pub pre_commit_batch_max: u32,
+    /// Seconds that a sector waits for others to share a pre-commit message with.
+    pub pre_commit_batch_wait_secs: u64,
+    /// A pre-commit message goes out so many epochs before a ticket of its sectors expires or a
+    /// deal begins.
+    pub pre_commit_batch_slack_epochs: i64,
+    /// Most sectors in one prove-commit message.
+    pub commit_batch_max: u32,
+    /// Bytes of proofs and pieces in one prove-commit message of several sectors. Networks take
+    /// messages of 64 KiB.
+    pub commit_batch_max_bytes: u64,
+    /// Seconds that a sector waits for others to share a prove-commit message with.
+    pub commit_batch_wait_secs: u64,
+    /// A prove-commit message goes out so many epochs before a pre-commit of its sectors expires
+    /// or a deal begins.
+    pub commit_batch_slack_epochs: i64,
+    /// Base fee in attoFIL per unit of gas below which no sector waits for others: what sharing
+    /// a message saves is not worth the time.
+    pub batch_above_base_fee_attofil: u64,
     /// Epochs on top of a message's receipt before the next step begins.
     pub message_confidence_epochs: u64,
     /// How long a sector lives at least, in epochs from its pre-commit. Pieces can make it
@@ -46,6 +80,13 @@ impl Default for SealingConfig {
             // Lotus: MaxWaitDealsSectors.
             max_wait_deals_sectors: 2,
             max_sealing_sectors: 0,
+            // Lotus: MakeNewSectorForDeals, PreferNewSectorsForDeals, MaxUpgradingSectors.
+            make_new_sector_for_deals: true,
+            prefer_new_sectors_for_deals: false,
+            // Lotus: MakeCCSectorsAvailable is off. Here a deal takes capacity that is on chain
+            // before it pays for more.
+            make_cc_sectors_available: true,
+            max_upgrading_sectors: 0,
             // builtin-actors: the smaller of the limits of 32 GiB and 64 GiB sectors.
             max_pieces_per_sector: 256,
             // Lotus: StartEpochSealingBuffer.
@@ -56,6 +97,18 @@ impl Default for SealingConfig {
             ticket_max_age_epochs: 3_780 - 60,
             // Lotus: InteractivePoRepConfidence.
             seed_confidence_epochs: 6,
+            finality_epochs: 900,
+            // Lotus: MaxPreCommitBatch, PreCommitBatchWait 24 h, PreCommitBatchSlack 3 h.
+            pre_commit_batch_max: 256,
+            pre_commit_batch_wait_secs: 24 * 3_600,
+            pre_commit_batch_slack_epochs: 360,
+            // Lotus: MaxCommitBatch, CommitBatchWait 24 h, CommitBatchSlack 1 h.
+            commit_batch_max: 819,
+            commit_batch_max_bytes: 60 << 10,
+            commit_batch_wait_secs: 24 * 3_600,
+            commit_batch_slack_epochs: 120,
+            // Lotus: BatchPreCommitAboveBaseFee, 0.32 nanoFIL.
+            batch_above_base_fee_attofil: 320_000_000,
             message_confidence_epochs: 5,
             // 540 days of 2,880 epochs; builtin-actors: 180 to 1,278 days.
             expected_sector_duration_epochs: 540 * 2_880,

@@ -3,7 +3,7 @@ use std::io;
 use lotus_journal::JournalError;
 use lotus_messages::SendError;
 use lotus_node_client::NodeError;
-use lotus_types::{DealKey, Kind, PaddedSize, SectorNumber, SectorSize};
+use lotus_types::{DealKey, Epoch, Kind, PaddedSize, SectorNumber, SectorSize};
 use lotus_workers::WorkError;
 
 use crate::machine::SectorState;
@@ -46,6 +46,24 @@ pub enum SealingError {
         /// The deal.
         key: DealKey,
     },
+    /// The deal should have begun.
+    #[error("deal {key} should have begun at epoch {start}, and it is epoch {head}")]
+    DealExpired {
+        /// The deal.
+        key: DealKey,
+        /// First epoch of the deal.
+        start: Epoch,
+        /// The chain's head.
+        head: Epoch,
+    },
+    /// The chain needs the sector.
+    #[error("sector {number} can not be removed: {why}")]
+    Needed {
+        /// The sector.
+        number: SectorNumber,
+        /// Why.
+        why: String,
+    },
     /// There is no such sector.
     #[error("there is no sector {0}")]
     NoSector(SectorNumber),
@@ -81,6 +99,8 @@ impl SealingError {
             Self::NoRoom { .. } => Kind::Capacity,
             Self::TooLarge { .. }
             | Self::OtherPiece { .. }
+            | Self::DealExpired { .. }
+            | Self::Needed { .. }
             | Self::NoSector(_)
             | Self::WrongState { .. } => Kind::Data,
             Self::Chain(_) => Kind::Chain,
@@ -110,6 +130,10 @@ impl SealingError {
                 )
             }
             Self::OtherPiece { .. } => "give each deal its own id".into(),
+            Self::DealExpired { .. } => "make the deal again, with a later start epoch".into(),
+            Self::Needed { number, .. } => {
+                format!("see `lotus-miner sectors status {number}` and `sectors terminate`")
+            }
             Self::NoSector(_) => "see `lotus-miner sectors list`".into(),
             Self::WrongState { wanted, .. } => format!("only possible for sectors {wanted}"),
             Self::Chain(_) => "compare `lotus-miner sectors status` with the chain".into(),

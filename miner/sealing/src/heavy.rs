@@ -8,18 +8,21 @@ use lotus_workers::{Output, PieceFile, Progress, Task, WorkError};
 
 use crate::SealingError;
 use crate::machine::{Event, Sector};
-use crate::sealing::{Also, Shared, Stored};
-use crate::storage::put_in_place;
+use crate::shared::{Also, Shared, Stored, unix_ms};
 
 /// What came of a task.
-enum Done {
+pub(crate) enum Done {
     Output(Output),
     /// Evidence that this input does not work.
     Failed(String),
 }
 
 impl Shared {
-    async fn work(self: &Arc<Self>, n: SectorNumber, task: Task) -> Result<Done, SealingError> {
+    pub(crate) async fn work(
+        self: &Arc<Self>,
+        n: SectorNumber,
+        task: Task,
+    ) -> Result<Done, SealingError> {
         let shared = self.clone();
         let progress: Progress = Arc::new(move |part| {
             shared.live(n, |l| l.progress = Some(part.clamp(0.0, 1.0)));
@@ -36,7 +39,7 @@ impl Shared {
         }
     }
 
-    fn layout(&self, s: &Sector) -> Result<Vec<PlacedPiece>, String> {
+    pub(crate) fn layout(&self, s: &Sector) -> Result<Vec<PlacedPiece>, String> {
         layout(self.size, &s.piece_infos()).map_err(|e| e.to_string())
     }
 
@@ -74,7 +77,7 @@ impl Shared {
             Done::Output(other) => return Ok(unexpected(&other)),
         }
         let unsealed = self.storage.unsealed(id);
-        self.blocking(move || Ok(put_in_place(&made, &unsealed)?))
+        self.put_in_place(n, s.state, vec![(made, unsealed)])
             .await?;
         Ok(Event::PiecesWritten)
     }
@@ -110,12 +113,11 @@ impl Shared {
             Done::Output(Output::PreCommit1(labels)) => labels,
             Done::Output(other) => return Ok((unexpected(&other), Also::Nothing)),
         };
-        let shared = self.clone();
-        self.blocking(move || {
-            put_in_place(&cache, &shared.storage.cache(id))?;
-            Ok(put_in_place(&sealed, &shared.storage.sealed(id))?)
-        })
-        .await?;
+        let places = vec![
+            (cache, self.storage.cache(id)),
+            (sealed, self.storage.sealed(id)),
+        ];
+        self.put_in_place(n, s.state, places).await?;
         Ok((Event::PreCommit1Done, Also::Store(Stored::Labels, labels)))
     }
 
@@ -146,9 +148,10 @@ impl Shared {
         };
         Ok(match self.work(n, task).await? {
             Done::Failed(why) => Event::Failed(why),
-            Done::Output(Output::Commitments(c)) if c.comm_d == expected => {
-                Event::PreCommit2Done(c)
-            }
+            Done::Output(Output::Commitments(c)) if c.comm_d == expected => Event::PreCommit2Done {
+                commitments: c,
+                unix_ms: unix_ms(),
+            },
             Done::Output(Output::Commitments(c)) => Event::Failed(format!(
                 "comm_d is {:?}, the pieces give {expected:?}",
                 c.comm_d
@@ -184,9 +187,10 @@ impl Shared {
         };
         match self.work(n, task).await? {
             Done::Failed(why) => failed(why),
-            Done::Output(Output::Proof(proof)) => {
-                Ok((Event::Proved, Also::Store(Stored::Proof, proof)))
-            }
+            Done::Output(Output::Proof(proof)) => Ok((
+                Event::Proved { unix_ms: unix_ms() },
+                Also::Store(Stored::Proof, proof),
+            )),
             Done::Output(other) => Ok((unexpected(&other), Also::Nothing)),
         }
     }
@@ -206,10 +210,12 @@ impl Shared {
             Done::Output(Output::Done) => {}
             Done::Output(other) => return Ok((unexpected(&other), Also::Nothing)),
         }
-        let shared = self.clone();
-        let cleaned = self.blocking(move || Ok(shared.storage.clean(id)?)).await;
+        let cleaned = self.delete(move |storage| storage.clean(id)).await;
         Ok(match cleaned {
-            Ok(()) => (Event::Finalized, Also::DropOutputs),
+            Ok(()) => {
+                let upgradable = self.cfg.make_cc_sectors_available;
+                (Event::Finalized { upgradable }, Also::DropOutputs)
+            }
             Err(e) => (Event::Failed(e.to_string()), Also::Nothing),
         })
     }
@@ -219,8 +225,7 @@ impl Shared {
         n: SectorNumber,
     ) -> Result<(Event, Also), SealingError> {
         let id = self.id(n);
-        let shared = self.clone();
-        let deleted = self.blocking(move || Ok(shared.storage.delete(id)?)).await;
+        let deleted = self.delete(move |storage| storage.delete(id)).await;
         Ok(match deleted {
             Ok(()) => (Event::FilesRemoved, Also::DropOutputs),
             Err(e) => (Event::Failed(e.to_string()), Also::Nothing),
@@ -228,7 +233,7 @@ impl Shared {
     }
 }
 
-fn unexpected(output: &Output) -> Event {
+pub(crate) fn unexpected(output: &Output) -> Event {
     let what = match output {
         Output::Done => "nothing",
         Output::PreCommit1(_) => "labels",

@@ -10,22 +10,30 @@
 //! file that is wrong. A peer that does not answer changes nothing; the effect is tried again
 //! with back-off until it does.
 
+mod batch;
+mod batching;
 mod chain;
 mod config;
 mod error;
 mod heavy;
 pub mod machine;
+mod operate;
 mod params;
 mod pieces;
 mod record;
 mod runner;
 mod sealing;
+mod shared;
 mod storage;
+mod terminate;
+mod update;
 
+pub use batch::{BatchKind, Waiting};
 pub use config::SealingConfig;
 pub use error::SealingError;
 pub use machine::{Sector, SectorPiece, SectorState, Terms};
+pub use operate::Stake;
 pub use record::{LogEntry, SectorChange, SectorRecord};
 pub use runner::Runner;
-pub use sealing::{Capacity, Observer, PieceFiles, Placement, Sealing, SealingDeps, Work};
+pub use sealing::{Capacity, Observer, PieceFiles, Placement, Replica, Sealing, SealingDeps, Work};
 pub use storage::Storage;

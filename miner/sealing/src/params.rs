@@ -63,7 +63,7 @@ pub(crate) fn expiration(cfg: &SealingConfig, head: Epoch, pieces: &[SectorPiece
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::testing;
+    use crate::machine::{Claim, testing};
 
     #[test]
     fn a_sector_outlives_its_pieces_within_the_limits() {

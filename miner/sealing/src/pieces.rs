@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use lotus_proofs::layout;
-use lotus_types::{Epoch, PieceInfo, SectorNumber, SectorSize};
+use lotus_types::{Epoch, EpochDelta, PieceInfo, SectorNumber, SectorSize};
 
 use crate::SealingConfig;
-use crate::machine::{Sector, SectorState};
+use crate::machine::{Claim, Sector, SectorState};
 
 /// A sector with less room than this part of its size is full: 512 MiB of 32 GiB.
 const SMALLEST_USEFUL: u64 = 64;
@@ -16,6 +16,8 @@ const SMALLEST_USEFUL: u64 = 64;
 pub(crate) enum Choice {
     /// Put it into this sector, at this offset.
     Into(SectorNumber, u64),
+    /// Begin to upgrade this sector with it.
+    Upgrade(SectorNumber),
     /// Open a sector for it.
     Open,
     /// Close this sector and choose again.
@@ -24,43 +26,82 @@ pub(crate) enum Choice {
     NoRoom(usize),
 }
 
-/// First the fullest waiting sector that the piece fits, then a new one.
+/// What a piece asks of a sector that is on chain already.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Upgrade {
+    /// Last epoch of the deal.
+    pub(crate) end: Epoch,
+    /// Limits of its allocation.
+    pub(crate) claim: Option<Claim>,
+    /// The chain's head.
+    pub(crate) head: Epoch,
+    /// The sector to upgrade, if one is needed: proven, and it fits.
+    pub(crate) candidate: Option<SectorNumber>,
+}
+
+/// Epochs that an upgrade may take: so much longer than an allocation asks a sector must live.
+const UPGRADE_TIME: EpochDelta = EpochDelta(2_880);
+
+impl Upgrade {
+    /// Whether the sector lives long enough, and not too long.
+    pub(crate) fn fits(&self, s: &Sector) -> bool {
+        let Some(end) = s.expiration else {
+            return false;
+        };
+        let left = end - self.head;
+        let claim = self
+            .claim
+            .is_none_or(|c| left.0 >= c.term_min.0 + UPGRADE_TIME.0 && left <= c.term_max);
+        end >= self.end && claim
+    }
+}
+
+/// First the fullest waiting sector that the piece fits, then a sector without data, then a new
+/// one.
 pub(crate) fn choose(
     size: SectorSize,
     cfg: &SealingConfig,
     sectors: &BTreeMap<SectorNumber, Sector>,
     piece: &PieceInfo,
+    upgrade: &Upgrade,
 ) -> Choice {
     let mut waiting: Vec<_> = sectors
         .iter()
-        .filter(|(_, s)| s.state == SectorState::WaitDeals)
+        .filter(|(_, s)| s.state.takes_pieces())
         .collect();
     waiting.sort_by_key(|(n, s)| (room(size, s), **n));
     for (n, s) in &waiting {
         if s.pieces.len() < max_pieces(cfg)
+            && (s.state == SectorState::WaitDeals || upgrade.fits(s))
             && let Some(offset) = fit(size, s, piece)
         {
             return Choice::Into(**n, offset);
         }
     }
     let in_use = in_use(sectors);
-    if cfg.max_sealing_sectors > 0 && in_use >= cfg.max_sealing_sectors as usize {
-        return Choice::NoRoom(in_use);
-    }
+    let upgrading = sectors.values().filter(|s| s.state.is_upgrading()).count();
+    let free = |limit: u32, used: usize| limit == 0 || used < limit as usize;
+    let room = free(cfg.max_sealing_sectors, in_use);
+    let opens = room && cfg.make_new_sector_for_deals;
+    let upgrades = upgrade
+        .candidate
+        .filter(|_| room && free(cfg.max_upgrading_sectors, upgrading));
+    let choice = match upgrades {
+        Some(n) if !(opens && cfg.prefer_new_sectors_for_deals) => Choice::Upgrade(n),
+        _ if opens => Choice::Open,
+        _ => return Choice::NoRoom(in_use),
+    };
     match waiting.first() {
         Some((n, _)) if waiting.len() >= cfg.max_wait_deals_sectors.max(1) as usize => {
             Choice::Close(**n)
         }
-        _ => Choice::Open,
+        _ => choice,
     }
 }
 
 /// Sectors that have begun and are not done.
 pub(crate) fn in_use(sectors: &BTreeMap<SectorNumber, Sector>) -> usize {
-    sectors
-        .values()
-        .filter(|s| s.state.effect().is_some())
-        .count()
+    sectors.values().filter(|s| s.state.is_sealing()).count()
 }
 
 fn max_pieces(cfg: &SealingConfig) -> usize {
@@ -162,7 +203,7 @@ mod tests {
                 loop {
                     rounds += 1;
                     prop_assert!(rounds < 4);
-                    match choose(SIZE, &cfg, &sectors, &p) {
+                    match choose(SIZE, &cfg, &sectors, &p, &Upgrade::default()) {
                         Choice::Into(n, offset) => {
                             add(&mut sectors, n, testing::placed(i as u64, p, offset));
                             break;
@@ -176,7 +217,9 @@ mod tests {
                             let closed = step(sectors.get(&n), &Event::StartPacking).unwrap().0;
                             sectors.insert(n, closed);
                         }
-                        Choice::NoRoom(_) => prop_assert!(false, "there is no limit"),
+                        Choice::Upgrade(_) | Choice::NoRoom(_) => {
+                            prop_assert!(false, "nothing to upgrade, and no limit");
+                        }
                     }
                 }
                 let waiting = sectors.values().filter(|s| s.state == SectorState::WaitDeals);
@@ -209,11 +252,14 @@ mod tests {
         let mut sectors = BTreeMap::new();
         let whole = piece(1, SIZE.bytes());
         for n in 0..2 {
-            assert_eq!(choose(SIZE, &cfg, &sectors, &whole), Choice::Open);
+            assert_eq!(
+                choose(SIZE, &cfg, &sectors, &whole, &Upgrade::default()),
+                Choice::Open
+            );
             add(&mut sectors, SectorNumber(n), testing::placed(n, whole, 0));
         }
         assert_eq!(
-            choose(SIZE, &cfg, &sectors, &whole),
+            choose(SIZE, &cfg, &sectors, &whole, &Upgrade::default()),
             Choice::Close(SectorNumber(0))
         );
         for n in 0..2 {
@@ -221,9 +267,83 @@ mod tests {
             let closed = step(sectors.get(&n), &Event::StartPacking).unwrap().0;
             sectors.insert(n, closed);
         }
-        assert_eq!(choose(SIZE, &cfg, &sectors, &whole), Choice::Open);
+        assert_eq!(
+            choose(SIZE, &cfg, &sectors, &whole, &Upgrade::default()),
+            Choice::Open
+        );
         add(&mut sectors, SectorNumber(2), testing::placed(2, whole, 0));
-        assert_eq!(choose(SIZE, &cfg, &sectors, &whole), Choice::NoRoom(3));
+        assert_eq!(
+            choose(SIZE, &cfg, &sectors, &whole, &Upgrade::default()),
+            Choice::NoRoom(3)
+        );
+    }
+
+    #[test]
+    fn a_sector_without_data_comes_before_a_new_one() {
+        let mut sectors = BTreeMap::new();
+        let n = SectorNumber(7);
+        let mut cc = Sector::new(SectorState::Available, 0);
+        cc.activation = Some(Epoch(10));
+        cc.expiration = Some(Epoch(9_000));
+        sectors.insert(n, cc);
+        let piece = piece(1, SIZE.bytes() / 4);
+        let want = |end, claim: Option<(i64, i64)>| Upgrade {
+            end: Epoch(end),
+            claim: claim.map(|(min, max)| Claim {
+                term_min: EpochDelta(min),
+                term_max: EpochDelta(max),
+            }),
+            head: Epoch(1_000),
+            candidate: Some(n),
+        };
+        for (end, claim, fits) in [
+            (9_000, None, true),
+            (9_001, None, false),
+            (0, Some((5_120, 8_000)), true),
+            (0, Some((5_121, 9_000)), false),
+            (0, Some((100, 7_999)), false),
+        ] {
+            assert_eq!(want(end, claim).fits(&sectors[&n]), fits, "{end} {claim:?}");
+        }
+        let choose = |cfg: &SealingConfig, sectors: &_, want: &Upgrade| {
+            choose(SIZE, cfg, sectors, &piece, want)
+        };
+        let want = want(9_000, None);
+        let with = |f: fn(&mut SealingConfig)| {
+            let mut cfg = config();
+            f(&mut cfg);
+            cfg
+        };
+        let plain = config();
+        assert_eq!(choose(&plain, &sectors, &want), Choice::Upgrade(n));
+        let new_first = with(|c| c.prefer_new_sectors_for_deals = true);
+        assert_eq!(choose(&new_first, &sectors, &want), Choice::Open);
+        let no_new = with(|c| c.make_new_sector_for_deals = false);
+        assert_eq!(choose(&no_new, &sectors, &want), Choice::Upgrade(n));
+        let nothing = Upgrade::default();
+        assert_eq!(choose(&plain, &sectors, &nothing), Choice::Open);
+        assert_eq!(choose(&no_new, &sectors, &nothing), Choice::NoRoom(0));
+        // Once it takes pieces, the next that fits joins it.
+        add(&mut sectors, n, testing::placed(1, piece, 0));
+        let offset = SIZE.bytes() / 4;
+        assert_eq!(choose(&plain, &sectors, &want), Choice::Into(n, offset));
+        let longer = Upgrade {
+            end: Epoch(9_001),
+            candidate: None,
+            ..want.clone()
+        };
+        assert_eq!(choose(&plain, &sectors, &longer), Choice::Open);
+        let one = with(|c| c.max_upgrading_sectors = 1);
+        let other = Upgrade {
+            end: Epoch(9_001),
+            candidate: Some(SectorNumber(8)),
+            ..want
+        };
+        assert_eq!(
+            choose(&plain, &sectors, &other),
+            Choice::Upgrade(SectorNumber(8))
+        );
+        assert_eq!(choose(&one, &sectors, &other), Choice::Open);
     }
 
     #[test]

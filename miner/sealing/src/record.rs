@@ -2,7 +2,7 @@ use lotus_journal::Map;
 use lotus_types::SectorNumber;
 use serde::{Deserialize, Serialize};
 
-use crate::machine::{Sector, SectorState};
+use crate::machine::{Sector, SectorPiece, SectorState};
 
 /// A line of a sector's log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,4 +54,6 @@ pub struct SectorChange<'a> {
     pub to: SectorState,
     /// All that is journaled of it.
     pub sector: &'a Sector,
+    /// Pieces that it held and gives back: they need another sector.
+    pub returned: &'a [SectorPiece],
 }

@@ -10,9 +10,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use crate::SealingError;
+use crate::batch::BatchKind;
 use crate::machine::{Effect, Event, Sector, Sectors};
 use crate::pieces::{Due, due};
-use crate::sealing::{Also, Shared, unix_ms};
+use crate::shared::{Also, Live, Shared, unix_ms};
 
 /// First and longest wait before something is asked again that did not answer.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
@@ -140,39 +141,82 @@ impl Shared {
             let shared = self.clone();
             return self.blocking(move || Ok(shared.machines.settle(id)?)).await;
         }
-        let (event, also) = self.effect(number, &sector, effect).await?;
-        self.live(number, |l| *l = crate::sealing::Live::default());
+        let done = tokio::select! {
+            done = self.effect(number, &sector, effect) => done?,
+            () = self.moved(number, effect) => None,
+        };
+        let Some((event, also)) = done else {
+            let shared = self.clone();
+            return self.blocking(move || Ok(shared.machines.settle(id)?)).await;
+        };
+        self.live(number, |l| *l = Live::default());
         self.apply(number, event, Some(id), also).await?;
         Ok(())
     }
 
+    /// Returns when the sector has left the state of this effect: the operator took it elsewhere.
+    async fn moved(&self, number: SectorNumber, effect: Effect) {
+        let mut changes = self.changes.subscribe();
+        while self
+            .get(number)
+            .is_some_and(|s| s.state.effect() == Some(effect))
+        {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Does what a state asks for. `None`: another sector's effect did it, or the operator took
+    /// the sector elsewhere.
     async fn effect(
         self: &Arc<Self>,
         n: SectorNumber,
         s: &Sector,
         effect: Effect,
-    ) -> Result<(Event, Also), SealingError> {
+    ) -> Result<Option<(Event, Also)>, SealingError> {
         let event = match effect {
-            Effect::WaitForPieces => self.wait_for_pieces(n).await,
+            Effect::WaitForPieces => match self.wait_for_pieces(n).await {
+                Some(event) => event,
+                None => return Ok(None),
+            },
             Effect::WritePieces => self.write_pieces(n, s).await?,
             Effect::CheckPieces => self.check_pieces(s).await?,
             Effect::TakeTicket => self.take_ticket(s).await?,
-            Effect::PreCommit1 => return self.pre_commit1(n, s).await,
+            Effect::PreCommit1 => return self.pre_commit1(n, s).await.map(Some),
             Effect::PreCommit2 => self.pre_commit2(n, s).await?,
-            Effect::SendPreCommit => self.send_pre_commit(n, s).await?,
+            Effect::SendPreCommit => {
+                let sent = self.send_batched(BatchKind::PreCommit, n).await?;
+                return Ok(sent.map(|event| (event, Also::Nothing)));
+            }
             Effect::AwaitPreCommit => self.await_pre_commit(n, s).await?,
             Effect::AwaitSeed => self.await_seed(n, s).await?,
-            Effect::Prove => return self.prove(n, s).await,
-            Effect::SendCommit => self.send_commit(n, s).await?,
+            Effect::Prove => return self.prove(n, s).await.map(Some),
+            Effect::SendCommit => {
+                let sent = self.send_batched(BatchKind::Commit, n).await?;
+                return Ok(sent.map(|event| (event, Also::Nothing)));
+            }
             Effect::AwaitCommit => self.await_commit(n, s).await?,
-            Effect::Finalize => return self.finalize(n).await,
-            Effect::Remove => return self.remove(n).await,
+            Effect::Finalize => return self.finalize(n).await.map(Some),
+            Effect::UpdateReplica => self.update_replica(n, s).await?,
+            Effect::ProveUpdate => return self.prove_update(n, s).await.map(Some),
+            Effect::FinalizeUpdate => self.finalize_update(n).await?,
+            Effect::SendUpdate => self.send_update(n, s).await?,
+            Effect::AwaitMutable => self.await_mutable(n, s).await?,
+            Effect::AwaitUpdate => self.await_update(n, s).await?,
+            Effect::AwaitUpdateFinality => self.await_update_finality(n, s).await?,
+            Effect::ReleaseKey => return self.release_key(n).await.map(Some),
+            Effect::AbortUpgrade => return self.abort_upgrade(n, s).await.map(Some),
+            Effect::SendTerminate => self.send_terminate(n, s).await?,
+            Effect::AwaitTerminate => self.await_terminate(n, s).await?,
+            Effect::AwaitTerminateFinality => self.await_terminate_finality(n, s).await?,
+            Effect::Remove => return self.remove(n).await.map(Some),
             Effect::RetryLater => self.retry_later(n, s).await,
         };
-        Ok((event, Also::Nothing))
+        Ok(Some((event, Also::Nothing)))
     }
 
-    async fn wait_for_pieces(&self, n: SectorNumber) -> Event {
+    async fn wait_for_pieces(&self, n: SectorNumber) -> Option<Event> {
         let mut changes = self.changes.subscribe();
         let mut head = self.head.clone();
         loop {
@@ -180,14 +224,14 @@ impl Shared {
             let height = head.borrow_and_update().as_ref().map(|h| h.height);
             let now = unix_ms();
             let wait = match self.get(n) {
-                Some(s) if s.state == crate::SectorState::WaitDeals => {
+                Some(s) if s.state.takes_pieces() => {
                     match due(self.size, &self.cfg, &s, height, now) {
-                        Due::Now => return Event::StartPacking,
+                        Due::Now => return Some(Event::StartPacking),
                         Due::At(at) => Duration::from_millis(at.saturating_sub(now)),
                     }
                 }
-                // Closed by another way: the event does not apply and settles the effect.
-                _ => return Event::StartPacking,
+                // Closed by another way.
+                _ => return None,
             };
             // Changes of other sectors wake this too; looking is cheap.
             tokio::select! {

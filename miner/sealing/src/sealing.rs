@@ -1,26 +1,21 @@
-use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use lotus_chain::Follower;
-use lotus_journal::{EffectId, Journal, JournalError, Machines, Map, Tx};
+use lotus_journal::{Journal, JournalError, Tx};
 use lotus_messages::Sender;
 use lotus_node_client::Node;
-use lotus_node_client::api::{NetworkParams, TipSet, TipSetKey};
 use lotus_runtime::trace;
-use lotus_types::{ActorId, DealKey, PieceCid, PieceInfo, SectorId, SectorNumber, SectorSize};
+use lotus_types::{ActorId, Commitment, DealKey, PieceCid, PieceInfo, SectorNumber, SectorSize};
 use lotus_workers::{Output, Pool, Progress, Task, WorkError};
-use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, OnceCell, watch};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio::sync::watch;
 
-use crate::machine::{Event, Sector, SectorPiece, SectorState, Sectors, Terms};
+use crate::machine::{Event, Sector, SectorPiece, SectorState, Terms};
 use crate::pieces::{self, Choice};
 use crate::record::{LOG, LOG_LIMIT, LogEntry, SectorChange, SectorRecord};
 use crate::runner::Runner;
+use crate::shared::{Also, Live, NEXT_NUMBER, PLACED, Placed, Shared, lock, unix_ms};
 use crate::{SealingConfig, SealingError, Storage};
 
 /// Told of every change in the transaction that makes it.
@@ -84,6 +79,15 @@ pub struct Placement {
     pub offset: u64,
 }
 
+/// The files of one replica of a sector.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replica {
+    /// The replica.
+    pub sealed: PathBuf,
+    /// Its cache directory.
+    pub cache: PathBuf,
+}
+
 /// Room for pieces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
@@ -100,115 +104,14 @@ pub struct Capacity {
 /// layers of labels at 32 GiB; the small sizes have two.
 const SPACE_PER_SECTOR: u64 = 16;
 
-/// A journaled placement.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-struct Placed {
-    sector: SectorNumber,
-    offset: u64,
-    piece: PieceCid,
-}
-
-/// Where each deal's piece is: for ever.
-const PLACED: Map<DealKey, Placed> = Map::new("sealing.placed");
-/// The next sector number, under key 0.
-const NEXT_NUMBER: Map<u64, u64> = Map::new("sealing.next_number");
-/// Large outputs that a later step needs.
-const OUTPUTS: Map<(SectorNumber, u64), StoredBytes> = Map::new("sealing.outputs");
-
-#[derive(Serialize, Deserialize)]
-#[serde(transparent)]
-struct StoredBytes(#[serde(with = "serde_bytes")] Vec<u8>);
-
-/// Which output.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Stored {
-    /// Of PreCommit1, for PreCommit2.
-    Labels = 1,
-    /// The seal proof.
-    Proof = 2,
-}
-
-/// What changes in the journal together with a sector's state.
-#[derive(Debug, Default)]
-pub(crate) enum Also {
-    /// Nothing.
-    #[default]
-    Nothing,
-    /// An output is stored.
-    Store(Stored, Vec<u8>),
-    /// The outputs are dropped.
-    DropOutputs,
-}
-
-/// What is known of a sector but not journaled.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Live {
-    pub(crate) progress: Option<f64>,
-    pub(crate) last_error: Option<String>,
-    pub(crate) next_retry_unix_ms: Option<u64>,
-}
-
 /// Places pieces and answers questions. Clones share one state.
 #[derive(Clone)]
-pub struct Sealing(Arc<Shared>);
-
-/// What the handle and the runner share.
-pub(crate) struct Shared {
-    pub(crate) machines: Machines<Sectors>,
-    pub(crate) node: Node,
-    pub(crate) head: watch::Receiver<Option<Arc<TipSet>>>,
-    pub(crate) sender: Sender,
-    pub(crate) work: Arc<dyn Work>,
-    pub(crate) storage: Storage,
-    pub(crate) miner: ActorId,
-    pub(crate) size: SectorSize,
-    pub(crate) cfg: SealingConfig,
-    pub(crate) pieces: Arc<dyn PieceFiles>,
-    pub(crate) params: OnceCell<NetworkParams>,
-    observer: Arc<dyn Observer>,
-    /// Held while a change is committed and mirrored, so that both have one order.
-    writing: Mutex<()>,
-    /// The journal's sectors, to read without a transaction.
-    mirror: Mutex<BTreeMap<SectorNumber, Sector>>,
-    live: Mutex<HashMap<SectorNumber, Live>>,
-    /// One piece is placed at a time.
-    placing: tokio::sync::Mutex<()>,
-    /// There are new effects.
-    pub(crate) wake: Notify,
-    /// Counts changes, for those who wait for one.
-    pub(crate) changes: watch::Sender<u64>,
-    pub(crate) stop: CancellationToken,
-    /// Calls that block: awaited at the end, so that nothing is written after it.
-    pub(crate) calls: TaskTracker,
-}
+pub struct Sealing(pub(crate) Arc<Shared>);
 
 impl Sealing {
     /// Reads the journal. The sectors go on when the runner runs.
     pub fn new(deps: SealingDeps) -> Result<(Self, Runner), SealingError> {
-        let machines = Machines::new(deps.journal);
-        let mirror = machines.all()?.into_iter().collect();
-        let shared = Arc::new(Shared {
-            machines,
-            node: deps.node,
-            head: deps.follower.head(),
-            sender: deps.sender,
-            work: deps.work,
-            storage: deps.storage,
-            miner: deps.miner,
-            size: deps.size,
-            cfg: deps.cfg,
-            pieces: deps.pieces,
-            params: OnceCell::new(),
-            observer: deps.observer,
-            writing: Mutex::default(),
-            mirror: Mutex::new(mirror),
-            live: Mutex::default(),
-            placing: tokio::sync::Mutex::default(),
-            wake: Notify::new(),
-            changes: watch::Sender::new(0),
-            stop: CancellationToken::new(),
-            calls: TaskTracker::new(),
-        });
+        let shared = Arc::new(Shared::open(deps)?);
         Ok((Self(shared.clone()), Runner(shared)))
     }
 
@@ -233,9 +136,16 @@ impl Sealing {
             }
             return Ok(placed.into());
         }
+        let head = s.head.borrow().as_ref().map(|h| h.height);
+        let start = terms.start_epoch;
+        if let Some(head) = head.filter(|h| start.0 > 0 && start <= *h) {
+            return Err(SealingError::DealExpired { key, start, head });
+        }
         loop {
-            let (number, offset, opens) = match s.choose(&piece) {
+            let upgrade = s.upgrade(&piece, &terms).await?;
+            let (number, offset, opens) = match s.choose(&piece, &upgrade) {
                 Choice::Into(number, offset) => (number, offset, false),
+                Choice::Upgrade(number) => (number, 0, false),
                 Choice::Open => (s.next_number().await?, 0, true),
                 Choice::Close(full) => {
                     s.apply(full, Event::StartPacking, None, Also::Nothing)
@@ -262,7 +172,7 @@ impl Sealing {
             };
             let deal = key.clone();
             let applied = s
-                .apply_with(number, event, None, move |tx| {
+                .apply_all(vec![(number, event)], None, move |tx| {
                     if opens {
                         tx.put(&NEXT_NUMBER, &0, &(number.0 + 1))?;
                     }
@@ -270,7 +180,7 @@ impl Sealing {
                 })
                 .await?;
             // The sector may have closed in between; then another one is chosen.
-            if applied {
+            if applied > 0 {
                 return Ok(placed.into());
             }
         }
@@ -286,7 +196,7 @@ impl Sealing {
         }
         let number = s.next_number().await?;
         let event = Event::Pledged { unix_ms: unix_ms() };
-        s.apply_with(number, event, None, move |tx| {
+        s.apply_all(vec![(number, event)], None, move |tx| {
             tx.put(&NEXT_NUMBER, &0, &(number.0 + 1))
         })
         .await?;
@@ -307,7 +217,7 @@ impl Sealing {
     #[must_use]
     pub fn sectors(&self) -> Vec<SectorRecord> {
         let mirror = lock(&self.0.mirror).clone();
-        let live = lock(&self.0.live);
+        let live = lock(&self.0.lives);
         mirror
             .into_iter()
             .map(|(number, sector)| record(number, sector, live.get(&number), Vec::new()))
@@ -326,7 +236,7 @@ impl Sealing {
             let own = entries.into_iter().take_while(|((n, _), _)| *n == number);
             Ok::<_, JournalError>(own.map(|(_, entry)| entry).collect())
         })?;
-        let live = lock(&self.0.live);
+        let live = lock(&self.0.lives);
         Ok(Some(record(number, sector, live.get(&number), log)))
     }
 
@@ -334,21 +244,29 @@ impl Sealing {
     #[must_use]
     pub fn capacity(&self) -> Capacity {
         let s = &self.0;
-        let (sealing, room) = {
+        let (sealing, room, upgradable) = {
             let mirror = lock(&s.mirror);
-            let waiting = mirror
-                .values()
-                .filter(|x| x.state == SectorState::WaitDeals);
+            let waiting = mirror.values().filter(|x| x.state.takes_pieces());
             let room: u64 = waiting.map(|x| pieces::room(s.size, x)).sum();
-            (pieces::in_use(&mirror) as u64, room)
+            let upgradable = mirror
+                .values()
+                .filter(|x| x.state == SectorState::Available)
+                .count();
+            (pieces::in_use(&mirror) as u64, room, upgradable as u64)
         };
         let by_limit = match u64::from(s.cfg.max_sealing_sectors) {
             0 => u64::MAX,
             limit => limit.saturating_sub(sealing),
         };
         let by_disk = s.storage.free_bytes() / (s.size.bytes() * SPACE_PER_SECTOR);
+        let by_kind = if s.cfg.make_new_sector_for_deals {
+            u64::MAX
+        } else {
+            upgradable
+        };
+        let more = by_limit.min(by_disk).min(by_kind);
         Capacity {
-            free_bytes: room.saturating_add(by_limit.min(by_disk).saturating_mul(s.size.bytes())),
+            free_bytes: room.saturating_add(more.saturating_mul(s.size.bytes())),
             max_piece_size: s.size.bytes(),
             sealing_sectors: u32::try_from(sealing).unwrap_or(u32::MAX),
         }
@@ -369,18 +287,22 @@ impl Sealing {
         Ok(())
     }
 
-    /// Deletes the files of a sector that can never be proven.
-    pub async fn remove(&self, number: SectorNumber) -> Result<(), SealingError> {
+    /// The files of the replica that commits to `comm_r`: those of the upgrade, or the first.
+    #[must_use]
+    pub fn replica(&self, number: SectorNumber, comm_r: &Commitment) -> Replica {
         let s = &self.0;
-        let sector = s.get(number).ok_or(SealingError::NoSector(number))?;
-        if s.apply(number, Event::Remove, None, Also::Nothing).await? {
-            return Ok(());
+        let id = s.id(number);
+        let update = s.get(number).and_then(|x| x.update?.commitments);
+        if update.is_some_and(|c| c.comm_r == *comm_r) {
+            return Replica {
+                sealed: s.storage.updated(id),
+                cache: s.storage.updated_cache(id),
+            };
         }
-        Err(SealingError::WrongState {
-            number,
-            state: sector.state,
-            wanted: "in state FailedUnrecoverable",
-        })
+        Replica {
+            sealed: s.storage.sealed(id),
+            cache: s.storage.cache(id),
+        }
     }
 }
 
@@ -408,178 +330,4 @@ fn record(
         sector,
         log,
     }
-}
-
-impl Shared {
-    pub(crate) fn id(&self, number: SectorNumber) -> SectorId {
-        SectorId {
-            miner: self.miner,
-            number,
-        }
-    }
-
-    pub(crate) fn get(&self, number: SectorNumber) -> Option<Sector> {
-        lock(&self.mirror).get(&number).cloned()
-    }
-
-    /// Changes what is known of a sector in memory.
-    pub(crate) fn live(&self, number: SectorNumber, f: impl FnOnce(&mut Live)) {
-        f(lock(&self.live).entry(number).or_default());
-    }
-
-    fn choose(&self, piece: &PieceInfo) -> Choice {
-        pieces::choose(self.size, &self.cfg, &lock(&self.mirror), piece)
-    }
-
-    /// The first number that neither this journal nor the chain has used.
-    async fn next_number(&self) -> Result<SectorNumber, SealingError> {
-        let miner = self.miner.address();
-        let used = self
-            .node
-            .state_miner_allocated(miner, &TipSetKey::HEAD)
-            .await?;
-        let journal = self.machines.journal();
-        let next: Option<u64> =
-            journal.read(|v| v.get(&NEXT_NUMBER, &0).map_err(SealingError::from))?;
-        let mut number = next.unwrap_or(0);
-        for range in used.ranges() {
-            if range.contains(&number) {
-                number = range.end;
-            }
-        }
-        Ok(SectorNumber(number))
-    }
-
-    /// Applies an event; `false` when it does not apply in the sector's state.
-    pub(crate) async fn apply(
-        self: &Arc<Self>,
-        number: SectorNumber,
-        event: Event,
-        settles: Option<EffectId>,
-        also: Also,
-    ) -> Result<bool, SealingError> {
-        self.apply_with(number, event, settles, move |tx| match also {
-            Also::Nothing => Ok(()),
-            Also::Store(what, bytes) => {
-                tx.put(&OUTPUTS, &(number, what as u64), &StoredBytes(bytes))
-            }
-            Also::DropOutputs => {
-                for what in [Stored::Labels, Stored::Proof] {
-                    tx.remove(&OUTPUTS, &(number, what as u64))?;
-                }
-                Ok(())
-            }
-        })
-        .await
-    }
-
-    async fn apply_with(
-        self: &Arc<Self>,
-        number: SectorNumber,
-        event: Event,
-        settles: Option<EffectId>,
-        also: impl FnOnce(&mut Tx) -> Result<(), JournalError> + Send + 'static,
-    ) -> Result<bool, SealingError> {
-        let shared = self.clone();
-        let span = tracing::Span::current();
-        self.blocking(move || {
-            let _entered = span.enter();
-            shared.commit(number, &event, settles, also)
-        })
-        .await
-    }
-
-    fn commit(
-        &self,
-        number: SectorNumber,
-        event: &Event,
-        settles: Option<EffectId>,
-        also: impl FnOnce(&mut Tx) -> Result<(), JournalError>,
-    ) -> Result<bool, SealingError> {
-        let order = lock(&self.writing);
-        let step = self
-            .machines
-            .apply(&number, event, settles, |tx, before, after| {
-                also(tx)?;
-                let from = before.map(|s| s.state);
-                let entry = LogEntry {
-                    unix_ms: unix_ms(),
-                    event: event.name().into(),
-                    from: from.map_or(String::new(), |s| s.to_string()),
-                    to: after.state.to_string(),
-                    message: event.message(),
-                };
-                tx.put(&LOG, &(number, after.events), &entry)?;
-                if let Some(old) = after.events.checked_sub(LOG_LIMIT) {
-                    tx.remove(&LOG, &(number, old))?;
-                }
-                self.observer.in_tx(
-                    tx,
-                    &SectorChange {
-                        number,
-                        from,
-                        to: after.state,
-                        sector: after,
-                    },
-                )
-            })?;
-        let Some(step) = step else {
-            return Ok(false);
-        };
-        let from = step.before.map(|s| s.state);
-        let to = step.after.state;
-        lock(&self.mirror).insert(number, step.after);
-        if from != Some(to) {
-            lock(&self.live).remove(&number);
-        }
-        drop(order);
-        tracing::info!(sector = %number, event = event.name(),
-            from = from.map_or("", SectorState::as_str), to = to.as_str(), "{}", event.message());
-        metrics::counter!("lotus_miner_sector_events_total", "event" => event.name(),
-            "to" => to.as_str())
-        .increment(1);
-        self.observer.committed();
-        self.changes.send_modify(|n| *n = n.wrapping_add(1));
-        self.wake.notify_one();
-        Ok(true)
-    }
-
-    /// An output of an earlier step.
-    pub(crate) async fn stored(
-        self: &Arc<Self>,
-        number: SectorNumber,
-        what: Stored,
-    ) -> Result<Option<Vec<u8>>, SealingError> {
-        let shared = self.clone();
-        self.blocking(move || {
-            let journal = shared.machines.journal();
-            let found = journal.read(|v| v.get(&OUTPUTS, &(number, what as u64)));
-            Ok(found.map_err(|e: JournalError| e)?.map(|b| b.0))
-        })
-        .await
-    }
-
-    /// Runs something that blocks on a thread that may.
-    pub(crate) async fn blocking<R: Send + 'static>(
-        &self,
-        f: impl FnOnce() -> Result<R, SealingError> + Send + 'static,
-    ) -> Result<R, SealingError> {
-        match self.calls.spawn_blocking(f).await {
-            Ok(done) => done,
-            Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
-            Err(_) => Err(SealingError::Stopped),
-        }
-    }
-}
-
-pub(crate) fn unix_ms() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// A poisoned lock means that a thread panicked between two lines that keep no invariant open.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,12 +1,15 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use lotus_types::SectorId;
 
 /// Where the files of sectors are.
 ///
-/// - `sealed/s-t01000-7`: the replica; `cache/s-t01000-7/`: its trees. Kept for ever.
+/// - `sealed/s-t01000-7`: the replica; `cache/s-t01000-7/`: its trees.
+/// - `update/s-t01000-7` and `update-cache/s-t01000-7/`: the same of an upgraded sector. Once no
+///   proof can ask for the first replica any more, only these are kept.
 /// - `scratch/s-t01000-7/`: what only sealing needs: `unsealed` (Fr32-padded data), `attempt-*`
 ///   (output of a step that is not finished). Work goes into an attempt and is renamed into place
 ///   when it is done, so that a file in its place is complete. PreCommit2 alone encodes the
@@ -20,7 +23,7 @@ pub struct Storage {
 impl Storage {
     /// Opens the folder, and creates what is missing in it.
     pub fn open(root: PathBuf) -> io::Result<Self> {
-        for dir in ["sealed", "cache", "scratch"] {
+        for dir in ["sealed", "cache", "update", "update-cache", "scratch"] {
             fs::create_dir_all(root.join(dir))?;
         }
         Ok(Self { root })
@@ -52,6 +55,18 @@ impl Storage {
         self.root.join("cache").join(sector.to_string())
     }
 
+    /// The upgraded replica of a sector.
+    #[must_use]
+    pub fn updated(&self, sector: SectorId) -> PathBuf {
+        self.root.join("update").join(sector.to_string())
+    }
+
+    /// The cache directory of the upgraded replica.
+    #[must_use]
+    pub fn updated_cache(&self, sector: SectorId) -> PathBuf {
+        self.root.join("update-cache").join(sector.to_string())
+    }
+
     /// The folder of a sector for what only sealing, or an unsealing, needs.
     #[must_use]
     pub fn scratch(&self, sector: SectorId) -> PathBuf {
@@ -63,7 +78,8 @@ impl Storage {
         self.scratch(sector).join("unsealed")
     }
 
-    /// An empty folder for one try of a step. Those of earlier tries are deleted.
+    /// An empty folder for one try of a step, with a name of its own: a worker that is not heard
+    /// any more may still write to an earlier one. Those of earlier tries are deleted.
     pub(crate) fn attempt(&self, sector: SectorId, step: &str) -> io::Result<PathBuf> {
         let scratch = self.scratch(sector);
         fs::create_dir_all(&scratch)?;
@@ -73,7 +89,9 @@ impl Storage {
                 fs::remove_dir_all(entry.path())?;
             }
         }
-        let dir = scratch.join(format!("attempt-{step}"));
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let (pid, n) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let dir = scratch.join(format!("attempt-{step}-{pid}-{n}"));
         fs::create_dir(&dir)?;
         Ok(dir)
     }
@@ -84,11 +102,23 @@ impl Storage {
         sync_dir(&self.root.join("scratch"))
     }
 
+    /// Deletes the first replica of an upgraded sector.
+    pub(crate) fn release_key(&self, sector: SectorId) -> io::Result<()> {
+        remove(&self.sealed(sector))?;
+        remove(&self.cache(sector))
+    }
+
+    /// Deletes what an upgrade has made.
+    pub(crate) fn abort_update(&self, sector: SectorId) -> io::Result<()> {
+        remove(&self.updated(sector))?;
+        remove(&self.updated_cache(sector))?;
+        self.clean(sector)
+    }
+
     /// Deletes all files of a sector.
     pub(crate) fn delete(&self, sector: SectorId) -> io::Result<()> {
-        remove(&self.sealed(sector))?;
-        remove(&self.cache(sector))?;
-        self.clean(sector)
+        self.release_key(sector)?;
+        self.abort_update(sector)
     }
 }
 
@@ -116,7 +146,7 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-fn sync_tree(path: &Path) -> io::Result<()> {
+pub(crate) fn sync_tree(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         for entry in fs::read_dir(path)? {
             sync_tree(&entry?.path())?;

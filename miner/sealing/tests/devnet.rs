@@ -2,62 +2,20 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed test panics")]
 
+mod net;
 mod worker;
 
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
-use lotus_chain::Follower;
-use lotus_devnet::rpc::{Perm, Server, Tokens};
-use lotus_devnet::{AllocationOrder, Chain, ChainConfig, Policy};
-use lotus_journal::{Journal, JournalError, Tx};
-use lotus_messages::{MessagesConfig, Sender};
-use lotus_node_client::api::TipSetKey;
-use lotus_node_client::{Client, Node, NodeConfig};
-use lotus_proofs::{Vanilla, commp};
+use lotus_devnet::{AllocationOrder, Chain, Policy};
+use lotus_node_client::Node;
 use lotus_sealing::machine::Allocation;
-use lotus_sealing::{
-    Observer, PieceFiles, Sealing, SealingConfig, SealingDeps, SectorChange, SectorState, Storage,
-    Terms,
-};
-use lotus_types::{ActorId, DealKey, Epoch, PieceCid, PieceInfo, SectorSize};
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
-use worker::Worker;
+use lotus_sealing::{SectorState, Terms};
+use lotus_types::{ActorId, Epoch, PieceInfo};
+use net::{HEAD, Hub, MINER, Net, PATIENCE, deal};
 
-const MINER: ActorId = ActorId(1000);
-const SIZE: SectorSize = SectorSize::S2KiB;
-const PATIENCE: Duration = Duration::from_secs(90);
-const HEAD: &TipSetKey = &TipSetKey::HEAD;
 /// Reorgs are shallower than what sealing waits for.
 const DEPTH: u64 = 3;
-
-struct Files(PathBuf);
-
-impl PieceFiles for Files {
-    fn path(&self, cid: &PieceCid) -> PathBuf {
-        self.0.join(cid.to_string())
-    }
-}
-
-impl Files {
-    fn make(&self, len: u8) -> PieceInfo {
-        let bytes = vec![len; usize::from(len) * 4];
-        let piece = commp(bytes.as_slice()).unwrap();
-        std::fs::write(self.path(&piece.cid), bytes).unwrap();
-        piece
-    }
-}
-
-struct Nobody;
-
-impl Observer for Nobody {
-    fn in_tx(&self, _tx: &mut Tx, _change: &SectorChange<'_>) -> Result<(), JournalError> {
-        Ok(())
-    }
-    fn committed(&self) {}
-}
 
 /// An allocation on chain for this piece.
 async fn allocate(chain: &Chain, node: &Node, piece: &PieceInfo) -> Allocation {
@@ -105,83 +63,22 @@ fn terms(allocation: Option<Allocation>) -> Terms {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn verified_pieces_are_sealed_through_reorgs() {
-    let dir = tempfile::tempdir().unwrap();
-    let cfg = ChainConfig {
-        policy: Policy::fast().with_block_time_ms(100).with_seed_delay(4),
-        sector_size: SIZE,
-        ..ChainConfig::default()
-    };
-    let repo = dir.path().join("devnet");
-    std::fs::create_dir(&repo).unwrap();
-    let chain = Chain::open(&repo, cfg, Arc::new(Vanilla)).unwrap();
-    let tokens = Tokens::open(&repo).unwrap();
-    let token = tokens.issue(&Perm::Admin.up_to());
-    let any = ([127, 0, 0, 1], 0).into();
-    let server = Server::bind(any, chain.clone(), tokens).await.unwrap();
-    let api = format!("{token}:http://{}", server.local_addr().unwrap());
-    let stop = CancellationToken::new();
-    let mut tasks = JoinSet::new();
-    let serve = server.serve(stop.clone());
-    tasks.spawn(async move { serve.await.unwrap() });
-    let clock = chain.clone();
-    let end = stop.clone();
-    tasks.spawn(async move { clock.run(end).await.unwrap() });
-    let node: Node = Client::connect(&NodeConfig {
-        api,
-        ..NodeConfig::default()
-    })
-    .unwrap();
-
-    let journal = Journal::open(&dir.path().join("journal")).unwrap();
-    let (follower, walk) = Follower::new(node.clone());
-    tasks.spawn(walk.run(stop.clone()));
-    let messages = MessagesConfig {
-        confidence_epochs: 4,
-        repush_secs: 1,
-        ..MessagesConfig::default()
-    };
-    let (sender, runner) = Sender::new(journal.clone(), node.clone(), &follower, messages);
-    tasks.spawn(runner.run(stop.clone()));
-    let pieces = Files(dir.path().join("pieces"));
-    std::fs::create_dir(&pieces.0).unwrap();
-    let plain = pieces.make(100);
-    let verified = pieces.make(200);
-    let work = Arc::new(Worker::default());
-    let (sealing, runner) = Sealing::new(SealingDeps {
-        journal,
-        node: node.clone(),
-        follower,
-        sender,
-        work: work.clone(),
-        storage: Storage::open(dir.path().join("sectors")).unwrap(),
-        miner: MINER,
-        size: SIZE,
-        cfg: SealingConfig {
-            ticket_lookback_epochs: 8,
-            seed_confidence_epochs: 4,
-            message_confidence_epochs: 4,
-            retry_first_secs: 1,
-            ..SealingConfig::default()
-        },
-        observer: Arc::new(Nobody),
-        pieces: Arc::new(pieces),
-    })
-    .unwrap();
-    tasks.spawn(runner.run(stop.clone()));
-
-    let allocation = allocate(&chain, &node, &verified).await;
+    let policy = Policy::fast().with_block_time_ms(100).with_seed_delay(4);
+    let net = Net::start(policy).await;
+    let (chain, node) = (&net.chain, &net.node);
+    let hub = Hub::start(&net, |_| {});
+    let sealing = &hub.sealing;
+    let plain = net.piece(400);
+    let verified = net.piece(800);
+    let allocation = allocate(chain, node, &verified).await;
     let missing = Allocation {
         id: allocation.id + 1_000,
         ..allocation
     };
     let mut sectors = Vec::new();
-    for (i, piece, allocation) in [(1u8, plain, missing), (2, verified, allocation)] {
-        let key = DealKey {
-            client: "t1client".into(),
-            id: u128::from(i).into(),
-        };
+    for (i, piece, allocation) in [(1, plain, missing), (2, verified, allocation)] {
         let at = sealing
-            .add_piece(key, piece, terms(Some(allocation)))
+            .add_piece(deal(i), piece, terms(Some(allocation)))
             .await
             .unwrap();
         sectors.push(at.sector);
@@ -247,11 +144,6 @@ async fn verified_pieces_are_sealed_through_reorgs() {
         .filter(|e| e.to.ends_with("Failed"))
         .collect();
     assert!(failures.is_empty(), "{failures:?}");
-    assert_eq!(
-        (record.sector.pre_commit_tries, record.sector.commit_tries),
-        (0, 0)
-    );
-    stop.cancel();
-    while tasks.join_next().await.is_some() {}
-    work.end().await;
+    hub.stop().await;
+    net.stop().await;
 }

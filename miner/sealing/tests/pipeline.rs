@@ -10,7 +10,7 @@ mod world;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use lotus_sealing::{SealingError, SectorState};
+use lotus_sealing::{BatchKind, SealingError, SectorState};
 use lotus_types::{Kind, SectorNumber};
 use world::{Hub, World, deal, terms};
 
@@ -190,11 +190,6 @@ async fn failures_of_work_and_chain_are_overcome() {
     ] {
         assert!(walked.iter().any(|s| s == failed), "{failed} in {walked:?}");
     }
-    let record = hub.sealing.sector(at.sector).unwrap().unwrap();
-    assert_eq!(
-        (record.sector.pre_commit_tries, record.sector.commit_tries),
-        (1, 1)
-    );
     hub.stop().await;
 }
 
@@ -237,7 +232,7 @@ async fn a_number_that_the_chain_knows_is_not_used() {
         numbers.push(hub.sealing.pledge().await.unwrap().0);
     }
     assert_eq!(numbers, [2, 4, 5]);
-    hub.until(SectorNumber(2), SectorState::Proving).await;
+    hub.until(SectorNumber(2), SectorState::Available).await;
     // Another program pre-commits our next number: the chain will never take the sector.
     let gate = hub.work.hold("pre_commit2");
     let lost = hub.sealing.pledge().await.unwrap();
@@ -255,7 +250,78 @@ async fn a_number_that_the_chain_knows_is_not_used() {
     hub.until(lost, SectorState::Removed).await;
     assert!(!hub.storage.sealed(world.id(lost)).exists());
     let wrong = hub.sealing.remove(SectorNumber(2)).await.unwrap_err();
-    assert!(matches!(wrong, SealingError::WrongState { .. }), "{wrong}");
+    assert!(matches!(wrong, SealingError::Needed { .. }), "{wrong}");
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pieces_outlive_the_sector_that_they_were_put_into() {
+    let world = World::new();
+    let hub = Hub::start(&world);
+    let piece = world.piece(1_500);
+    let at = hub
+        .sealing
+        .add_piece(deal(0), piece, terms())
+        .await
+        .unwrap();
+    // Another program takes the number.
+    let gate = hub.work.hold("pre_commit2");
+    hub.sealing.seal_now(at.sector).await.unwrap();
+    hub.until(at.sector, SectorState::PreCommit2).await;
+    world.miner().allocated.insert(at.sector.0);
+    drop(gate);
+    hub.until(at.sector, SectorState::FailedUnrecoverable).await;
+    assert_eq!(hub.sealing.placement(&deal(0)).unwrap(), None);
+    assert_eq!(hub.returned(), [deal(0)]);
+    // The intake places it again.
+    let again = hub
+        .sealing
+        .add_piece(deal(0), piece, terms())
+        .await
+        .unwrap();
+    assert_ne!(again.sector, at.sector);
+    // Removed by the operator before it is on chain: the same.
+    hub.sealing.remove(again.sector).await.unwrap();
+    hub.until(again.sector, SectorState::Removed).await;
+    assert_eq!(hub.returned(), [deal(0), deal(0)]);
+    let late = lotus_types::Epoch(1);
+    let mut terms = terms();
+    terms.start_epoch = late;
+    let refused = hub.sealing.add_piece(deal(0), piece, terms).await;
+    assert_eq!(refused.unwrap_err().kind(), Kind::Data);
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sectors_share_their_messages() {
+    let world = World::new();
+    let batched = |cfg: &mut lotus_sealing::SealingConfig| {
+        cfg.batch_above_base_fee_attofil = 0;
+        cfg.commit_batch_max_bytes = 64 << 20;
+        cfg.pre_commit_batch_max = 3;
+    };
+    let mut hub = Hub::start_with(&world, batched);
+    let mut sectors = Vec::new();
+    for _ in 0..3 {
+        sectors.push(hub.sealing.pledge().await.unwrap());
+    }
+    // The batch is full with the third. The hub stops whenever a sector has moved.
+    let there = SectorState::SubmitCommitAggregate;
+    while let Some(n) = sectors.iter().find(|n| hub.state(**n) != there) {
+        hub.moved(*n).await;
+        hub = hub.restart_with(&world, batched).await;
+    }
+    assert_eq!(world.chain.lock().landed().len(), 1, "one pre-commit");
+    assert_eq!(hub.sealing.waiting(BatchKind::Commit).len(), 3);
+    // The commit batch would wait for a day: the operator does not.
+    let hub = hub.restart_with(&world, batched).await;
+    world.miner().exits.push((34, 7));
+    assert_eq!(hub.sealing.publish(BatchKind::Commit).len(), 3);
+    for n in &sectors {
+        hub.until(*n, SectorState::Available).await;
+    }
+    // It ran out of gas once; after that each went alone.
+    assert_eq!(world.chain.lock().landed().len(), 1 + 1 + 3);
     hub.stop().await;
 }
 

@@ -117,6 +117,7 @@ impl Api {
                 SectorFate::Sealing(name) => name,
                 SectorFate::Proven => "Proving".into(),
                 SectorFate::Lost(why) => why,
+                SectorFate::Returned => String::new(),
             };
         }
         state

@@ -119,6 +119,8 @@ pub enum Event {
     Proven,
     /// The sector is lost.
     SectorLost(String),
+    /// The sector gives the piece back: it needs another.
+    Returned,
     /// The spoke takes it back.
     Withdrawn,
 }
@@ -157,6 +159,7 @@ impl Machine for PieceMachine {
                 | Event::Placed(_)
                 | Event::Proven
                 | Event::SectorLost(_)
+                | Event::Returned
                 | Event::Withdrawn => None,
             };
         };
@@ -182,6 +185,8 @@ fn next(phase: &Phase, event: &Event) -> Option<(Phase, Vec<Effect>)> {
         (Offered | Pulling, Event::Stored) => (Stored, vec![Effect::Place]),
         (Stored, Event::Placed(place)) => (Placed(*place), vec![]),
         (Placed(place), Event::Proven) => (Active(*place), vec![]),
+        // Of an active piece too: a deep reorg can take an upgrade away.
+        (Placed(_) | Active(_), Event::Returned) => (Stored, vec![Effect::Place]),
 
         // The spoke restarted: the pull goes on from where it says now.
         (Offered, Event::Offered(_)) => (Offered, vec![]),
@@ -196,15 +201,23 @@ fn next(phase: &Phase, event: &Event) -> Option<(Phase, Vec<Effect>)> {
         }
 
         // Late repeats.
-        (Offered, Event::Placed(_) | Event::Proven | Event::SectorLost(_))
-        | (Pulling, Event::PullStarted | Event::Placed(_) | Event::Proven | Event::SectorLost(_))
+        (Offered, Event::Placed(_) | Event::Proven | Event::SectorLost(_) | Event::Returned)
+        | (
+            Pulling,
+            Event::PullStarted
+            | Event::Placed(_)
+            | Event::Proven
+            | Event::SectorLost(_)
+            | Event::Returned,
+        )
         | (
             Stored,
             Event::Offered(_)
             | Event::PullStarted
             | Event::Stored
             | Event::Proven
-            | Event::SectorLost(_),
+            | Event::SectorLost(_)
+            | Event::Returned,
         )
         | (
             Placed(_),
@@ -234,6 +247,7 @@ fn next(phase: &Phase, event: &Event) -> Option<(Phase, Vec<Effect>)> {
             | Event::Placed(_)
             | Event::Proven
             | Event::SectorLost(_)
+            | Event::Returned
             | Event::Withdrawn,
         ) => return None,
     })
@@ -287,7 +301,7 @@ mod tests {
         }
     }
 
-    fn events() -> [Event; 8] {
+    fn events() -> [Event; 9] {
         [
             Event::Offered(Box::new(offer(Phase::Offered, "second"))),
             Event::PullStarted,
@@ -297,6 +311,7 @@ mod tests {
             Event::Proven,
             Event::SectorLost("z".into()),
             Event::Withdrawn,
+            Event::Returned,
         ]
     }
 
@@ -311,14 +326,14 @@ mod tests {
         let sector_lost = || row(lost("z", Some(P)), &[Discard]);
         #[rustfmt::skip]
         let table = [
-            // Offered                   PullStarted                Stored    Refused    Placed                   Proven                   SectorLost     Withdrawn
-            [row(Phase::Offered, &[]), row(Phase::Pulling, &[]), stored(), refused(), None,                        None,                       None,          gone()],
-            [row(Phase::Pulling, &[]), None,                     stored(), refused(), None,                        None,                       None,          gone()],
-            [None,                     None,                     None,     refused(), row(Phase::Placed(P), &[]),  None,                       None,          gone()],
-            [None,                     None,                     None,     None,      None,                        row(Phase::Active(P), &[]), sector_lost(), None],
-            [None,                     None,                     None,     None,      None,                        None,                       sector_lost(), None],
-            [None,                     None,                     None,     None,      None,                        None,                       None,          None],
-            [None,                     None,                     None,     None,      None,                        None,                       None,          None],
+            // Offered                   PullStarted                Stored    Refused    Placed                   Proven                   SectorLost     Withdrawn  Returned
+            [row(Phase::Offered, &[]), row(Phase::Pulling, &[]), stored(), refused(), None,                        None,                       None,          gone(), None],
+            [row(Phase::Pulling, &[]), None,                     stored(), refused(), None,                        None,                       None,          gone(), None],
+            [None,                     None,                     None,     refused(), row(Phase::Placed(P), &[]),  None,                       None,          gone(), None],
+            [None,                     None,                     None,     None,      None,                        row(Phase::Active(P), &[]), sector_lost(), None,   stored()],
+            [None,                     None,                     None,     None,      None,                        None,                       sector_lost(), None,   stored()],
+            [None,                     None,                     None,     None,      None,                        None,                       None,          None,   None],
+            [None,                     None,                     None,     None,      None,                        None,                       None,          None,   None],
         ];
         for (phase, row) in phases().into_iter().zip(table) {
             for (event, want) in events().into_iter().zip(row) {
@@ -346,9 +361,9 @@ mod tests {
 
     proptest! {
         /// No dead end: a hand-off that is not at its end has something to do or waits for a
-        /// sector. And a place, once given, stays.
+        /// sector. And a place, once given, stays until the sector gives the piece back.
         #[test]
-        fn every_way_leads_on(picks in proptest::collection::vec(0usize..8, 0..40)) {
+        fn every_way_leads_on(picks in proptest::collection::vec(0usize..9, 0..40)) {
             let (mut now, mut open) = PieceMachine::step(None, &events()[0]).unwrap();
             for i in picks {
                 let before = now.phase.clone();
@@ -367,7 +382,8 @@ mod tests {
                     Phase::Placed(_) | Phase::Active(_) => prop_assert!(open.is_empty()),
                     Phase::Withdrawn | Phase::Failed { .. } => prop_assert_eq!(&open, &[Effect::Discard]),
                 }
-                if let Phase::Placed(p) = before {
+                let back = matches!(events()[i], Event::Returned);
+                if let Phase::Placed(p) = before && !back {
                     let kept = match &now.phase {
                         Phase::Placed(q) | Phase::Active(q) => Some(*q),
                         Phase::Failed { place, .. } => *place,

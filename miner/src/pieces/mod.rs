@@ -68,6 +68,8 @@ pub enum SectorFate {
     Proven,
     /// It will never be proven, or is gone.
     Lost(String),
+    /// The sector gives the piece back.
+    Returned,
 }
 
 /// Why an offer or a withdrawal is refused.
@@ -488,6 +490,13 @@ impl Pieces {
         self.woken();
     }
 
+    /// Notes that a piece waits, which a sector may have given back.
+    fn waits(&self, key: &DealKey, offer: &Offer) {
+        if let Some(fresh) = Live::of(offer) {
+            self.lock_live().entry(key.clone()).or_insert(fresh);
+        }
+    }
+
     fn waits_for(&self, key: &DealKey, why: &str) {
         if let Some(l) = self.lock_live().get_mut(key) {
             why.clone_into(&mut l.waits);
@@ -554,6 +563,7 @@ impl SectorFate {
             Self::Sealing(_) => None,
             Self::Proven => Some(Event::Proven),
             Self::Lost(why) => Some(Event::SectorLost(why.clone())),
+            Self::Returned => Some(Event::Returned),
         }
     }
 }

@@ -490,11 +490,17 @@ impl PieceRunner {
         let Some(offer) = offer.filter(|o| o.phase == Phase::Stored) else {
             return self.settle(id).await;
         };
+        self.pieces.waits(key, &offer);
         match self.placer.place(key, offer.piece, &offer.terms).await {
             Ok(place) => {
                 tracing::info!(%key, sector = place.sector, offset = place.offset, "piece is placed");
                 self.done(key, id, Event::Placed(place)).await?;
-                // The sector may have been proven before we noted that the piece is in it.
+                // The sector may have been proven, or have given the piece back, before we noted
+                // that the piece is in it.
+                if let Ok(None) = self.placer.placement(key).await {
+                    let back = self.pieces.apply(key, &Event::Returned, None);
+                    return back.map(|_| ()).map_err(|e| e.to_string());
+                }
                 self.follow_sector(key, place.sector)
                     .map_err(|e| e.to_string())
             }

@@ -229,7 +229,15 @@ fn advance(now: &Record, event: &Event) -> Option<(Record, Vec<Effect>)> {
 }
 
 /// Sealing states in which the sector still takes pieces or has just been closed.
-const OPEN_SECTOR: [&str; 4] = ["", "WaitDeals", "AddPiece", "Packing"];
+const OPEN_SECTOR: [&str; 7] = [
+    "",
+    "WaitDeals",
+    "AddPiece",
+    "Packing",
+    "SnapDealsWaitDeals",
+    "SnapDealsAddPiece",
+    "SnapDealsPacking",
+];
 
 fn follow(now: &Record, view: &HubView) -> Option<(Record, Vec<Effect>)> {
     let mut next = now.clone();

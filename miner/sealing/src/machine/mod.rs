@@ -9,7 +9,9 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use event::{Effect, Event};
-pub use sector::{Allocation, Claim, Notify, SealSeed, SealTicket, Sector, SectorPiece, Terms};
-pub use state::SectorState;
-pub use step::{Sectors, step};
+pub use event::{Cause, Effect, Event};
+pub use sector::{
+    Allocation, Claim, Notify, SealSeed, SealTicket, Seat, Sector, SectorPiece, Terms, Update,
+};
+pub use state::{BadState, SectorState};
+pub use step::{Sectors, returned, step};

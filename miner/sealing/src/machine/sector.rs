@@ -84,23 +84,51 @@ pub struct SealSeed {
     pub epoch: Epoch,
 }
 
+/// The upgrade of a sector without data: new data in a new replica, with the first one as key.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Update {
+    /// What the new replica commits to.
+    pub commitments: Option<SealedCommitments>,
+    /// Whether a proof of it is stored.
+    pub proved: bool,
+    /// The last update message.
+    pub message: Option<Cid>,
+    /// Update messages that are spent: the next one gets a new key.
+    pub tries: u32,
+    /// Epoch at which the chain was seen to have the new replica.
+    pub landed: Option<Epoch>,
+}
+
+/// Where a sector waits for a message that it may share with others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seat {
+    /// Since when, Unix milliseconds.
+    pub since_unix_ms: u64,
+    /// The batch that it goes with. Names the message, so that it is the same after a crash.
+    pub batch: Option<u64>,
+    /// A batch with this sector was refused: the next goes without others, so that a bad sector
+    /// holds up no good one.
+    pub alone: bool,
+}
+
 /// The journaled state of a sector.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sector {
     /// Where it stands.
     pub state: SectorState,
-    /// Its pieces, in the order of their offsets. Empty for committed capacity.
+    /// Its pieces, in the order of their offsets. Empty for committed capacity; with an update,
+    /// those of the update.
     pub pieces: Vec<SectorPiece>,
     /// When the first piece came, Unix milliseconds.
     pub opened_unix_ms: u64,
     /// Sealing randomness.
     pub ticket: Option<SealTicket>,
-    /// What the replica commits to.
+    /// What the replica commits to; with an update, the first replica.
     pub commitments: Option<SealedCommitments>,
     /// The last pre-commit message.
     pub pre_commit: Option<Cid>,
-    /// Pre-commit messages that the chain refused: the next one gets a new key.
-    pub pre_commit_tries: u32,
+    /// The batch of that message.
+    pub pre_commit_batch: Option<u64>,
     /// Epoch at which the chain took the pre-commit.
     pub pre_commit_epoch: Option<Epoch>,
     /// Interactive randomness.
@@ -109,14 +137,22 @@ pub struct Sector {
     pub proved: bool,
     /// The last prove-commit message.
     pub commit: Option<Cid>,
-    /// Prove-commit messages that the chain refused.
-    pub commit_tries: u32,
+    /// Its place in a batch of messages.
+    pub seat: Seat,
     /// Epoch at which the chain took the sector.
     pub activation: Option<Epoch>,
     /// Epoch at which its commitment ends.
     pub expiration: Option<Epoch>,
+    /// The upgrade with data.
+    pub update: Option<Update>,
+    /// The last termination message.
+    pub terminate: Option<Cid>,
+    /// Termination messages that are spent.
+    pub terminate_tries: u32,
     /// Failures of the present step, or of the steps that it was sent back to, in a row.
     pub failures: u32,
+    /// Proofs of this replica that the chain called wrong.
+    pub bad_proofs: u32,
     /// Why it is in a failure state.
     pub reason: Option<String>,
     /// Events that it has seen: the number of the last entry in its log.
@@ -132,15 +168,23 @@ impl Sector {
             ticket: None,
             commitments: None,
             pre_commit: None,
-            pre_commit_tries: 0,
+            pre_commit_batch: None,
             pre_commit_epoch: None,
             seed: None,
             proved: false,
             commit: None,
-            commit_tries: 0,
+            seat: Seat {
+                since_unix_ms: 0,
+                batch: None,
+                alone: false,
+            },
             activation: None,
             expiration: None,
+            update: None,
+            terminate: None,
+            terminate_tries: 0,
             failures: 0,
+            bad_proofs: 0,
             reason: None,
             events: 0,
         }
@@ -150,5 +194,13 @@ impl Sector {
     #[must_use]
     pub fn piece_infos(&self) -> Vec<PieceInfo> {
         self.pieces.iter().map(|p| p.piece).collect()
+    }
+
+    /// What the replica commits to that the chain has, or will have: of the update once the
+    /// chain took it.
+    #[must_use]
+    pub fn current_commitments(&self) -> Option<SealedCommitments> {
+        let updated = self.update.as_ref().filter(|u| u.landed.is_some());
+        updated.and_then(|u| u.commitments).or(self.commitments)
     }
 }

@@ -1,11 +1,17 @@
 use lotus_journal::{EffectId, Machine, Map};
 use lotus_types::SectorNumber;
 
-use super::{Effect, Event, Sector, SectorState};
+use super::{Cause, Effect, Event, Seat, Sector, SectorPiece, SectorState, Update};
 
 /// Failures in a row after which a step is not tried on the same input again, but its input is
 /// made anew.
 const PATIENCE: u32 = 3;
+/// Failures in a row after which a sector that is not on chain is given up, so that its pieces
+/// can go into another.
+const HOPELESS: u32 = 2 * PATIENCE;
+/// Wrong proofs after which the replica itself is made again. Source: lotus,
+/// storage/pipeline/states_failed.go.
+const BAD_PROOFS: u32 = 2;
 
 /// All sectors of the journal.
 #[derive(Debug)]
@@ -36,6 +42,9 @@ pub fn step(now: Option<&Sector>, event: &Event) -> Option<(Sector, Vec<Effect>)
         None => opened(event, after)?,
     };
     absorb(&mut sector, event);
+    if gives_back(&sector, event, after) {
+        sector.pieces.clear();
+    }
     sector.state = after;
     sector.events += 1;
     let effects = if before == Some(after) {
@@ -44,6 +53,15 @@ pub fn step(now: Option<&Sector>, event: &Event) -> Option<(Sector, Vec<Effect>)
         after.effect().into_iter().collect()
     };
     Some((sector, effects))
+}
+
+/// The pieces that a step gave back: they are in no sector now.
+#[must_use]
+pub fn returned<'a>(before: Option<&'a Sector>, after: &Sector) -> &'a [SectorPiece] {
+    match before {
+        Some(b) if after.pieces.is_empty() => &b.pieces,
+        _ => &[],
+    }
 }
 
 /// The table: which state follows.
@@ -57,6 +75,9 @@ fn next(now: Option<&Sector>, event: &Event) -> Option<SectorState> {
         };
     };
     let worn_out = s.failures > PATIENCE;
+    let pre_committed = s.pre_commit_epoch.is_some();
+    let encoded = s.update.as_ref().is_some_and(|u| u.commitments.is_some());
+    let update_proved = s.update.as_ref().is_some_and(|u| u.proved);
     Some(match (s.state, event) {
         // The happy path.
         (WaitDeals, PieceAdded { .. }) => WaitDeals,
@@ -65,12 +86,14 @@ fn next(now: Option<&Sector>, event: &Event) -> Option<SectorState> {
         (Packing, Packed { .. }) => GetTicket,
         (GetTicket, Ticket(_)) => PreCommit1,
         (PreCommit1, PreCommit1Done) => PreCommit2,
-        (PreCommit2, PreCommit2Done(_)) => SubmitPreCommitBatch,
+        (PreCommit2, PreCommit2Done { .. }) => SubmitPreCommitBatch,
+        (SubmitPreCommitBatch, Batched(_)) => SubmitPreCommitBatch,
         (SubmitPreCommitBatch, PreCommitSent(_)) => PreCommitBatchWait,
         (SubmitPreCommitBatch | PreCommitBatchWait, PreCommitLanded { .. }) => WaitSeed,
         (WaitSeed, SeedReady(seed)) if s.proved && s.seed == Some(*seed) => SubmitCommitAggregate,
         (WaitSeed, SeedReady(_)) => Committing,
-        (Committing, Proved) => SubmitCommitAggregate,
+        (Committing, Proved { .. }) => SubmitCommitAggregate,
+        (SubmitCommitAggregate, Batched(_)) => SubmitCommitAggregate,
         (SubmitCommitAggregate, CommitSent(_)) => CommitAggregateWait,
         // The chain may know more than this journal, as after a restored backup.
         (
@@ -81,14 +104,55 @@ fn next(now: Option<&Sector>, event: &Event) -> Option<SectorState> {
             | CommitAggregateWait,
             CommitLanded { .. },
         ) => FinalizeSector,
-        (FinalizeSector, Finalized) => Proving,
+        (FinalizeSector, Finalized { upgradable: true }) if s.pieces.is_empty() => Available,
+        (FinalizeSector, Finalized { .. }) => Proving,
 
         // The chain moved on without us, or back.
         (PreCommit1 | SubmitPreCommitBatch, TicketExpired) => GetTicket,
         (WaitSeed | SubmitCommitAggregate, PreCommitLost) => SubmitPreCommitBatch,
-        (SubmitPreCommitBatch | WaitSeed | SubmitCommitAggregate, Abandoned(_)) => {
-            FailedUnrecoverable
+        (SubmitCommitAggregate, SeedLost) => WaitSeed,
+        (Packing | SubmitPreCommitBatch, Event::DealsExpired(_)) => SectorState::DealsExpired,
+        (
+            SubmitPreCommitBatch | WaitSeed | SubmitCommitAggregate,
+            Abandoned(_) | NumberSpent(_),
+        ) => FailedUnrecoverable,
+
+        // The snap-deal path.
+        (Proving, MarkedForUpdate) if is_empty(s) => Available,
+        (Available, PieceAdded { .. }) => SnapDealsWaitDeals,
+        (SnapDealsWaitDeals, PieceAdded { .. }) => SnapDealsWaitDeals,
+        (SnapDealsWaitDeals, StartPacking) => SnapDealsAddPiece,
+        (SnapDealsAddPiece, PiecesWritten) => SnapDealsPacking,
+        (SnapDealsPacking, Packed { .. }) => UpdateReplica,
+        (UpdateReplica, ReplicaUpdated(_)) => ProveReplicaUpdate,
+        (ProveReplicaUpdate, UpdateProved) => FinalizeReplicaUpdate,
+        (FinalizeReplicaUpdate, UpdateFinalized) => SubmitReplicaUpdate,
+        (SubmitReplicaUpdate, DeadlineImmutable) => WaitMutable,
+        (WaitMutable, DeadlineMutable) => SubmitReplicaUpdate,
+        (SubmitReplicaUpdate, UpdateSent(_)) => ReplicaUpdateWait,
+        (
+            SubmitReplicaUpdate | ReplicaUpdateWait | SectorState::AbortUpgrade,
+            UpdateLanded { .. },
+        ) => UpdateActivating,
+        (UpdateActivating, UpdateLost) => SubmitReplicaUpdate,
+        (UpdateActivating, Final) => ReleaseSectorKey,
+        (ReleaseSectorKey, KeyReleased) => Proving,
+        (SnapDealsPacking | SubmitReplicaUpdate, Event::DealsExpired(_)) => SnapDealsDealsExpired,
+        (from, Event::AbortUpgrade)
+            if from.is_upgrading() && !from.is_in_flight() && from != SectorState::AbortUpgrade =>
+        {
+            SectorState::AbortUpgrade
         }
+        // Not `Available`: what made this upgrade fail would meet the next one too.
+        (SectorState::AbortUpgrade, UpgradeAborted) => Proving,
+
+        // The end.
+        (Proving | Available | UpdateActivating | ReleaseSectorKey, Terminate) => Terminating,
+        (Terminating, TerminateSent(_)) => TerminateWait,
+        (Terminating | TerminateWait, Terminated) => TerminateFinality,
+        (TerminateFinality, TerminateLost) => Terminating,
+        (TerminateFinality, Final) => Removing,
+        (Removing, FilesRemoved) => Removed,
 
         // The work failed.
         (AddPiece, Failed(_)) => AddPieceFailed,
@@ -97,33 +161,107 @@ fn next(now: Option<&Sector>, event: &Event) -> Option<SectorState> {
         (PreCommit2, Failed(_)) => SealPreCommit2Failed,
         (Committing, Failed(_)) => ComputeProofFailed,
         (FinalizeSector, Failed(_)) => FinalizeFailed,
+        (SnapDealsAddPiece | SnapDealsPacking, Failed(_)) => SnapDealsAddPieceFailed,
+        (UpdateReplica | ProveReplicaUpdate | SubmitReplicaUpdate, Failed(_)) => {
+            ReplicaUpdateFailed
+        }
+        (FinalizeReplicaUpdate, Failed(_)) => FinalizeReplicaUpdateFailed,
         (Removing, Failed(_)) => RemoveFailed,
 
         // The chain refused.
         (SubmitPreCommitBatch | PreCommitBatchWait, Refused { .. }) => PreCommitFailed,
         (SubmitCommitAggregate | CommitAggregateWait, Refused { .. }) => CommitFailed,
+        (SubmitReplicaUpdate | ReplicaUpdateWait, Refused { .. }) => ReplicaUpdateFailed,
+        (Terminating | TerminateWait, Refused { .. }) => TerminateFailed,
 
         // The way out of each failure; when the same input failed often, make it anew.
         (AddPieceFailed, Retry) => AddPiece,
         (PackingFailed, Retry) => Packing,
+        (SealPreCommit1Failed, Retry) if s.failures > HOPELESS && !pre_committed => Removing,
         (SealPreCommit1Failed, Retry) if worn_out => AddPiece,
         (SealPreCommit1Failed, Retry) => PreCommit1,
         (SealPreCommit2Failed, Retry) if worn_out => PreCommit1,
         (SealPreCommit2Failed, Retry) => PreCommit2,
-        (PreCommitFailed, Retry) if worn_out && s.pre_commit_epoch.is_none() => GetTicket,
+        (PreCommitFailed, Retry) if worn_out && !pre_committed => GetTicket,
         (PreCommitFailed, Retry) => SubmitPreCommitBatch,
         (ComputeProofFailed, Retry) if worn_out => PreCommit1,
-        (CommitFailed, Retry) if worn_out && !s.proved => PreCommit1,
+        (CommitFailed, Retry) if s.bad_proofs >= BAD_PROOFS => PreCommit1,
         (ComputeProofFailed | CommitFailed, Retry) => WaitSeed,
         (FinalizeFailed, Retry) => FinalizeSector,
+        (SectorState::DealsExpired, Retry) => Removing,
+        (SnapDealsDealsExpired, Retry) => SectorState::AbortUpgrade,
+        (SnapDealsAddPieceFailed | ReplicaUpdateFailed, Retry) if worn_out => {
+            SectorState::AbortUpgrade
+        }
+        (SnapDealsAddPieceFailed, Retry) => SnapDealsAddPiece,
+        (ReplicaUpdateFailed, Retry) if update_proved => SubmitReplicaUpdate,
+        (ReplicaUpdateFailed, Retry) if encoded => ProveReplicaUpdate,
+        (ReplicaUpdateFailed, Retry) => UpdateReplica,
+        (FinalizeReplicaUpdateFailed, Retry) => FinalizeReplicaUpdate,
+        (TerminateFailed, Retry) => Terminating,
         (RemoveFailed, Retry) => Removing,
 
         // The operator.
-        (FailedUnrecoverable, Remove) => Removing,
-        (Removing, FilesRemoved) => Removed,
+        (_, Remove) if may_remove(s) => Removing,
+        (_, ForceState(to)) if may_force(s, *to) => *to,
 
         _ => return None,
     })
+}
+
+/// On chain, and without data.
+fn is_empty(s: &Sector) -> bool {
+    s.activation.is_some() && s.pieces.is_empty() && s.update.is_none()
+}
+
+/// A sector on chain is removed from a state of rest; whether the chain still needs it is for
+/// the caller to ask. One that is not on chain may be removed unless a message could put it
+/// there.
+fn may_remove(s: &Sector) -> bool {
+    use SectorState::*;
+    match s.state {
+        Removing | Removed => false,
+        FailedUnrecoverable => true,
+        Proving | Available => s.activation.is_some(),
+        state => s.activation.is_none() && !state.is_in_flight(),
+    }
+}
+
+/// Whether the operator may put a sector into a state: it must have what the state works on.
+fn may_force(s: &Sector, to: SectorState) -> bool {
+    use SectorState::*;
+    if to == s.state || matches!(s.state, Removing | RemoveFailed | Removed) {
+        return false;
+    }
+    let on_chain = s.activation.is_some();
+    let landed = s.update.as_ref().is_some_and(|u| u.landed.is_some());
+    match to {
+        // Files are deleted by `Remove` and `AbortUpgrade` alone, which look first.
+        Removing | RemoveFailed | Removed | AbortUpgrade => false,
+        WaitDeals => false,
+        Proving => on_chain && (s.update.is_none() || landed),
+        Available => is_empty(s),
+        Terminating | TerminateWait | TerminateFinality | TerminateFailed => {
+            on_chain && (s.update.is_none() || landed)
+        }
+        UpdateActivating | ReleaseSectorKey => landed,
+        SnapDealsWaitDeals | ReplicaUpdateWait => false,
+        to if to.is_upgrading() => on_chain && s.update.is_some() && !landed,
+        FinalizeSector | FinalizeFailed => on_chain && s.update.is_none(),
+        FailedUnrecoverable => !on_chain,
+        _ => !on_chain,
+    }
+}
+
+/// Whether the pieces go back: the sector will never hold them. Pieces of a sector that was on
+/// chain and has ended do not.
+fn gives_back(s: &Sector, event: &Event, after: SectorState) -> bool {
+    match after {
+        SectorState::Removing => s.activation.is_none(),
+        SectorState::FailedUnrecoverable => matches!(event, Event::NumberSpent(_)),
+        SectorState::Proving => s.state == SectorState::AbortUpgrade,
+        _ => false,
+    }
 }
 
 fn opened(event: &Event, state: SectorState) -> Option<Sector> {
@@ -139,7 +277,14 @@ fn opened(event: &Event, state: SectorState) -> Option<Sector> {
 fn absorb(s: &mut Sector, event: &Event) {
     s.reason = None;
     match event {
-        Event::PieceAdded { piece, .. } => s.pieces.push(piece.clone()),
+        Event::PieceAdded { piece, unix_ms } => {
+            if s.state == SectorState::Available {
+                s.update = Some(Update::default());
+                s.opened_unix_ms = *unix_ms;
+                s.failures = 0;
+            }
+            s.pieces.push(piece.clone());
+        }
         Event::Packed { claims } => {
             for p in &mut s.pieces {
                 p.claim = claims.iter().find(|(k, _)| *k == p.key).map(|(_, c)| *c);
@@ -151,28 +296,48 @@ fn absorb(s: &mut Sector, event: &Event) {
         Event::TicketExpired => {
             s.ticket = None;
             s.commitments = None;
+            s.seat = Seat::default();
         }
-        Event::PreCommit2Done(c) => {
-            s.commitments = Some(*c);
+        Event::PreCommit2Done {
+            commitments,
+            unix_ms,
+        } => {
+            s.commitments = Some(*commitments);
+            s.bad_proofs = 0;
+            s.seat = seat(*unix_ms);
             if s.pre_commit_epoch.is_none() {
                 s.failures = 0;
             }
         }
-        Event::PreCommitSent(cid) => s.pre_commit = Some(*cid),
+        Event::Batched(n) => s.seat.batch = Some(*n),
+        Event::PreCommitSent(cid) => {
+            s.pre_commit = Some(*cid);
+            s.pre_commit_batch = s.seat.batch;
+        }
         Event::PreCommitLanded { epoch } => {
             if s.pre_commit_epoch != Some(*epoch) {
                 s.failures = 0;
             }
             s.pre_commit_epoch = Some(*epoch);
+            s.seat = Seat::default();
         }
-        Event::PreCommitLost => s.pre_commit_epoch = None,
+        Event::PreCommitLost => {
+            s.pre_commit_epoch = None;
+            alone(s);
+            // The message is pushed until it is on chain again.
+            s.seat.batch = s.pre_commit_batch;
+        }
         Event::SeedReady(seed) => {
             if s.seed != Some(*seed) {
                 s.proved = false;
             }
             s.seed = Some(*seed);
         }
-        Event::Proved => s.proved = true,
+        Event::SeedLost => s.seat.batch = None,
+        Event::Proved { unix_ms } => {
+            s.proved = true;
+            s.seat = seat(*unix_ms);
+        }
         Event::CommitSent(cid) => s.commit = Some(*cid),
         Event::CommitLanded {
             activation,
@@ -180,38 +345,117 @@ fn absorb(s: &mut Sector, event: &Event) {
         } => {
             s.activation = Some(*activation);
             s.expiration = Some(*expiration);
+            s.seat = Seat::default();
             s.failures = 0;
         }
-        Event::Finalized => s.failures = 0,
-        Event::Failed(why) | Event::Abandoned(why) => {
-            s.failures = s.failures.saturating_add(1);
-            s.reason = Some(why.clone());
-        }
-        Event::Refused {
-            why,
-            spent,
-            bad_proof,
-        } => {
-            s.failures = s.failures.saturating_add(1);
-            s.reason = Some(why.clone());
-            let tries = match s.state {
-                SectorState::SubmitPreCommitBatch | SectorState::PreCommitBatchWait => {
-                    &mut s.pre_commit_tries
-                }
-                _ => &mut s.commit_tries,
-            };
-            *tries = tries.saturating_add(u32::from(*spent));
-            if *bad_proof {
-                s.proved = false;
+        Event::Finalized { .. } => s.failures = 0,
+        Event::Failed(why) => {
+            failed(s, why, Cause::Other);
+            if let (SectorState::ProveReplicaUpdate, Some(u)) = (s.state, &mut s.update) {
+                u.commitments = None;
             }
         }
+        Event::Abandoned(why) | Event::NumberSpent(why) | Event::DealsExpired(why) => {
+            failed(s, why, Cause::Other);
+        }
+        Event::Refused { why, spent, cause } => {
+            failed(s, why, *cause);
+            refused(s, *spent, *cause == Cause::Proof);
+        }
+        Event::TerminateSent(cid) => s.terminate = Some(*cid),
+        Event::Terminated => s.failures = 0,
+        Event::UpgradeAborted => s.update = None,
+        Event::ForceState(_) => {
+            s.failures = 0;
+            s.seat.batch = None;
+        }
+        Event::ReplicaUpdated(_)
+        | Event::UpdateProved
+        | Event::UpdateSent(_)
+        | Event::UpdateLanded { .. }
+        | Event::UpdateLost => absorb_update(s, event),
         Event::Ticket(_)
         | Event::Pledged { .. }
         | Event::StartPacking
         | Event::PiecesWritten
         | Event::PreCommit1Done
+        | Event::MarkedForUpdate
+        | Event::UpdateFinalized
+        | Event::DeadlineImmutable
+        | Event::DeadlineMutable
+        | Event::KeyReleased
+        | Event::AbortUpgrade
+        | Event::Terminate
+        | Event::TerminateLost
+        | Event::Final
         | Event::Retry
         | Event::Remove
         | Event::FilesRemoved => {}
+    }
+}
+
+fn absorb_update(s: &mut Sector, event: &Event) {
+    let Some(u) = &mut s.update else {
+        return;
+    };
+    match event {
+        Event::ReplicaUpdated(c) => {
+            u.commitments = Some(*c);
+            u.proved = false;
+        }
+        Event::UpdateProved => u.proved = true,
+        Event::UpdateSent(cid) => u.message = Some(*cid),
+        Event::UpdateLanded { epoch } => {
+            u.landed = Some(*epoch);
+            s.failures = 0;
+        }
+        Event::UpdateLost => u.landed = None,
+        _ => {}
+    }
+}
+
+const fn seat(since_unix_ms: u64) -> Seat {
+    Seat {
+        since_unix_ms,
+        batch: None,
+        alone: false,
+    }
+}
+
+const fn alone(s: &mut Sector) {
+    s.seat.batch = None;
+    s.seat.alone = true;
+}
+
+/// Short money is no failure of the sector: it waits longer, but nothing is made anew.
+fn failed(s: &mut Sector, why: &str, cause: Cause) {
+    let more = s.failures.saturating_add(1);
+    s.failures = match cause {
+        Cause::Money => more.min(PATIENCE).max(s.failures),
+        Cause::Proof | Cause::Other => more,
+    };
+    s.reason = Some(why.to_owned());
+}
+
+fn refused(s: &mut Sector, spent: bool, bad_proof: bool) {
+    use SectorState::*;
+    match s.state {
+        Terminating | TerminateWait => s.terminate_tries += u32::from(spent),
+        SubmitReplicaUpdate | ReplicaUpdateWait => {
+            if let Some(u) = &mut s.update {
+                u.tries += u32::from(spent);
+                if bad_proof {
+                    u.proved = false;
+                    u.commitments = None;
+                }
+            }
+        }
+        _ => {
+            alone(s);
+            if bad_proof {
+                s.proved = false;
+                s.bad_proofs += 1;
+            }
+        }
     }
 }

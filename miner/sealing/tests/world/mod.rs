@@ -416,11 +416,17 @@ impl PieceFiles for Files {
 struct Witness;
 
 const SEEN: Map<u64, String> = Map::new("witness.seen");
+const RETURNED: Map<u64, DealKey> = Map::new("witness.returned");
 
 impl Observer for Witness {
     fn in_tx(&self, tx: &mut Tx, change: &SectorChange<'_>) -> Result<(), JournalError> {
         let next = tx.len(&SEEN)?;
-        tx.put(&SEEN, &next, &change.to.to_string())
+        tx.put(&SEEN, &next, &change.to.to_string())?;
+        for piece in change.returned {
+            let next = tx.len(&RETURNED)?;
+            tx.put(&RETURNED, &next, &piece.key)?;
+        }
+        Ok(())
     }
     fn committed(&self) {}
 }
@@ -509,7 +515,7 @@ impl Hub {
         Self::start_with(world, adjust)
     }
 
-    fn state(&self, n: SectorNumber) -> SectorState {
+    pub(crate) fn state(&self, n: SectorNumber) -> SectorState {
         self.sealing.sector(n).unwrap().unwrap().sector.state
     }
 
@@ -545,6 +551,13 @@ impl Hub {
         let seen = self.journal.read(|v| v.scan(&SEEN, None, 10_000));
         let seen: Vec<(u64, String)> = seen.map_err(|e: JournalError| e).unwrap();
         seen.into_iter().map(|(_, s)| s).collect()
+    }
+
+    /// The deals whose pieces were given back.
+    pub(crate) fn returned(&self) -> Vec<DealKey> {
+        let all = self.journal.read(|v| v.scan(&RETURNED, None, 10_000));
+        let all: Vec<(u64, DealKey)> = all.map_err(|e: JournalError| e).unwrap();
+        all.into_iter().map(|(_, key)| key).collect()
     }
 
     /// Stops, and waits until the last call into the journal has returned.

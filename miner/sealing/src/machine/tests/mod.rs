@@ -1,0 +1,370 @@
+mod table;
+mod walk;
+
+use std::collections::BTreeSet;
+
+use cid::Cid;
+use lotus_proofs::SealedCommitments;
+use lotus_types::{Commitment, Epoch, EpochDelta};
+
+use super::{
+    Cause, Claim, Effect, Event, SealSeed, SealTicket, Sector, SectorState, Update, returned, step,
+    testing,
+};
+use SectorState as S;
+
+fn cid(n: u8) -> Cid {
+    Commitment([n & 0x3f; 32]).sealed_cid()
+}
+
+fn commitments() -> SealedCommitments {
+    SealedCommitments {
+        comm_r: Commitment([1; 32]),
+        comm_d: Commitment([2; 32]),
+    }
+}
+
+fn seed(n: u8) -> Event {
+    Event::SeedReady(SealSeed {
+        value: [n; 32],
+        epoch: Epoch(n.into()),
+    })
+}
+
+fn refused(spent: bool, cause: Cause) -> Event {
+    Event::Refused {
+        why: "no".into(),
+        spent,
+        cause,
+    }
+}
+
+/// One event of each kind.
+fn every_event() -> Vec<Event> {
+    vec![
+        Event::PieceAdded {
+            piece: testing::placed(1, testing::piece(1, 1024), 0),
+            unix_ms: 5,
+        },
+        Event::Pledged { unix_ms: 5 },
+        Event::StartPacking,
+        Event::PiecesWritten,
+        Event::Packed { claims: vec![] },
+        Event::DealsExpired("late".into()),
+        Event::Ticket(SealTicket {
+            value: [3; 32],
+            epoch: Epoch(9),
+        }),
+        Event::TicketExpired,
+        Event::PreCommit1Done,
+        Event::PreCommit2Done {
+            commitments: commitments(),
+            unix_ms: 6,
+        },
+        Event::Batched(4),
+        Event::PreCommitSent(cid(1)),
+        Event::PreCommitLanded { epoch: Epoch(20) },
+        Event::PreCommitLost,
+        seed(1),
+        Event::SeedLost,
+        Event::Proved { unix_ms: 7 },
+        Event::CommitSent(cid(2)),
+        Event::CommitLanded {
+            activation: Epoch(40),
+            expiration: Epoch(4_000),
+        },
+        Event::Finalized { upgradable: true },
+        Event::MarkedForUpdate,
+        Event::ReplicaUpdated(commitments()),
+        Event::UpdateProved,
+        Event::UpdateFinalized,
+        Event::UpdateSent(cid(3)),
+        Event::DeadlineImmutable,
+        Event::DeadlineMutable,
+        Event::UpdateLanded { epoch: Epoch(90) },
+        Event::UpdateLost,
+        Event::KeyReleased,
+        Event::AbortUpgrade,
+        Event::UpgradeAborted,
+        Event::Terminate,
+        Event::TerminateSent(cid(4)),
+        Event::Terminated,
+        Event::TerminateLost,
+        Event::Final,
+        Event::Failed("broken".into()),
+        refused(true, Cause::Other),
+        Event::Retry,
+        Event::Abandoned("gone".into()),
+        Event::NumberSpent("used".into()),
+        Event::Remove,
+        Event::FilesRemoved,
+        Event::ForceState(S::FailedUnrecoverable),
+    ]
+}
+
+/// A sector in a state, with what it has when it comes there by the table.
+fn at(state: S) -> Sector {
+    use S::*;
+    let mut s = Sector::new(state, 1);
+    let ended = matches!(
+        state,
+        Terminating | TerminateWait | TerminateFinality | TerminateFailed
+    );
+    let rests = matches!(
+        state,
+        FinalizeSector | FinalizeFailed | Proving | Available | UpdateActivating | ReleaseSectorKey
+    );
+    if ended || rests || state.is_upgrading() {
+        s.activation = Some(Epoch(40));
+        s.expiration = Some(Epoch(4_000));
+    }
+    let landed = matches!(state, UpdateActivating | ReleaseSectorKey);
+    if landed || state.is_upgrading() {
+        s.update = Some(Update {
+            landed: landed.then_some(Epoch(90)),
+            ..Update::default()
+        });
+    }
+    s
+}
+
+#[test]
+fn states_and_events_have_lotus_names() {
+    let names: BTreeSet<_> = S::ALL.iter().map(|s| s.as_str()).collect();
+    assert_eq!(names.len(), S::ALL.len());
+    for s in S::ALL {
+        assert_eq!(format!("{s:?}"), s.as_str());
+        assert_eq!(s.as_str().parse(), Ok(*s));
+    }
+    let events: BTreeSet<_> = every_event().iter().map(Event::name).collect();
+    assert_eq!(events.len(), every_event().len());
+}
+
+fn run(mut s: Sector, events: &[Event]) -> Sector {
+    for e in events {
+        s = step(Some(&s), e)
+            .unwrap_or_else(|| panic!("{} in {}", e.name(), s.state))
+            .0;
+    }
+    s
+}
+
+#[test]
+fn failing_often_remakes_the_input() {
+    let fail = Event::Failed("x".into());
+    for (work, failed, remake) in [
+        (S::PreCommit1, S::SealPreCommit1Failed, S::AddPiece),
+        (S::PreCommit2, S::SealPreCommit2Failed, S::PreCommit1),
+    ] {
+        let mut s = at(work);
+        for n in 1..=4 {
+            s = run(s, std::slice::from_ref(&fail));
+            assert_eq!((s.state, s.failures), (failed, n));
+            assert_eq!(s.reason.as_deref(), Some("x"));
+            s = run(s, &[Event::Retry]);
+            assert_eq!(s.state, if n < 4 { work } else { remake });
+        }
+    }
+    let mut s = at(S::Committing);
+    for _ in 0..3 {
+        s = run(s, &[fail.clone(), Event::Retry, seed(1)]);
+        assert_eq!(s.state, S::Committing);
+    }
+    assert_eq!(run(s, &[fail, Event::Retry]).state, S::PreCommit1);
+}
+
+#[test]
+fn a_hopeless_sector_gives_its_pieces_back() {
+    let mut s = at(S::PreCommit1);
+    s.pieces
+        .push(testing::placed(1, testing::piece(1, 1024), 0));
+    for n in 1..=7 {
+        s.state = S::PreCommit1;
+        s = run(s, &[Event::Failed("x".into())]);
+        let after = run(s.clone(), &[Event::Retry]);
+        let want = [S::PreCommit1, S::AddPiece, S::Removing];
+        assert_eq!(after.state, want[usize::from(n > 3) + usize::from(n > 6)]);
+        assert_eq!(returned(Some(&s), &after).len(), usize::from(n > 6));
+    }
+    // With a deposit at stake it goes on.
+    s.pre_commit_epoch = Some(Epoch(5));
+    assert_eq!(run(s, &[Event::Retry]).state, S::AddPiece);
+}
+
+#[test]
+fn short_money_remakes_nothing() {
+    let mut s = at(S::SubmitPreCommitBatch);
+    for _ in 0..20 {
+        s = run(s, &[refused(false, Cause::Money), Event::Retry]);
+        assert_eq!((s.state, s.seat.alone), (S::SubmitPreCommitBatch, true));
+    }
+    // The ticket may be the reason of other refusals.
+    let s = run(s, &[refused(false, Cause::Other), Event::Retry]);
+    assert_eq!(s.state, S::GetTicket);
+}
+
+#[test]
+fn a_batch_is_remembered_until_its_message_is_of_no_use() {
+    let sent = run(
+        at(S::SubmitPreCommitBatch),
+        &[Event::Batched(7), Event::PreCommitSent(cid(1))],
+    );
+    assert_eq!(sent.seat.batch, Some(7));
+    let again = run(sent.clone(), &[refused(true, Cause::Other), Event::Retry]);
+    assert_eq!((again.seat.batch, again.seat.alone), (None, true));
+    // A reorg takes the pre-commit away: the message is still on its way.
+    let lost = run(
+        sent,
+        &[
+            Event::PreCommitLanded { epoch: Epoch(5) },
+            seed(1),
+            Event::Proved { unix_ms: 3 },
+            Event::Batched(8),
+            Event::PreCommitLost,
+        ],
+    );
+    assert_eq!(
+        (lost.state, lost.seat.batch),
+        (S::SubmitPreCommitBatch, Some(7))
+    );
+}
+
+#[test]
+fn a_commit_goes_out_again_without_a_new_proof_unless_the_proof_was_wrong() {
+    let sealed = run(
+        at(S::WaitSeed),
+        &[
+            seed(1),
+            Event::Proved { unix_ms: 1 },
+            Event::CommitSent(cid(2)),
+        ],
+    );
+    let again = run(
+        sealed.clone(),
+        &[refused(true, Cause::Money), Event::Retry, seed(1)],
+    );
+    assert_eq!(again.state, S::SubmitCommitAggregate);
+    let bad = run(
+        sealed.clone(),
+        &[refused(true, Cause::Proof), Event::Retry, seed(1)],
+    );
+    assert_eq!((bad.state, bad.bad_proofs), (S::Committing, 1));
+    // The second wrong proof: the replica is made again.
+    let worse = run(
+        bad,
+        &[
+            Event::Proved { unix_ms: 1 },
+            refused(false, Cause::Proof),
+            Event::Retry,
+        ],
+    );
+    assert_eq!(worse.state, S::PreCommit1);
+    let reorg = run(
+        sealed,
+        &[refused(true, Cause::Other), Event::Retry, seed(2)],
+    );
+    assert_eq!((reorg.state, reorg.proved), (S::Committing, false));
+}
+
+#[test]
+fn an_upgrade_that_fails_goes_on_from_what_it_has() {
+    let piece = every_event().remove(0);
+    let encoded = run(
+        at(S::Available),
+        &[
+            piece,
+            Event::StartPacking,
+            Event::PiecesWritten,
+            Event::Packed { claims: vec![] },
+            Event::ReplicaUpdated(commitments()),
+        ],
+    );
+    assert_eq!(encoded.state, S::ProveReplicaUpdate);
+    let failed = run(encoded.clone(), &[Event::Failed("x".into()), Event::Retry]);
+    assert_eq!(failed.state, S::UpdateReplica, "the replica may be damaged");
+    let ready = run(encoded, &[Event::UpdateProved, Event::UpdateFinalized]);
+    let funds = run(ready.clone(), &[refused(false, Cause::Money), Event::Retry]);
+    assert_eq!(funds.state, S::SubmitReplicaUpdate);
+    let bad = run(
+        ready.clone(),
+        &[
+            Event::UpdateSent(cid(1)),
+            refused(true, Cause::Proof),
+            Event::Retry,
+        ],
+    );
+    assert_eq!(bad.state, S::UpdateReplica);
+    assert_eq!(bad.update.as_ref().map(|u| u.tries), Some(1));
+    // In the end the pieces go back, and the sector is what it was.
+    let mut s = ready;
+    for _ in 0..4 {
+        assert_eq!(s.state, S::SubmitReplicaUpdate);
+        s = run(s, &[refused(false, Cause::Other), Event::Retry]);
+    }
+    assert_eq!(s.state, S::AbortUpgrade);
+    let after = run(s.clone(), &[Event::UpgradeAborted]);
+    assert_eq!(returned(Some(&s), &after).len(), 1);
+    assert_eq!((after.state, after.update.clone()), (S::Proving, None));
+    assert_eq!(run(after, &[Event::MarkedForUpdate]).state, S::Available);
+}
+
+#[test]
+fn a_sector_with_data_is_not_offered_for_upgrades() {
+    let mut s = at(S::FinalizeSector);
+    s.pieces
+        .push(testing::placed(1, testing::piece(1, 1024), 0));
+    let s = run(s, &[Event::Finalized { upgradable: true }]);
+    assert_eq!(s.state, S::Proving);
+    assert_eq!(step(Some(&s), &Event::MarkedForUpdate), None);
+    // Its deals end with it.
+    let ended = run(
+        s.clone(),
+        &[Event::Terminate, Event::Terminated, Event::Final],
+    );
+    assert_eq!((ended.state, ended.pieces.len()), (S::Removing, 1));
+}
+
+#[test]
+fn the_ticket_of_a_pre_commit_on_chain_is_kept() {
+    let ticket = |n: u8| {
+        Event::Ticket(SealTicket {
+            value: [n; 32],
+            epoch: Epoch(n.into()),
+        })
+    };
+    let mut s = run(
+        at(S::GetTicket),
+        &[
+            ticket(1),
+            Event::PreCommit1Done,
+            Event::PreCommit2Done {
+                commitments: commitments(),
+                unix_ms: 2,
+            },
+            Event::PreCommitLanded { epoch: Epoch(5) },
+        ],
+    );
+    s.state = S::GetTicket;
+    assert_eq!(
+        run(s.clone(), &[ticket(2)]).ticket.map(|t| t.epoch),
+        Some(Epoch(1))
+    );
+    s.pre_commit_epoch = None;
+    assert_eq!(run(s, &[ticket(2)]).ticket.map(|t| t.epoch), Some(Epoch(2)));
+}
+
+#[test]
+fn claims_are_noted_at_their_pieces() {
+    let mut s = at(S::Packing);
+    for n in 1..=2 {
+        s.pieces
+            .push(testing::placed(n, testing::piece(1, 1024), 0));
+    }
+    let claim = Claim {
+        term_min: EpochDelta(1),
+        term_max: EpochDelta(2),
+    };
+    let claims = vec![(s.pieces[1].key.clone(), claim)];
+    let s = run(s, &[Event::Packed { claims }]);
+    assert_eq!((s.pieces[0].claim, s.pieces[1].claim), (None, Some(claim)));
+}

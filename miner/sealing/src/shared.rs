@@ -1,0 +1,400 @@
+//! What the handle and the runner share: the journaled sectors and their mirror in memory.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use lotus_journal::{EffectId, JournalError, Machines, Map, Tx};
+use lotus_messages::Sender;
+use lotus_node_client::Node;
+use lotus_node_client::api::{NetworkParams, TipSet, TipSetKey};
+use lotus_types::{ActorId, DealKey, PieceCid, SectorId, SectorNumber, SectorSize};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, OnceCell, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::machine::{Event, Sector, SectorState, Sectors, returned};
+use crate::record::{LOG, LOG_LIMIT, LogEntry, SectorChange};
+use crate::storage::{put_in_place, sync_tree};
+use crate::{Observer, PieceFiles, SealingConfig, SealingDeps, SealingError, Storage, Work};
+
+/// A journaled placement.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Placed {
+    pub(crate) sector: SectorNumber,
+    pub(crate) offset: u64,
+    pub(crate) piece: PieceCid,
+}
+
+/// Where each deal's piece is.
+pub(crate) const PLACED: Map<DealKey, Placed> = Map::new("sealing.placed");
+/// The next sector number, under key 0.
+pub(crate) const NEXT_NUMBER: Map<u64, u64> = Map::new("sealing.next_number");
+/// The next number of a batch of messages, under key 0.
+const NEXT_BATCH: Map<u64, u64> = Map::new("sealing.next_batch");
+/// Large outputs that a later step needs.
+const OUTPUTS: Map<(SectorNumber, u64), StoredBytes> = Map::new("sealing.outputs");
+
+#[derive(Serialize, Deserialize)]
+#[serde(transparent)]
+struct StoredBytes(#[serde(with = "serde_bytes")] Vec<u8>);
+
+/// Which output.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Stored {
+    /// Of PreCommit1, for PreCommit2.
+    Labels = 1,
+    /// The seal proof.
+    Proof = 2,
+    /// The update proof.
+    UpdateProof = 3,
+}
+
+/// What changes in the journal together with a sector's state.
+#[derive(Debug, Default)]
+pub(crate) enum Also {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// An output is stored.
+    Store(Stored, Vec<u8>),
+    /// The outputs are dropped.
+    DropOutputs,
+}
+
+/// What is known of a sector but not journaled.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Live {
+    pub(crate) progress: Option<f64>,
+    pub(crate) last_error: Option<String>,
+    pub(crate) next_retry_unix_ms: Option<u64>,
+}
+
+/// What the handle and the runner share.
+pub(crate) struct Shared {
+    pub(crate) machines: Machines<Sectors>,
+    pub(crate) node: Node,
+    pub(crate) head: watch::Receiver<Option<Arc<TipSet>>>,
+    pub(crate) sender: Sender,
+    pub(crate) work: Arc<dyn Work>,
+    pub(crate) storage: Storage,
+    pub(crate) miner: ActorId,
+    pub(crate) size: SectorSize,
+    pub(crate) cfg: SealingConfig,
+    pub(crate) pieces: Arc<dyn PieceFiles>,
+    pub(crate) params: OnceCell<NetworkParams>,
+    observer: Arc<dyn Observer>,
+    /// Held while a change is committed and mirrored, so that both have one order.
+    writing: Mutex<()>,
+    /// The journal's sectors, to read without a transaction.
+    pub(crate) mirror: Mutex<BTreeMap<SectorNumber, Sector>>,
+    pub(crate) lives: Mutex<HashMap<SectorNumber, Live>>,
+    /// One piece is placed at a time.
+    pub(crate) placing: tokio::sync::Mutex<()>,
+    /// One batch is made or sent at a time.
+    pub(crate) batching: tokio::sync::Mutex<()>,
+    /// Sectors whose batch the operator wants now.
+    pub(crate) published: Mutex<BTreeSet<SectorNumber>>,
+    /// Held while files come to their place or are deleted, so that a step that the operator has
+    /// stopped puts nothing where another has cleaned up.
+    files: Mutex<()>,
+    /// There are new effects.
+    pub(crate) wake: Notify,
+    /// Counts changes, for those who wait for one.
+    pub(crate) changes: watch::Sender<u64>,
+    pub(crate) stop: CancellationToken,
+    /// Calls that block: awaited at the end, so that nothing is written after it.
+    pub(crate) calls: TaskTracker,
+}
+
+impl Shared {
+    pub(crate) fn open(deps: SealingDeps) -> Result<Self, SealingError> {
+        let machines = Machines::new(deps.journal);
+        let mirror = machines.all()?.into_iter().collect();
+        Ok(Self {
+            machines,
+            node: deps.node,
+            head: deps.follower.head(),
+            sender: deps.sender,
+            work: deps.work,
+            storage: deps.storage,
+            miner: deps.miner,
+            size: deps.size,
+            cfg: deps.cfg,
+            pieces: deps.pieces,
+            params: OnceCell::new(),
+            observer: deps.observer,
+            writing: Mutex::default(),
+            mirror: Mutex::new(mirror),
+            lives: Mutex::default(),
+            placing: tokio::sync::Mutex::default(),
+            batching: tokio::sync::Mutex::default(),
+            published: Mutex::default(),
+            files: Mutex::default(),
+            wake: Notify::new(),
+            changes: watch::Sender::new(0),
+            stop: CancellationToken::new(),
+            calls: TaskTracker::new(),
+        })
+    }
+
+    pub(crate) fn id(&self, number: SectorNumber) -> SectorId {
+        SectorId {
+            miner: self.miner,
+            number,
+        }
+    }
+
+    pub(crate) fn get(&self, number: SectorNumber) -> Option<Sector> {
+        lock(&self.mirror).get(&number).cloned()
+    }
+
+    /// Changes what is known of a sector in memory.
+    pub(crate) fn live(&self, number: SectorNumber, f: impl FnOnce(&mut Live)) {
+        f(lock(&self.lives).entry(number).or_default());
+    }
+
+    /// The first number that neither this journal nor the chain has used.
+    pub(crate) async fn next_number(&self) -> Result<SectorNumber, SealingError> {
+        let miner = self.miner.address();
+        let used = self
+            .node
+            .state_miner_allocated(miner, &TipSetKey::HEAD)
+            .await?;
+        let mut number = self.counter(&NEXT_NUMBER)?;
+        for range in used.ranges() {
+            if range.contains(&number) {
+                number = range.end;
+            }
+        }
+        Ok(SectorNumber(number))
+    }
+
+    fn counter(&self, map: &Map<u64, u64>) -> Result<u64, SealingError> {
+        let journal = self.machines.journal();
+        let next: Option<u64> = journal.read(|v| v.get(map, &0).map_err(SealingError::from))?;
+        Ok(next.unwrap_or(0))
+    }
+
+    /// Applies an event; `false` when it does not apply in the sector's state.
+    pub(crate) async fn apply(
+        self: &Arc<Self>,
+        number: SectorNumber,
+        event: Event,
+        settles: Option<EffectId>,
+        also: Also,
+    ) -> Result<bool, SealingError> {
+        let done = self
+            .apply_all(vec![(number, event)], settles, move |tx| match also {
+                Also::Nothing => Ok(()),
+                Also::Store(what, bytes) => {
+                    tx.put(&OUTPUTS, &(number, what as u64), &StoredBytes(bytes))
+                }
+                Also::DropOutputs => {
+                    for what in [Stored::Labels, Stored::Proof, Stored::UpdateProof] {
+                        tx.remove(&OUTPUTS, &(number, what as u64))?;
+                    }
+                    Ok(())
+                }
+            })
+            .await?;
+        Ok(done > 0)
+    }
+
+    /// Gives the sectors one batch, which no other has.
+    pub(crate) async fn seat(
+        self: &Arc<Self>,
+        members: Vec<SectorNumber>,
+    ) -> Result<(), SealingError> {
+        let batch = self.counter(&NEXT_BATCH)?;
+        let events = members.into_iter().map(|n| (n, Event::Batched(batch)));
+        self.apply_all(events.collect(), None, move |tx| {
+            tx.put(&NEXT_BATCH, &0, &(batch + 1))
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Applies events of several sectors in one transaction, with `also` if any of them applies.
+    /// Returns how many did.
+    pub(crate) async fn apply_all(
+        self: &Arc<Self>,
+        events: Vec<(SectorNumber, Event)>,
+        settles: Option<EffectId>,
+        also: impl FnOnce(&mut Tx) -> Result<(), JournalError> + Send + 'static,
+    ) -> Result<usize, SealingError> {
+        let shared = self.clone();
+        let span = tracing::Span::current();
+        self.blocking(move || {
+            let _entered = span.enter();
+            shared.commit(&events, settles, also)
+        })
+        .await
+    }
+
+    fn commit(
+        &self,
+        events: &[(SectorNumber, Event)],
+        settles: Option<EffectId>,
+        also: impl FnOnce(&mut Tx) -> Result<(), JournalError>,
+    ) -> Result<usize, SealingError> {
+        let order = lock(&self.writing);
+        let steps = self.machines.journal().write(|tx| {
+            let mut steps = Vec::new();
+            let mut settles = settles;
+            for (number, event) in events {
+                let step = Machines::<Sectors>::apply_in(
+                    tx,
+                    number,
+                    event,
+                    settles.take(),
+                    |tx, before, after| self.note(tx, *number, event, before, after),
+                )?;
+                steps.extend(step.map(|s| (*number, event, s)));
+            }
+            if !steps.is_empty() {
+                also(tx)?;
+            }
+            Ok::<_, JournalError>(steps)
+        })?;
+        let count = steps.len();
+        for (number, event, step) in steps {
+            let from = step.before.map(|s| s.state);
+            let to = step.after.state;
+            lock(&self.mirror).insert(number, step.after);
+            if from != Some(to) {
+                lock(&self.lives).remove(&number);
+                lock(&self.published).remove(&number);
+            }
+            tracing::info!(sector = %number, event = event.name(),
+                from = from.map_or("", SectorState::as_str), to = to.as_str(),
+                "{}", event.message());
+            metrics::counter!("lotus_miner_sector_events_total", "event" => event.name(),
+                "to" => to.as_str())
+            .increment(1);
+        }
+        drop(order);
+        if count > 0 {
+            self.observer.committed();
+            self.changes.send_modify(|n| *n = n.wrapping_add(1));
+            self.wake.notify_one();
+        }
+        Ok(count)
+    }
+
+    /// What is written together with a step: the log, and what hangs on it elsewhere.
+    fn note(
+        &self,
+        tx: &mut Tx,
+        number: SectorNumber,
+        event: &Event,
+        before: Option<&Sector>,
+        after: &Sector,
+    ) -> Result<(), JournalError> {
+        let from = before.map(|s| s.state);
+        let entry = LogEntry {
+            unix_ms: unix_ms(),
+            event: event.name().into(),
+            from: from.map_or(String::new(), |s| s.to_string()),
+            to: after.state.to_string(),
+            message: event.message(),
+        };
+        tx.put(&LOG, &(number, after.events), &entry)?;
+        if let Some(old) = after.events.checked_sub(LOG_LIMIT) {
+            tx.remove(&LOG, &(number, old))?;
+        }
+        let returned = returned(before, after);
+        for piece in returned {
+            tx.remove(&PLACED, &piece.key)?;
+        }
+        self.observer.in_tx(
+            tx,
+            &SectorChange {
+                number,
+                from,
+                to: after.state,
+                sector: after,
+                returned,
+            },
+        )
+    }
+
+    /// An output of an earlier step.
+    pub(crate) async fn stored(
+        self: &Arc<Self>,
+        number: SectorNumber,
+        what: Stored,
+    ) -> Result<Option<Vec<u8>>, SealingError> {
+        let shared = self.clone();
+        self.blocking(move || {
+            let journal = shared.machines.journal();
+            let found = journal.read(|v| v.get(&OUTPUTS, &(number, what as u64)));
+            Ok(found.map_err(|e: JournalError| e)?.map(|b| b.0))
+        })
+        .await
+    }
+
+    /// Moves finished files to their places, unless the sector has left the state in which they
+    /// were made.
+    pub(crate) async fn put_in_place(
+        self: &Arc<Self>,
+        number: SectorNumber,
+        state: SectorState,
+        files: Vec<(PathBuf, PathBuf)>,
+    ) -> Result<(), SealingError> {
+        let shared = self.clone();
+        self.blocking(move || {
+            for (from, _) in &files {
+                sync_tree(from)?;
+            }
+            let _one_at_a_time = lock(&shared.files);
+            if shared.get(number).is_some_and(|s| s.state == state) {
+                for (from, to) in &files {
+                    put_in_place(from, to)?;
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Deletes files.
+    pub(crate) async fn delete(
+        self: &Arc<Self>,
+        delete: impl FnOnce(&Storage) -> io::Result<()> + Send + 'static,
+    ) -> Result<(), SealingError> {
+        let shared = self.clone();
+        self.blocking(move || {
+            let _one_at_a_time = lock(&shared.files);
+            Ok(delete(&shared.storage)?)
+        })
+        .await
+    }
+
+    /// Runs something that blocks on a thread that may.
+    pub(crate) async fn blocking<R: Send + 'static>(
+        &self,
+        f: impl FnOnce() -> Result<R, SealingError> + Send + 'static,
+    ) -> Result<R, SealingError> {
+        match self.calls.spawn_blocking(f).await {
+            Ok(done) => done,
+            Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
+            Err(_) => Err(SealingError::Stopped),
+        }
+    }
+}
+
+pub(crate) fn unix_ms() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A poisoned lock means that a thread panicked between two lines that keep no invariant open.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
