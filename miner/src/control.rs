@@ -7,11 +7,11 @@ use std::time::Duration;
 use axum::extract::{Path as UrlPath, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use lotus_proving::{ProvingError, Rounds, WindowPost};
 use lotus_runtime::Fault;
-use lotus_sealing::{Sealing, SealingError};
+use lotus_sealing::{BatchKind, Sealing, SealingError, SectorState, Stake, Waiting};
 use lotus_types::{Kind, SectorNumber};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -46,6 +46,27 @@ struct Refusal {
 pub struct Opened {
     /// Its number.
     pub sector: u64,
+}
+
+/// A sector that waits for others to share a message with.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Seat {
+    /// Its number.
+    pub sector: u64,
+    /// Since when, Unix milliseconds.
+    pub since_unix_ms: u64,
+    /// Last epoch at which the message is of use; 0 for none.
+    pub cutoff_epoch: i64,
+}
+
+impl From<Waiting> for Seat {
+    fn from(w: Waiting) -> Self {
+        Self {
+            sector: w.sector.0,
+            since_unix_ms: w.since_unix_ms,
+            cutoff_epoch: w.cutoff.map_or(0, |e| e.0),
+        }
+    }
 }
 
 pub(crate) struct Failed(Refusal);
@@ -88,7 +109,13 @@ impl Control {
         let app = Router::new()
             .route("/v1/sectors/pledge", post(pledge))
             .route("/v1/sectors/{number}/seal", post(seal))
+            .route("/v1/sectors/{number}/stake", get(stake))
+            .route("/v1/sectors/{number}/terminate", post(terminate))
             .route("/v1/sectors/{number}/remove", post(remove))
+            .route("/v1/sectors/{number}/snap-up", post(snap_up))
+            .route("/v1/sectors/{number}/abort-upgrade", post(abort_upgrade))
+            .route("/v1/sectors/{number}/state/{state}", post(force_state))
+            .route("/v1/batches/{kind}", get(batch).post(publish))
             .merge(crate::control_proving::routes())
             .with_state(Arc::new(self));
         axum::serve(listener, app)
@@ -110,9 +137,59 @@ async fn seal(State(c): Shared, UrlPath(number): UrlPath<u64>) -> Result<Json<Op
     Ok(Json(Opened { sector: number }))
 }
 
+async fn stake(State(c): Shared, UrlPath(number): UrlPath<u64>) -> Result<Json<Stake>, Failed> {
+    Ok(Json(c.sealing.stake(SectorNumber(number)).await?))
+}
+
+async fn terminate(
+    State(c): Shared,
+    UrlPath(number): UrlPath<u64>,
+) -> Result<Json<Opened>, Failed> {
+    c.sealing.terminate(SectorNumber(number)).await?;
+    Ok(Json(Opened { sector: number }))
+}
+
 async fn remove(State(c): Shared, UrlPath(number): UrlPath<u64>) -> Result<Json<Opened>, Failed> {
     c.sealing.remove(SectorNumber(number)).await?;
     Ok(Json(Opened { sector: number }))
+}
+
+async fn snap_up(State(c): Shared, UrlPath(number): UrlPath<u64>) -> Result<Json<Opened>, Failed> {
+    c.sealing.snap_up(SectorNumber(number)).await?;
+    Ok(Json(Opened { sector: number }))
+}
+
+async fn abort_upgrade(
+    State(c): Shared,
+    UrlPath(number): UrlPath<u64>,
+) -> Result<Json<Opened>, Failed> {
+    c.sealing.abort_upgrade(SectorNumber(number)).await?;
+    Ok(Json(Opened { sector: number }))
+}
+
+async fn force_state(
+    State(c): Shared,
+    UrlPath((number, state)): UrlPath<(u64, String)>,
+) -> Result<Json<Opened>, Failed> {
+    let state = state.parse::<SectorState>().map_err(|e| {
+        Failed(Refusal {
+            error: e.to_string(),
+            kind: Kind::Data,
+            fix: "see `lotus-miner sectors update-state --help` for the states".into(),
+        })
+    })?;
+    c.sealing.force_state(SectorNumber(number), state).await?;
+    Ok(Json(Opened { sector: number }))
+}
+
+async fn batch(State(c): Shared, UrlPath(kind): UrlPath<BatchKind>) -> Json<Vec<Seat>> {
+    let waiting = c.sealing.waiting(kind);
+    Json(waiting.into_iter().map(Seat::from).collect())
+}
+
+async fn publish(State(c): Shared, UrlPath(kind): UrlPath<BatchKind>) -> Json<Vec<Seat>> {
+    let sent = c.sealing.publish(kind);
+    Json(sent.into_iter().map(Seat::from).collect())
 }
 
 /// Calls the control socket of a running hub.

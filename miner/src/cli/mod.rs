@@ -8,6 +8,7 @@ mod pieces;
 mod proving;
 mod proving_work;
 mod sectors;
+mod sectors_act;
 
 use std::io::Write as _;
 use std::path::PathBuf;

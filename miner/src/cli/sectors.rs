@@ -4,6 +4,7 @@ use hub_proto::v1::{GetSectorRequest, ListSectorsRequest, SectorInfo};
 use lotus_runtime::Fault;
 use serde::Serialize;
 
+use super::sectors_act::{ActCommand, run};
 use super::{Cx, bytes, from_status, print, print_json, table, time};
 use crate::api::MAX_PAGE;
 use crate::control::{self, Opened};
@@ -25,13 +26,17 @@ pub(super) enum SectorsCommand {
         /// Its number
         number: u64,
     },
-    /// Seal a sector without pieces: committed capacity
-    Pledge,
-    /// Delete the files of a sector that can never be proven
-    Remove {
-        /// Its number
-        number: u64,
+    /// Seal sectors without pieces: committed capacity
+    ///
+    /// Each takes a deposit, and a pledge until it ends. It can take deals later, as an upgrade
+    /// (snap deal), which is faster than a new sector.
+    Pledge {
+        /// How many
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
+        count: u16,
     },
+    #[command(flatten)]
+    Act(ActCommand),
 }
 
 /// A sector as `--json` prints it.
@@ -120,19 +125,17 @@ pub(super) async fn sectors(cx: &Cx, command: SectorsCommand) -> Result<(), Faul
         SectorsCommand::Seal { number } => {
             act(cx, &format!("/v1/sectors/{number}/seal"), "is being sealed").await
         }
-        SectorsCommand::Pledge => act(cx, "/v1/sectors/pledge", "is being sealed").await,
-        SectorsCommand::Remove { number } => {
-            act(
-                cx,
-                &format!("/v1/sectors/{number}/remove"),
-                "is being removed",
-            )
-            .await
+        SectorsCommand::Pledge { count } => {
+            for _ in 0..count {
+                act(cx, "/v1/sectors/pledge", "is being sealed").await?;
+            }
+            Ok(())
         }
+        SectorsCommand::Act(command) => run(cx, command).await,
     }
 }
 
-async fn act(cx: &Cx, path: &str, what: &str) -> Result<(), Fault> {
+pub(super) async fn act(cx: &Cx, path: &str, what: &str) -> Result<(), Fault> {
     let socket = cx.control_socket()?;
     let opened: Opened = control::call(&socket, reqwest::Method::POST, path).await?;
     if cx.json {
