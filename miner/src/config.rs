@@ -151,6 +151,9 @@ impl MinerConfig {
         cfg.actor()?;
         cfg.sector_size()?;
         cfg.data_listen()?;
+        cfg.messages
+            .check()
+            .map_err(|why| wrong(why, "correct [messages] in config.toml".into()))?;
         let positive = [
             ("api.calls_per_connection", cfg.api.calls_per_connection),
             ("api.max_request_bytes", cfg.api.max_request_bytes),

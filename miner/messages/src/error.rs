@@ -2,6 +2,8 @@ use lotus_journal::JournalError;
 use lotus_node_client::NodeError;
 use lotus_types::{Kind, TokenAmount};
 
+use crate::{MessageKind, OverCap, Stop};
+
 /// Why a message was not sent, or its receipt not seen.
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
@@ -32,16 +34,56 @@ pub enum SendError {
         limit: TokenAmount,
     },
     /// The sending address can not pay value and fee.
-    #[error("{from} has {balance} FIL, {key} needs {needed} FIL")]
+    #[error("{from} has {available} FIL to spend, {key} needs {needed} FIL")]
     Funds {
         /// Key of the request.
         key: String,
         /// Sending address.
         from: String,
-        /// What it has.
-        balance: TokenAmount,
+        /// What it has, less what messages under way may take.
+        available: TokenAmount,
         /// Value and highest fee.
         needed: TokenAmount,
+    },
+    /// The sending address would go below what it keeps for WindowPoSt.
+    #[error("{from} has {above} FIL above what it keeps for WindowPoSt, {key} needs {needed} FIL")]
+    Floor {
+        /// Key of the request.
+        key: String,
+        /// Sending address.
+        from: String,
+        /// What it has above its floor, less what messages under way may take.
+        above: TokenAmount,
+        /// Value and highest fee.
+        needed: TokenAmount,
+    },
+    /// The day's fees would go over their limit.
+    #[error(
+        "the fees of a day are limited to {} FIL: {} FIL are spent, messages under way may cost \
+         {} FIL, {key} up to {needed} FIL",
+        over.cap, over.spent, over.reserved
+    )]
+    DailyCap {
+        /// Key of the request.
+        key: String,
+        /// The limit, and what is used of it.
+        over: Box<OverCap>,
+        /// Highest fee of this message.
+        needed: TokenAmount,
+    },
+    /// Messages of this kind are stopped.
+    #[error("{} messages are stopped until epoch {}: {}", kind.as_str(), stop.next_try, stop.why)]
+    Halted {
+        /// The kind.
+        kind: MessageKind,
+        /// Why, and until when.
+        stop: Box<Stop>,
+    },
+    /// No address that may pay has its key in the node's wallet.
+    #[error("no address that may pay for {key} has its key in the node's wallet")]
+    NoPayer {
+        /// Key of the request.
+        key: String,
     },
     /// Too many requests wait.
     #[error("{0} messages are waiting to be sent")]
@@ -93,7 +135,13 @@ impl SendError {
             Self::Node(e) => e.kind(),
             Self::Journal(e) => e.kind(),
             Self::Refused { .. } | Self::Replaced { .. } => Kind::Chain,
-            Self::FeeLimit { .. } | Self::Funds { .. } | Self::QueueFull(_) => Kind::Capacity,
+            Self::FeeLimit { .. }
+            | Self::Funds { .. }
+            | Self::Floor { .. }
+            | Self::DailyCap { .. }
+            | Self::Halted { .. }
+            | Self::QueueFull(_) => Kind::Capacity,
+            Self::NoPayer { .. } => Kind::Config,
             Self::TooSlow { .. } | Self::Stopped => Kind::Transport,
             Self::Unknown(_) | Self::BadKey(_) | Self::Broken { .. } => Kind::Fatal,
         }
@@ -109,10 +157,25 @@ impl SendError {
                 "the reason is the actor's; the step that sent it looks at the chain again".into()
             }
             Self::FeeLimit { .. } => {
-                "it is tried again while the base fee falls; or raise the limit in [messages]"
+                "it is tried again while the base fee falls; or raise the limit in [messages.fees]"
                     .into()
             }
             Self::Funds { from, .. } => format!("send FIL to {from}; it is tried again"),
+            Self::Floor { from, .. } => format!(
+                "send FIL to {from}, or lower messages.fees.floor_nanofil; it is tried again"
+            ),
+            Self::DailyCap { .. } => {
+                "it is tried again when messages have landed for less, or the \
+                 next day; or raise messages.fees.max_per_day_nanofil"
+                    .into()
+            }
+            Self::Halted { kind, .. } => format!(
+                "it is tried again then; `lotus-miner messages resume {}` tries at once",
+                kind.as_str()
+            ),
+            Self::NoPayer { .. } => "import the key of the worker or of a control address into \
+                 the node's wallet; `lotus-miner actor control list` shows them"
+                .into(),
             Self::QueueFull(_) => "it is tried again; see whether the node answers".into(),
             Self::TooSlow { .. } => "it is tried again; see whether the chain advances".into(),
             Self::Stopped => "start the hub again: the message is journaled".into(),

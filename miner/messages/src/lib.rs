@@ -1,25 +1,40 @@
 //! One writer per sending address: nonce, signature, journal, push, wait.
 //!
 //! A message is sent under a *key* of the caller's choice. The signed bytes are journaled before
-//! they are pushed, and whatever happens later only those same bytes are pushed again, so that a
-//! key never yields two messages and no message has effect twice.
+//! they are pushed, and whatever happens later only those same bytes are pushed again, or the same
+//! message with the same nonce and a higher fee, so that a key never yields two messages and no
+//! message has effect twice.
 //!
-//! - [`Sender::send`] queues a request; one writer per address estimates gas, takes the nonce,
-//!   signs, journals and pushes. PoSt messages overtake all others.
+//! - [`Sender::send`] chooses who pays and queues a request; one writer per address estimates gas,
+//!   takes the nonce, signs, journals and pushes. PoSt messages overtake all others.
 //! - [`Sender::wait`] reads the receipt from the chain, at a confidence. A receipt that a reorg
 //!   removes is waited for again.
-//! - The [`Runner`] pushes again what is not on chain, until it is there for good.
+//! - The [`Runner`] pushes again what is not on chain, until it is there for good, and raises the
+//!   fee of what is stuck.
+//!
+//! Money is bounded: each message has a limit, each day has one, each address keeps a floor for
+//! WindowPoSt, and a kind of message that fails again and again stops for a while. All of that is
+//! pure (`select`, `fees`, `replace`, `breaker`); the sums are in the journal.
 
+mod breaker;
 mod config;
 mod error;
+mod fees;
 mod message;
+mod money;
+mod replace;
 mod runner;
+mod select;
 mod sender;
 mod track;
 mod write;
 
-pub use config::MessagesConfig;
+pub use breaker::{Stop, StopReason};
+pub use config::{AddressConfig, BreakerConfig, FeesConfig, MessagesConfig};
 pub use error::SendError;
-pub use message::{Landed, MessageKind, MessageStatus, SendRequest};
+pub use fees::{OverCap, Purse};
+pub use message::{Landed, MessageKind, MessageStatus, Payer, SendRequest};
+pub use money::{Money, PurseStatus, Quote, Waiting};
 pub use runner::Runner;
+pub use select::{Controls, Roles, preference};
 pub use sender::Sender;

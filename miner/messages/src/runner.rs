@@ -128,7 +128,7 @@ impl Runner {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::MessageKind;
+    use crate::{MessageKind, Payer};
     use lotus_types::TokenAmount;
     use tokio::sync::Semaphore;
 
@@ -149,7 +149,7 @@ mod tests {
                 from: Address::new_id(1),
                 request: SendRequest {
                     key: order.to_string(),
-                    from: Address::new_id(1),
+                    from: Payer::Address(Address::new_id(1)),
                     to: Address::new_id(2),
                     method: 0,
                     params: vec![],

@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -6,16 +6,17 @@ use std::time::Duration;
 use cid::Cid;
 use lotus_chain::Follower;
 use lotus_journal::{Journal, JournalError};
-use lotus_node_client::Node;
 use lotus_node_client::api::{TipSet, TipSetKey};
-use lotus_types::{Address, Epoch, EpochDelta};
+use lotus_node_client::{Node, NodeError};
+use lotus_types::{Address, EpochDelta, TokenAmount};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::message::{MESSAGES, Record};
+use crate::money::Waiting;
 use crate::runner::{Job, Runner};
-use crate::{Landed, MessageStatus, MessagesConfig, SendError, SendRequest};
+use crate::{Landed, MessageKind, MessageStatus, MessagesConfig, Quote, SendError, SendRequest};
 
 /// Longest key, in bytes.
 const MAX_KEY: usize = 256;
@@ -36,9 +37,16 @@ pub(crate) struct Shared {
     room: Arc<Semaphore>,
     order: AtomicU64,
     /// Key address of each address that was ever used; they never change.
-    key_addresses: Mutex<HashMap<Address, Address>>,
-    /// What the node said at the last push of a message that it did not take, by key.
+    pub(crate) key_addresses: Mutex<HashMap<Address, Address>>,
+    /// ID address of each configured address; they never change.
+    pub(crate) id_addresses: Mutex<HashMap<Address, Address>>,
+    /// Why a message is not on chain: what the node said at its last push, or why its fee is not
+    /// raised. By key.
     pub(crate) push_errors: Mutex<HashMap<String, String>>,
+    /// Requests that were turned down and not sent since, by key.
+    pub(crate) waiting: Mutex<BTreeMap<String, Waiting>>,
+    /// Addresses, in key form, whose next message does not get on chain.
+    pub(crate) blocked: Mutex<HashSet<String>>,
     pub(crate) stop: CancellationToken,
     /// Journal calls: awaited at the end, so that nothing is written after it.
     pub(crate) calls: TaskTracker,
@@ -65,7 +73,10 @@ impl Sender {
             room: Arc::new(Semaphore::new(limit)),
             order: AtomicU64::new(0),
             key_addresses: Mutex::default(),
+            id_addresses: Mutex::default(),
             push_errors: Mutex::default(),
+            waiting: Mutex::default(),
+            blocked: Mutex::default(),
             stop: CancellationToken::new(),
             calls: TaskTracker::new(),
         });
@@ -73,7 +84,8 @@ impl Sender {
     }
 
     /// Sends a message: returns once it is journaled, with its CID. From then on it is pushed
-    /// until it is on chain, over restarts too. The same key gives the same CID for ever.
+    /// until it is on chain, over restarts too. The same key gives the same message for ever; its
+    /// CID changes only when it is replaced by fee, and whichever version lands counts.
     ///
     /// An error means that nothing was journaled under this key, except for
     /// [`SendError::TooSlow`], [`SendError::Stopped`] and [`SendError::Journal`], after which
@@ -84,26 +96,23 @@ impl Sender {
             return Err(SendError::BadKey(key.clone()));
         }
         if let Some(record) = self.0.record(key).await? {
-            return Ok(record.cid);
+            return Ok(record.cid());
         }
         let key = key.clone();
         let secs = self.0.cfg.send_secs;
         let queued = async {
-            let from = self.0.key_address(request.from).await?;
-            let permit = self.0.room.clone().try_acquire_owned();
-            let permit = permit.map_err(|_| SendError::QueueFull(self.0.cfg.max_queued))?;
-            let (reply, answer) = oneshot::channel();
-            let job = Job {
-                order: self.0.order.fetch_add(1, Ordering::Relaxed),
-                from,
-                request,
-                reply,
-                _permit: permit,
-                span: tracing::Span::current(),
-            };
-            let sent = self.0.queue.send(job).await;
-            sent.map_err(|_| SendError::Stopped)?;
-            answer.await.unwrap_or(Err(SendError::Stopped))
+            let payers = self.0.payers(&request).await?;
+            let mut poor = None;
+            for from in payers {
+                match self.queue(from, request.clone()).await {
+                    // Only WindowPoSt has a second address to ask.
+                    Err(e @ SendError::Funds { .. }) => poor = Some(e),
+                    done => return done,
+                }
+            }
+            Err(poor.unwrap_or_else(|| SendError::NoPayer {
+                key: request.key.clone(),
+            }))
         };
         let stopped = self.0.stop.cancelled();
         tokio::select! {
@@ -112,6 +121,41 @@ impl Sender {
             )),
             () = stopped => Err(SendError::Stopped),
         }
+    }
+
+    async fn queue(&self, from: Address, request: SendRequest) -> Result<Cid, SendError> {
+        let permit = self.0.room.clone().try_acquire_owned();
+        let permit = permit.map_err(|_| SendError::QueueFull(self.0.cfg.max_queued))?;
+        let (reply, answer) = oneshot::channel();
+        let job = Job {
+            order: self.0.order.fetch_add(1, Ordering::Relaxed),
+            from,
+            request,
+            reply,
+            _permit: permit,
+            span: tracing::Span::current(),
+        };
+        let sent = self.0.queue.send(job).await;
+        sent.map_err(|_| SendError::Stopped)?;
+        answer.await.unwrap_or(Err(SendError::Stopped))
+    }
+
+    /// What a message would cost, and who would pay it. Nothing is signed.
+    ///
+    /// # Errors
+    /// Those of [`Sender::send`] that come before the signature.
+    pub async fn quote(&self, request: &SendRequest) -> Result<Quote, SendError> {
+        let payers = self.0.payers(request).await?;
+        let from = payers.first().ok_or_else(|| SendError::NoPayer {
+            key: request.key.clone(),
+        })?;
+        self.0.priced(*from, request).await
+    }
+
+    /// The fee limit of a message of this kind about so many sectors.
+    #[must_use]
+    pub fn max_fee(&self, kind: MessageKind, sectors: u64) -> TokenAmount {
+        self.0.cfg.fees.max_fee(kind, sectors)
     }
 
     /// Waits until the message of this key has a receipt with `confidence` epochs on top of it.
@@ -162,24 +206,10 @@ impl Sender {
 
     /// Where the message of this key stands; `None` if there is none.
     pub async fn status(&self, key: &str) -> Result<Option<MessageStatus>, SendError> {
-        let Some(r) = self.0.record(key).await? else {
-            return Ok(None);
-        };
-        let from = r.from.parse().map_err(|e| SendError::Broken {
-            key: key.into(),
-            why: format!("the journaled sender {} is no address: {e}", r.from),
-        })?;
-        Ok(Some(MessageStatus {
-            key: key.into(),
-            cid: r.cid,
-            kind: r.kind,
-            from,
-            nonce: r.nonce,
-            created_unix_ms: r.created_unix_ms,
-            landed: r.landed,
-            replaced: r.replaced,
-            last_error: lock(&self.0.push_errors).get(key).cloned(),
-        }))
+        match self.0.record(key).await? {
+            Some(r) => self.0.describe(key, r).map(Some),
+            None => Ok(None),
+        }
     }
 }
 
@@ -214,7 +244,30 @@ impl Shared {
             .await
     }
 
-    async fn key_address(&self, addr: Address) -> Result<Address, SendError> {
+    pub(crate) fn describe(&self, key: &str, r: Record) -> Result<MessageStatus, SendError> {
+        let from = r.from.parse().map_err(|e| SendError::Broken {
+            key: key.into(),
+            why: format!("the journaled sender {} is no address: {e}", r.from),
+        })?;
+        Ok(MessageStatus {
+            key: key.into(),
+            cid: r.cid(),
+            kind: r.kind,
+            from,
+            nonce: r.nonce,
+            max_fee: r.max_fee(),
+            replacements: r.versions.len().saturating_sub(1) as u64,
+            value: r.value,
+            fee: r.fee,
+            created_unix_ms: r.created_unix_ms,
+            landed: r.landed,
+            exit_code: r.exit_code,
+            replaced: r.replaced,
+            last_error: lock(&self.push_errors).get(key).cloned(),
+        })
+    }
+
+    pub(crate) async fn key_address(&self, addr: Address) -> Result<Address, SendError> {
         if let Some(known) = lock(&self.key_addresses).get(&addr) {
             return Ok(*known);
         }
@@ -223,7 +276,7 @@ impl Shared {
         Ok(key)
     }
 
-    /// The receipt of a message on the chain of `head`.
+    /// The receipt of a message on the chain of `head`: that of whichever version landed.
     pub(crate) async fn locate(
         &self,
         record: &Record,
@@ -232,23 +285,39 @@ impl Shared {
         // A little more than the message's age: the head that it was signed on may be gone.
         let age = (head.height - record.sent_at).0.max(0);
         let lookback = EpochDelta(age.saturating_add(20));
-        let found = self
-            .node
-            .state_search_msg(&head.key(), record.cid, lookback, true)
-            .await?;
-        Ok(found.map(|l| Landed {
-            cid: l.message,
-            height: l.height,
-            tipset: l.tip_set,
-            exit_code: l.receipt.exit_code,
-            return_data: l.receipt.r#return,
-            gas_used: l.receipt.gas_used,
-        }))
+        let mut refusal = None;
+        for version in record.versions.iter().rev() {
+            let found = self
+                .node
+                .state_search_msg(&head.key(), version.cid, lookback, true)
+                .await;
+            match found {
+                Ok(Some(l)) => {
+                    return Ok(Some(Landed {
+                        cid: l.message,
+                        height: l.height,
+                        tipset: l.tip_set,
+                        exit_code: l.receipt.exit_code,
+                        return_data: l.receipt.r#return,
+                        gas_used: l.receipt.gas_used,
+                    }));
+                }
+                Ok(None) => {}
+                // A node does not search for a message that it never had; it may have had
+                // another version.
+                Err(e @ NodeError::Rpc { .. }) => refusal = Some(e),
+                Err(e) => return Err(e.into()),
+            }
+        }
+        refusal.map_or(Ok(None), |e| Err(e.into()))
     }
 
-    /// Height of the head; 0 before the first is seen.
-    pub(crate) fn height(&self) -> Epoch {
-        self.head().map_or(Epoch(0), |h| h.height)
+    /// The head that was seen last, or, before the first is seen, the node's.
+    pub(crate) async fn head_now(&self) -> Result<Arc<TipSet>, SendError> {
+        match self.head() {
+            Some(head) => Ok(head),
+            None => Ok(Arc::new(self.node.chain_head().await?)),
+        }
     }
 }
 

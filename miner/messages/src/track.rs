@@ -1,22 +1,31 @@
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use lotus_node_client::api::TipSet;
+use lotus_actors::{ExitCode, exit_name};
+use lotus_node_client::NodeError;
+use lotus_node_client::api::{TipSet, TipSetKey};
 use lotus_runtime::Backoff;
-use lotus_types::{Address, EpochDelta};
+use lotus_types::{Address, Epoch, EpochDelta, TokenAmount};
 use tokio::time::Instant;
 
-use crate::SendError;
-use crate::message::{MESSAGES, OPEN, Record};
+use crate::breaker::Event;
+use crate::fees::{Purse, day, fits};
+use crate::message::{FEES, FEES_KEPT_DAYS, InFlight, MAX_OPEN, OPEN, Record, reserved};
+use crate::money::note;
+use crate::replace::{Market, Stays, raised};
 use crate::sender::{Shared, lock};
+use crate::{Landed, MessageKind, SendError};
 
-/// Messages looked at in one round. A hub has a few in flight.
-const ROUND: usize = 1_000;
 /// Time between two rounds at least, however fast the chain is.
 const PACE: Duration = Duration::from_millis(500);
 /// Time between two rounds at most, however slow it is.
 const POLL: Duration = Duration::from_secs(10);
+/// Versions of one message. Each costs a quarter more than the one before: forty are beyond any
+/// limit.
+const MAX_VERSIONS: usize = 40;
+/// Blocks in which a replacement should land.
+const SOON_BLOCKS: u64 = 10;
 
 /// When a message is pushed again, or looked at again once it has landed.
 struct Watch {
@@ -28,15 +37,26 @@ struct Watch {
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     /// On chain for good.
-    Final,
-    /// On chain with the confidence of the settings, at this height.
-    Landed(lotus_types::Epoch),
+    Final(Landed),
+    /// On chain with the confidence of the settings.
+    Landed(Landed),
     /// On chain, but not deep enough.
     Shallow,
     /// Not on chain.
     Absent,
+    /// The node can not tell, because it does not know the message.
+    Unknown,
     /// Another message has its nonce.
     Replaced,
+}
+
+/// What a round learns about addresses.
+#[derive(Default)]
+struct Lanes {
+    /// Addresses of which a message that is not on chain was met: only the first can move.
+    met: HashSet<String>,
+    /// Addresses whose first message has not moved for long.
+    blocked: HashSet<String>,
 }
 
 impl Shared {
@@ -47,6 +67,7 @@ impl Shared {
             () = tokio::time::sleep(after) => {}
             () = self.stop.cancelled() => return,
         }
+        self.announce_stops().await;
         let mut watches: HashMap<String, Watch> = HashMap::new();
         let mut heads = self.heads();
         loop {
@@ -76,53 +97,88 @@ impl Shared {
             return Ok(());
         };
         // Ordered by address and nonce, which is the order in which a node takes them best.
-        let open = self
-            .journal(|j| {
-                j.read(|v| {
-                    let mut open = Vec::new();
-                    for ((_, _), key) in v.scan(&OPEN, None, ROUND)? {
-                        if let Some(record) = v.get(&MESSAGES, &key)? {
-                            open.push((key, record));
-                        }
-                    }
-                    Ok(open)
-                })
-            })
-            .await?;
+        let open = self.open().await?;
         metrics::gauge!("lotus_miner_messages_open").set(open.len() as f64);
-        watches.retain(|key, _| open.iter().any(|(k, _)| k == key));
-        for (key, record) in open {
+        watches.retain(|key, _| open.iter().any(|(_, o)| o.key == *key));
+        let mut lanes = Lanes::default();
+        for (at, (_, o)) in open.iter().enumerate() {
             if self.stop.is_cancelled() {
                 return Ok(());
             }
-            let now = Instant::now();
-            let due = watches.get(&key).is_none_or(|w| w.at <= now);
-            if record.landed.is_some() && !due {
+            let due = watches.get(&o.key).is_none_or(|w| w.at <= Instant::now());
+            if o.landed && !due {
                 continue;
             }
-            let verdict = self.judge(&record, &head).await?;
-            match verdict {
-                Verdict::Final => self.close(&key, record, false).await?,
-                Verdict::Replaced => self.close(&key, record, true).await?,
-                Verdict::Landed(at) => {
-                    if record.landed != Some(at) {
-                        self.update(&key, record, Some(at)).await?;
-                    }
-                    watches.insert(key, self.watch());
+            let Some(record) = self.record(&o.key).await? else {
+                continue;
+            };
+            let urgent = o.kind == MessageKind::Post || urgent_behind(&open, at);
+            self.attend(&o.key, record, &head, (due, urgent), watches, &mut lanes)
+                .await?;
+        }
+        *lock(&self.blocked) = lanes.blocked;
+        Ok(())
+    }
+
+    async fn attend(
+        &self,
+        key: &str,
+        mut record: Record,
+        head: &TipSet,
+        (due, urgent): (bool, bool),
+        watches: &mut HashMap<String, Watch>,
+        lanes: &mut Lanes,
+    ) -> Result<(), SendError> {
+        match self.judge(&record, head).await? {
+            Verdict::Final(found) => {
+                if record.fee.is_none() {
+                    self.settle(key, &mut record, &found).await?;
                 }
-                Verdict::Shallow => {
-                    watches.entry(key).or_insert_with(|| self.watch());
+                self.close(key, record, false).await?;
+            }
+            Verdict::Replaced => self.close(key, record, true).await?,
+            Verdict::Landed(found) => {
+                if record.landed != Some(found.height) {
+                    self.settle(key, &mut record, &found).await?;
                 }
-                Verdict::Absent => {
-                    if record.landed.is_some() {
-                        tracing::warn!(key, cid = %record.cid, "a reorg removed the message");
-                        self.update(&key, record.clone(), None).await?;
+                watches.insert(key.into(), self.watch());
+            }
+            Verdict::Shallow => {
+                watches.entry(key.into()).or_insert_with(|| self.watch());
+            }
+            verdict @ (Verdict::Absent | Verdict::Unknown) => {
+                if record.landed.is_some() && verdict == Verdict::Absent {
+                    tracing::warn!(key, cid = %record.cid(), "a reorg removed the message");
+                    record.landed = None;
+                    record.exit_code = None;
+                    self.save(key, &record).await?;
+                }
+                let first = lanes.met.insert(record.from.clone());
+                let mut changed = false;
+                let mut stays = None;
+                if first && verdict == Verdict::Absent {
+                    let age = |since: Epoch| (head.height - since).0;
+                    let stuck = i64::try_from(self.cfg.stuck_epochs).unwrap_or(i64::MAX);
+                    if age(record.sent_at) >= stuck {
+                        lanes.blocked.insert(record.from.clone());
                     }
-                    if due {
-                        self.push(&key, &record).await;
-                        let w = watches.entry(key).or_insert_with(|| self.watch());
-                        w.at = now + w.backoff.next();
+                    if age(record.signed_at) >= stuck || urgent {
+                        match self.raise(key, &mut record, head, urgent).await {
+                            Ok(Ok(())) => changed = true,
+                            Ok(Err(why)) => stays = why,
+                            Err(e) => tracing::warn!(key, error = %e, "its fee is not raised yet"),
+                        }
                     }
+                }
+                if due || changed {
+                    self.push(key, &record).await;
+                    let w = watches.entry(key.into()).or_insert_with(|| self.watch());
+                    w.at = Instant::now() + w.backoff.next();
+                }
+                if let Some(why) = stays {
+                    lock(&self.push_errors)
+                        .entry(key.into())
+                        .or_insert_with(|| why.into());
                 }
             }
         }
@@ -139,12 +195,19 @@ impl Shared {
 
     async fn judge(&self, record: &Record, head: &TipSet) -> Result<Verdict, SendError> {
         let depth = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-        if let Some(found) = self.locate(record, head).await? {
+        let found = match self.locate(record, head).await {
+            Ok(found) => found,
+            // Without a search there is no telling whether the nonce was taken by a version of
+            // this message or by another one.
+            Err(SendError::Node(NodeError::Rpc { .. })) => return Ok(Verdict::Unknown),
+            Err(e) => return Err(e),
+        };
+        if let Some(found) = found {
             let age = (head.height - found.height).0;
             return Ok(if age >= depth(self.cfg.finality_epochs) {
-                Verdict::Final
+                Verdict::Final(found)
             } else if age >= depth(self.cfg.confidence_epochs) {
-                Verdict::Landed(found.height)
+                Verdict::Landed(found)
             } else {
                 Verdict::Shallow
             });
@@ -156,43 +219,213 @@ impl Shared {
             .node
             .chain_get_tipset_by_height(at, &head.key())
             .await?;
-        let Ok(from) = record.from.parse::<Address>() else {
-            return Ok(Verdict::Absent);
-        };
-        let actor = self.node.state_get_actor(from, &past.key()).await?;
-        Ok(match actor {
-            Some(a) if a.nonce > record.nonce => Verdict::Replaced,
+        Ok(match self.nonce(record, &past.key()).await? {
+            Some(nonce) if nonce > record.nonce => Verdict::Replaced,
             _ => Verdict::Absent,
         })
     }
 
-    async fn update(
+    /// The next nonce of a message's sender in the state of a tipset.
+    async fn nonce(&self, record: &Record, at: &TipSetKey) -> Result<Option<u64>, SendError> {
+        let Ok(from) = record.from.parse::<Address>() else {
+            return Ok(None);
+        };
+        let actor = self.node.state_get_actor(from, at).await?;
+        Ok(actor.map(|a| a.nonce))
+    }
+
+    /// Signs a stuck message again with the same nonce and a higher fee, and journals that before
+    /// anyone sees it. The inner error says why it stays as it is, if fees are the trouble.
+    ///
+    /// Urgent is WindowPoSt, and what it waits behind: that may cost as much as WindowPoSt, out of
+    /// the same purse, because a deadline is worth more.
+    async fn raise(
         &self,
         key: &str,
-        mut record: Record,
-        landed: Option<lotus_types::Epoch>,
+        record: &mut Record,
+        head: &TipSet,
+        urgent: bool,
+    ) -> Result<Result<(), Option<&'static str>>, SendError> {
+        let Some(gas) = record.versions.last().map(|v| v.gas.clone()) else {
+            return Ok(Err(None));
+        };
+        if record.versions.len() >= MAX_VERSIONS {
+            return Ok(Err(Some(
+                "it was replaced so often that something is wrong",
+            )));
+        }
+        // A gap in front of it, or it is being executed.
+        if self.nonce(record, &head.key()).await? != Some(record.nonce) {
+            return Ok(Err(None));
+        }
+        let base_fee = head.min_ticket_block().parent_base_fee.clone();
+        let Ok(from) = record.from.parse::<Address>() else {
+            return Ok(Err(None));
+        };
+        let gas_limit = i64::try_from(gas.limit).unwrap_or(i64::MAX);
+        let premium = if urgent && gas.fee_cap >= base_fee {
+            // Young, and good enough: no bidding against others.
+            TokenAmount::default()
+        } else {
+            self.node
+                .gas_estimate_gas_premium(SOON_BLOCKS, from, gas_limit, &TipSetKey::HEAD)
+                .await?
+        };
+        let own = record.max_fee();
+        let funds = self.available(from, &self.open().await?).await? + &own;
+        let mut limit = record.limit.clone();
+        if urgent {
+            limit = limit.max(self.cfg.fees.max_fee(MessageKind::Post, 1));
+        }
+        let new = match raised(&gas, &Market { base_fee, premium }, &limit.min(funds)) {
+            Ok(new) => new,
+            Err(Stays::FeeIsGood) => return Ok(Err(None)),
+            Err(Stays::Limit) => {
+                return Ok(Err(Some(
+                    "the fee with which it would get on chain is above its limit, or above what \
+                     its address has",
+                )));
+            }
+        };
+        let mut msg = record.signed(key)?.message;
+        msg.gas_fee_cap = new.fee_cap.clone();
+        msg.gas_premium = new.premium.clone();
+        let signed = self.sign(key, &msg).await?;
+        let mut next = record.clone();
+        next.replace(&signed, head.height);
+        if new.max_fee() > next.limit {
+            next.purse = Purse::Post;
+        }
+        if !self.journal_version(key, &next).await? {
+            return Ok(Err(Some("the day's fees are spent")));
+        }
+        tracing::warn!(key, old = %record.cid(), new = %next.cid(), nonce = next.nonce,
+            fee_cap = %new.fee_cap, premium = %new.premium, max_fee = %new.max_fee(),
+            "a message that does not get on chain is replaced by fee");
+        metrics::counter!("lotus_miner_messages_replaced_total", "kind" => next.kind.as_str())
+            .increment(1);
+        *record = next;
+        Ok(Ok(()))
+    }
+
+    /// Journals a new version if the day's fees allow it.
+    async fn journal_version(&self, key: &str, next: &Record) -> Result<bool, SendError> {
+        let (key, next, fees) = (key.to_owned(), next.clone(), self.cfg.fees.clone());
+        self.journal(move |j| {
+            j.write(|tx| {
+                let spent = tx.get(&FEES, &day(&fees, next.signed_at))?;
+                let mut others = tx.scan(&OPEN, None, MAX_OPEN)?;
+                others.retain(|(_, o)| o.key != key);
+                let kind = match next.purse {
+                    Purse::Post => MessageKind::Post,
+                    Purse::Rest => next.kind,
+                };
+                let spent = spent.unwrap_or_default();
+                if fits(&fees, kind, &spent, &reserved(&others), &next.max_fee()).is_err() {
+                    return Ok(false);
+                }
+                next.put(tx, &key)?;
+                Ok(true)
+            })
+        })
+        .await
+    }
+
+    /// A message has landed: its fee and its end are counted, once, in the same transaction.
+    async fn settle(
+        &self,
+        key: &str,
+        record: &mut Record,
+        found: &Landed,
     ) -> Result<(), SendError> {
-        record.landed = landed;
-        let key = key.to_owned();
-        self.journal(move |j| j.write(|tx| tx.put(&MESSAGES, &key, &record)))
+        let first = record.fee.is_none();
+        record.landed = Some(found.height);
+        record.exit_code = Some(found.exit_code);
+        if !first {
+            return self.save(key, record).await;
+        }
+        let fee = self.fee_of(record, found).await?;
+        record.fee = Some(fee.clone());
+        let event = match found.exit_code {
+            0 => Event::Landed,
+            code => {
+                let code = u32::try_from(code)
+                    .map_or_else(|_| code.to_string(), |code| exit_name(ExitCode::new(code)));
+                Event::Failed(format!("{key} failed on chain with {code}"))
+            }
+        };
+        let (kind, today) = (record.kind, day(&self.cfg.fees, found.height));
+        let (key, saved, breaker) = (key.to_owned(), record.clone(), self.cfg.breaker.clone());
+        let height = found.height;
+        let change = self
+            .journal(move |j| {
+                j.write(|tx| {
+                    saved.put(tx, &key)?;
+                    let mut spent = tx.get(&FEES, &today)?.unwrap_or_default();
+                    spent.add(saved.purse, &fee);
+                    tx.put(&FEES, &today, &spent)?;
+                    if let Some(old) = today.checked_sub(FEES_KEPT_DAYS) {
+                        tx.remove(&FEES, &old)?;
+                    }
+                    note(tx, &breaker, kind, height, event)
+                })
+            })
+            .await?;
+        change.announce(kind);
+        let nano =
+            (record.fee.clone().unwrap_or_default().atto() / 1_000_000_000u64).to_u64_digits();
+        metrics::counter!("lotus_miner_fees_nanofil_total", "purse" => record.purse.as_str(),
+            "kind" => kind.as_str())
+        .increment(nano.1.first().copied().unwrap_or(0));
+        Ok(())
+    }
+
+    /// What a message cost, at the base fee of the tipset that it is in.
+    async fn fee_of(&self, record: &Record, found: &Landed) -> Result<TokenAmount, SendError> {
+        let gas = record.versions.iter().find(|v| v.cid == found.cid);
+        let Some(gas) = gas.or(record.versions.last()).map(|v| &v.gas) else {
+            return Ok(TokenAmount::default());
+        };
+        let tipset = async {
+            let after = self.node.chain_get_tipset(&found.tipset).await?;
+            self.node.chain_get_tipset(&after.parents()).await
+        };
+        match tipset.await {
+            Ok(t) => {
+                let used = u64::try_from(found.gas_used).unwrap_or(0);
+                Ok(gas.paid(used, &t.min_ticket_block().parent_base_fee))
+            }
+            // The node has pruned it: count the worst.
+            Err(NodeError::Rpc { .. }) => Ok(gas.max_fee()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    async fn save(&self, key: &str, record: &Record) -> Result<(), SendError> {
+        let (key, record) = (key.to_owned(), record.clone());
+        self.journal(move |j| j.write(|tx| record.put(tx, &key)))
             .await
     }
 
     async fn close(&self, key: &str, mut record: Record, replaced: bool) -> Result<(), SendError> {
         if replaced {
-            tracing::error!(key, cid = %record.cid, from = record.from, nonce = record.nonce,
+            tracing::error!(key, cid = %record.cid(), from = record.from, nonce = record.nonce,
                 "another program sends from this address: its message took the nonce");
         }
         record.replaced = replaced;
         record.finish();
         lock(&self.push_errors).remove(key);
-        let key = key.to_owned();
-        self.journal(move |j| {
-            j.write(|tx| {
-                tx.remove(&OPEN, &(record.from.clone(), record.nonce))?;
-                tx.put(&MESSAGES, &key, &record)
-            })
-        })
-        .await
+        self.save(key, &record).await
     }
+}
+
+/// Whether WindowPoSt waits behind this message of the same address.
+fn urgent_behind(open: &InFlight, at: usize) -> bool {
+    let Some(((from, _), _)) = open.get(at) else {
+        return false;
+    };
+    let behind = open.iter().skip(at + 1);
+    behind
+        .take_while(|((f, _), _)| f == from)
+        .any(|(_, o)| o.kind == MessageKind::Post && !o.landed)
 }

@@ -1,5 +1,5 @@
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use cid::Cid;
 use lotus_actors::{ExitCode, exit_name};
@@ -8,10 +8,23 @@ use lotus_node_client::api::{Message, MessageSendSpec, SignedMessage, TipSetKey}
 use lotus_runtime::Backoff;
 use lotus_types::{Address, Kind, TokenAmount};
 
-use crate::message::{MESSAGES, NEXT_NONCE, OPEN, Record};
+use crate::breaker::Event;
+use crate::fees::{OverCap, day, fits};
+use crate::message::{FEES, MAX_OPEN, MESSAGES, MessageKind, NEXT_NONCE, OPEN, Record, reserved};
+use crate::money::{Change, Quote, note, unix_ms};
 use crate::runner::Job;
 use crate::sender::{Shared, lock};
 use crate::{SendError, SendRequest};
+
+/// What became of a signed message.
+enum Journaled {
+    /// It is journaled.
+    New(Record, Change),
+    /// Its key had a message by now.
+    Known(Record),
+    /// The day's fees are spent: it was not journaled.
+    Over(OverCap),
+}
 
 impl Shared {
     /// Serves one request; while its caller waits, a node that does not answer is asked again.
@@ -39,6 +52,7 @@ impl Shared {
                 done => break done,
             }
         };
+        self.remember(&request, &result);
         let outcome = result.as_ref().map_or_else(|e| e.kind().as_str(), |_| "ok");
         metrics::counter!("lotus_miner_messages_total", "kind" => request.kind.as_str(),
             "outcome" => outcome)
@@ -51,41 +65,78 @@ impl Shared {
         }
     }
 
-    /// Writes the message, unless its key has one: gas, nonce, signature, journal, push.
+    /// Writes the message, unless its key has one: limits, gas, nonce, signature, journal, push.
     async fn write(&self, from: Address, request: &SendRequest) -> Result<Cid, SendError> {
-        let key = &request.key;
+        let (key, kind) = (&request.key, request.kind);
         if let Some(record) = self.record(key).await? {
-            return Ok(record.cid);
+            return Ok(record.cid());
         }
-        let draft = self.priced(from, request).await?;
-        let signed = self.numbered_and_signed(draft, key).await?;
-        let record = Record::new(request.kind, &signed, self.height(), unix_ms());
-        let record = self.journaled(key, record).await?;
-        let cid = record.cid;
-        tracing::info!(key, %cid, nonce = record.nonce, method = request.method, "message signed");
+        if let Some(stop) = self.stopped(kind).await? {
+            let stop = Box::new(stop);
+            return Err(SendError::Halted { kind, stop });
+        }
+        let quote = match self.priced(from, request).await {
+            Ok(quote) => quote,
+            Err(e) => {
+                self.note_failure(request, &e).await?;
+                return Err(e);
+            }
+        };
+        let fee = quote.max_fee();
+        let limit = quote.limit.clone();
+        let signed = self.numbered_and_signed(request, quote).await?;
+        let now = self.head_now().await?.height;
+        let record = Record::new(kind, &signed, limit, now, unix_ms());
+        let record = match self.journaled(key, record).await? {
+            Journaled::Known(record) => return Ok(record.cid()),
+            Journaled::Over(over) => {
+                let e = SendError::DailyCap {
+                    key: key.clone(),
+                    over: Box::new(over),
+                    needed: fee,
+                };
+                if let Some(event) = self.over_cap(now, &e) {
+                    self.note(kind, event).await?;
+                }
+                return Err(e);
+            }
+            Journaled::New(record, change) => {
+                change.announce(kind);
+                record
+            }
+        };
+        let cid = record.cid();
+        tracing::info!(key, %cid, from = record.from, nonce = record.nonce,
+            method = request.method, value = %record.value, max_fee = %fee, "message signed");
         self.push(key, &record).await;
         Ok(cid)
     }
 
-    /// The message with its gas, within the fee limit and what the sender has.
-    async fn priced(&self, from: Address, request: &SendRequest) -> Result<Message, SendError> {
-        let key = &request.key;
-        let limit = match &request.max_fee {
-            Some(limit) => limit.clone(),
-            None => self.cfg.max_fee(request.kind),
+    /// The message's gas and its price, within the fee limit and what the sender has.
+    pub(crate) async fn priced(
+        &self,
+        from: Address,
+        request: &SendRequest,
+    ) -> Result<Quote, SendError> {
+        let (key, kind, value) = (&request.key, request.kind, &request.value);
+        let available = self.available(from, &self.open().await?).await?;
+        let mut limit = self.limit(request);
+        let spare = &available - value;
+        let poor = |needed: TokenAmount| SendError::Funds {
+            key: key.clone(),
+            from: from.to_string(),
+            available: available.clone(),
+            needed,
         };
-        let bare = Message {
-            version: 0,
-            to: request.to,
-            from,
-            nonce: 0,
-            value: request.value.clone(),
-            gas_limit: 0,
-            gas_fee_cap: TokenAmount::default(),
-            gas_premium: TokenAmount::default(),
-            method: request.method,
-            params: request.params.clone(),
-        };
+        // WindowPoSt makes do with what there is.
+        let short = kind == MessageKind::Post && spare < limit;
+        if short {
+            if !spare.is_positive() {
+                return Err(poor(value + limit));
+            }
+            limit = spare;
+        }
+        let bare = draft(from, request);
         let spec = MessageSendSpec {
             max_fee: limit.clone(),
             ..MessageSendSpec::default()
@@ -94,46 +145,58 @@ impl Shared {
             .node
             .gas_estimate_message_gas(&bare, Some(&spec), &TipSetKey::HEAD)
             .await;
-        let mut msg = match estimate {
+        let msg = match estimate {
             Ok(msg) => msg,
             Err(e @ NodeError::Rpc { .. }) => return Err(self.explained(&bare, key, e).await),
             Err(e) => return Err(e.into()),
         };
         // The node's word counts for gas alone.
-        msg = Message {
+        let mut quote = Quote {
+            from,
+            available: available.clone(),
+            value: value.clone(),
             gas_limit: msg.gas_limit,
-            gas_fee_cap: msg.gas_fee_cap,
-            gas_premium: msg.gas_premium,
-            ..bare
+            fee_cap: msg.gas_fee_cap,
+            premium: msg.gas_premium,
+            limit,
         };
-        if msg.max_fee() > limit && msg.gas_limit > 0 {
-            msg.gas_fee_cap = limit.div_floor(msg.gas_limit);
-            let base = self
-                .head()
-                .map(|h| h.min_ticket_block().parent_base_fee.clone());
-            let base = base.unwrap_or_default();
-            if msg.gas_fee_cap < base {
-                return Err(SendError::FeeLimit {
-                    key: key.clone(),
-                    needed: base * msg.gas_limit,
-                    limit,
+        if quote.gas_limit > 0 {
+            let most = quote.limit.div_floor(quote.gas_limit);
+            quote.fee_cap = quote.fee_cap.min(most);
+            let head = self.head_now().await?;
+            let base = &head.min_ticket_block().parent_base_fee;
+            if quote.fee_cap < *base {
+                let needed = base * quote.gas_limit;
+                return Err(if short {
+                    poor(value + needed)
+                } else {
+                    SendError::FeeLimit {
+                        key: key.clone(),
+                        needed,
+                        limit: quote.limit,
+                    }
                 });
             }
         }
-        if msg.gas_premium > msg.gas_fee_cap {
-            msg.gas_premium = msg.gas_fee_cap.clone();
+        quote.premium = quote.premium.min(quote.fee_cap.clone());
+        let needed = value + quote.max_fee();
+        if available < needed {
+            return Err(poor(needed));
         }
-        let needed = &msg.value + msg.max_fee();
-        let balance = self.node.wallet_balance(from).await?;
-        if balance < needed {
-            return Err(SendError::Funds {
+        let floor = match kind {
+            MessageKind::Post | MessageKind::Operator => TokenAmount::default(),
+            _ => self.floor(from),
+        };
+        let above = available - floor;
+        if above < needed {
+            return Err(SendError::Floor {
                 key: key.clone(),
                 from: from.to_string(),
-                balance,
+                above,
                 needed,
             });
         }
-        Ok(msg)
+        Ok(quote)
     }
 
     /// Why gas could not be estimated: if executing the message fails, that is the chain's
@@ -159,19 +222,29 @@ impl Shared {
 
     async fn numbered_and_signed(
         &self,
-        mut msg: Message,
-        key: &str,
+        request: &SendRequest,
+        quote: Quote,
     ) -> Result<SignedMessage, SendError> {
-        let from = msg.from;
+        let from = quote.from;
         let of_node = self.node.mpool_get_nonce(from).await?;
         let lane = from.to_string();
         let own = self
             .journal(move |j| j.read(|v| v.get(&NEXT_NONCE, &lane)))
             .await?;
-        // The mempool may have forgotten what is journaled; it is pushed again.
-        msg.nonce = of_node.max(own.unwrap_or(0));
-        let signed = self.node.wallet_sign_message(from, &msg).await?;
-        if signed.message != msg {
+        let msg = Message {
+            // The mempool may have forgotten what is journaled; it is pushed again.
+            nonce: of_node.max(own.unwrap_or(0)),
+            gas_limit: quote.gas_limit,
+            gas_fee_cap: quote.fee_cap,
+            gas_premium: quote.premium,
+            ..draft(from, request)
+        };
+        self.sign(&request.key, &msg).await
+    }
+
+    pub(crate) async fn sign(&self, key: &str, msg: &Message) -> Result<SignedMessage, SendError> {
+        let signed = self.node.wallet_sign_message(msg.from, msg).await?;
+        if signed.message != *msg {
             return Err(SendError::Broken {
                 key: key.into(),
                 why: "the wallet signed another message than it was given".into(),
@@ -180,18 +253,27 @@ impl Shared {
         Ok(signed)
     }
 
-    /// Journals the message, unless its key has one by now. Returns the one that counts.
-    async fn journaled(&self, key: &str, record: Record) -> Result<Record, SendError> {
+    /// Journals the message, unless its key has one by now or the day's fees are spent. All
+    /// writers go through here one at a time, so that together they keep the limit too.
+    async fn journaled(&self, key: &str, record: Record) -> Result<Journaled, SendError> {
         let key = key.to_owned();
+        let (fees, breaker) = (self.cfg.fees.clone(), self.cfg.breaker.clone());
         self.journal(move |j| {
             j.write(|tx| {
                 if let Some(first) = tx.get(&MESSAGES, &key)? {
-                    return Ok(first);
+                    return Ok(Journaled::Known(first));
                 }
-                tx.put(&MESSAGES, &key, &record)?;
-                tx.put(&OPEN, &(record.from.clone(), record.nonce), &key)?;
+                let now = record.sent_at;
+                let spent = tx.get(&FEES, &day(&fees, now))?.unwrap_or_default();
+                let reserved = reserved(&tx.scan(&OPEN, None, MAX_OPEN)?);
+                let fee = record.max_fee();
+                if let Err(over) = fits(&fees, record.kind, &spent, &reserved, &fee) {
+                    return Ok(Journaled::Over(over));
+                }
+                record.put(tx, &key)?;
                 tx.put(&NEXT_NONCE, &record.from, &(record.nonce + 1))?;
-                Ok(record)
+                let change = note(tx, &breaker, record.kind, now, Event::Signed)?;
+                Ok(Journaled::New(record, change))
             })
         })
         .await
@@ -209,16 +291,24 @@ impl Shared {
                 lock(&self.push_errors).remove(key);
             }
             Err(e) => {
-                tracing::warn!(key, cid = %record.cid, error = %e, "message not pushed yet");
+                tracing::warn!(key, cid = %record.cid(), error = %e, "message not pushed yet");
                 lock(&self.push_errors).insert(key.to_owned(), e.to_string());
             }
         }
     }
 }
 
-fn unix_ms() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+fn draft(from: Address, request: &SendRequest) -> Message {
+    Message {
+        version: 0,
+        to: request.to,
+        from,
+        nonce: 0,
+        value: request.value.clone(),
+        gas_limit: 0,
+        gas_fee_cap: TokenAmount::default(),
+        gas_premium: TokenAmount::default(),
+        method: request.method,
+        params: request.params.clone(),
+    }
 }

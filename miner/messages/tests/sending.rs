@@ -12,7 +12,7 @@ use std::time::Duration;
 use fake::Fake;
 use lotus_chain::Follower;
 use lotus_journal::Journal;
-use lotus_messages::{Landed, MessageKind, MessagesConfig, SendError, SendRequest, Sender};
+use lotus_messages::{Landed, MessageKind, MessagesConfig, Payer, SendError, SendRequest, Sender};
 use lotus_types::{Address, Epoch, Kind, TokenAmount};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -26,7 +26,7 @@ fn worker() -> Address {
 fn request(key: &str) -> SendRequest {
     SendRequest {
         key: key.into(),
-        from: worker(),
+        from: Payer::Address(worker()),
         to: Address::new_id(1000),
         method: 5,
         params: key.as_bytes().to_vec(),
@@ -45,10 +45,14 @@ struct Hub {
 
 impl Hub {
     fn start(dir: &Path, chain: &Fake) -> Self {
+        Self::start_with(dir, chain, |_| {})
+    }
+
+    fn start_with(dir: &Path, chain: &Fake, change: impl FnOnce(&mut MessagesConfig)) -> Self {
         let journal = Journal::open(&dir.join("journal")).unwrap();
         let node = Arc::new(chain.clone());
         let (follower, walk) = Follower::new(node.clone());
-        let cfg = MessagesConfig {
+        let mut cfg = MessagesConfig {
             confidence_epochs: 3,
             finality_epochs: 20,
             repush_secs: 1,
@@ -56,6 +60,7 @@ impl Hub {
             wait_secs: 20,
             ..MessagesConfig::default()
         };
+        change(&mut cfg);
         let (sender, runner) = Sender::new(journal, node, &follower, cfg);
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
@@ -266,5 +271,160 @@ async fn a_node_that_comes_back_is_asked_again() {
     hub.sender.send(request("k")).await.unwrap();
     while_mining(&chain, hub.sender.wait("k", 3)).await.unwrap();
     until("every failure was met", || chain.lock().failures.is_empty()).await;
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stuck_message_is_replaced_by_fee_over_restarts_and_lands_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let chain = Fake::new(Box::new(|_, _| (0, vec![])));
+    let stuck = |cfg: &mut MessagesConfig| cfg.stuck_epochs = 4;
+    let hub = Hub::start_with(dir.path(), &chain, stuck);
+    // Signed with a cap of 1,000 attoFIL per gas; then the base fee goes far above it.
+    let first = hub.sender.send(request("k")).await.unwrap();
+    chain.lock().base_fee = TokenAmount::from_atto(50_000);
+    let replaced = async {
+        loop {
+            let s = hub.sender.status("k").await.unwrap().unwrap();
+            if s.replacements > 0 {
+                return s;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let status = while_mining(&chain, replaced).await;
+    assert_ne!(status.cid, first);
+    assert!(
+        status.max_fee <= TokenAmount::from_nano(50_000_000),
+        "within the limit"
+    );
+    hub.stop().await;
+
+    // The replacement was journaled: a restart pushes it, and no other.
+    let before = chain.lock().pushes.len();
+    chain.lock().mempool.clear();
+    let hub = Hub::start_with(dir.path(), &chain, stuck);
+    let landed = while_mining(&chain, hub.sender.wait("k", 3)).await.unwrap();
+    assert_eq!(hub.sender.send(request("k")).await.unwrap(), landed.cid);
+    hub.stop().await;
+    let inner = chain.lock();
+    assert_eq!(inner.landed().len(), 1);
+    let nonces: HashSet<_> = inner.pushes.iter().map(|m| m.message.nonce).collect();
+    assert_eq!(nonces, HashSet::from([0]));
+    let of_restart = inner.pushes.get(before).unwrap();
+    assert_eq!(of_restart.cid(), status.cid, "recovery pushes the newest");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_day_has_a_limit_and_the_kind_says_so_until_it_is_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let chain = Fake::new(Box::new(|_, _| (0, vec![])));
+    // A message reserves 1 nanoFIL (a million gas at 1,000) and costs 0.11: base fee and tip.
+    let hub = Hub::start_with(dir.path(), &chain, |cfg| {
+        cfg.fees.max_per_day_nanofil = 2;
+        cfg.fees.day_epochs = 10_000;
+        cfg.breaker.pause_epochs = 1_000;
+    });
+    hub.sender.send(request("a")).await.unwrap();
+    hub.sender.send(request("b")).await.unwrap();
+    let full = hub.sender.send(request("c")).await.unwrap_err();
+    assert!(matches!(full, SendError::DailyCap { .. }), "{full}");
+    assert_eq!(full.kind(), Kind::Capacity);
+    let stopped = hub.sender.send(request("d")).await.unwrap_err();
+    assert!(matches!(stopped, SendError::Halted { .. }), "{stopped}");
+    assert!(stopped.to_string().contains("limited to"), "{stopped}");
+    // WindowPoSt has a purse of its own.
+    let post = SendRequest {
+        kind: MessageKind::Post,
+        ..request("post")
+    };
+    hub.sender.send(post).await.unwrap();
+    let money = hub.sender.money().await.unwrap();
+    assert_eq!(money.stops.len(), 1);
+    let waiting: Vec<_> = money.waiting.iter().map(|w| w.key.as_str()).collect();
+    assert_eq!(waiting, ["c", "d"]);
+    assert_eq!(money.purses[1].reserved, TokenAmount::from_nano(2));
+    hub.stop().await;
+
+    // It holds over a restart; when messages have landed for less there is room again.
+    let hub = Hub::start_with(dir.path(), &chain, |cfg| {
+        cfg.fees.max_per_day_nanofil = 2;
+        cfg.fees.day_epochs = 10_000;
+    });
+    let still = hub.sender.send(request("d")).await.unwrap_err();
+    assert!(matches!(still, SendError::Halted { .. }), "{still}");
+    let settled = async {
+        loop {
+            let money = hub.sender.money().await.unwrap();
+            if money.purses.iter().all(|p| p.reserved.is_zero()) {
+                return money;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let money = while_mining(&chain, settled).await;
+    let cost = TokenAmount::from_atto(110u64 * 1_000_000);
+    assert!(money.purses[1].spent.is_positive() && money.purses[1].spent <= &cost * 2u64);
+    assert!(money.purses[0].spent.is_positive() && money.purses[0].spent <= cost);
+    hub.sender.resume(MessageKind::Other).await.unwrap();
+    hub.sender.send(request("c")).await.unwrap();
+    assert!(hub.sender.money().await.unwrap().stops.is_empty());
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_in_a_row_stop_a_kind() {
+    let dir = tempfile::tempdir().unwrap();
+    let chain = Fake::new(Box::new(|_, _| (16, vec![])));
+    let hub = Hub::start_with(dir.path(), &chain, |cfg| {
+        cfg.breaker.max_failures = 2;
+        cfg.breaker.pause_epochs = 100_000;
+        cfg.breaker.pause_max_epochs = 100_000;
+    });
+    for key in ["a", "b"] {
+        hub.sender.send(request(key)).await.unwrap();
+    }
+    let stopped = async {
+        loop {
+            if let Some((kind, stop)) = hub.sender.money().await.unwrap().stops.pop() {
+                return (kind, stop);
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let (kind, stop) = while_mining(&chain, stopped).await;
+    assert_eq!(kind, MessageKind::Other);
+    assert!(stop.why.contains("USR_ILLEGAL_ARGUMENT"), "{}", stop.why);
+    let halted = hub.sender.send(request("c")).await.unwrap_err();
+    assert!(matches!(halted, SendError::Halted { .. }), "{halted}");
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_funds_are_for_window_post() {
+    let dir = tempfile::tempdir().unwrap();
+    let chain = Fake::new(Box::new(|_, _| (0, vec![])));
+    chain.lock().balance = TokenAmount::from_nano(100_000_000);
+    let hub = Hub::start(dir.path(), &chain);
+    let low = hub.sender.send(request("k")).await.unwrap_err();
+    assert!(matches!(low, SendError::Floor { .. }), "{low}");
+    // Less than its limit, and less than what the node would bid: enough for the base fee.
+    chain.lock().balance = TokenAmount::from_atto(500u64 * 1_000_000);
+    let post = SendRequest {
+        kind: MessageKind::Post,
+        value: TokenAmount::default(),
+        ..request("post")
+    };
+    hub.sender.send(post.clone()).await.unwrap();
+    while_mining(&chain, hub.sender.wait("post", 3))
+        .await
+        .unwrap();
+    chain.lock().balance = TokenAmount::from_atto(99u64 * 1_000_000);
+    let poor = SendRequest {
+        key: "poor".into(),
+        ..post
+    };
+    let poor = hub.sender.send(poor).await.unwrap_err();
+    assert!(matches!(poor, SendError::Funds { .. }), "{poor}");
     hub.stop().await;
 }

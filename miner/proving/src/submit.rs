@@ -2,9 +2,9 @@
 
 use lotus_actors::miner::{PoStPartition, SubmitWindowedPoStParams};
 use lotus_actors::{Dst, PoStProof, Randomness, RegisteredPoStProof, miner};
-use lotus_messages::{Landed, MessageKind, SendRequest};
+use lotus_messages::{Landed, MessageKind, Payer, SendRequest};
 use lotus_node_client::api::{Partition, TipSetKey};
-use lotus_types::{Address, TokenAmount};
+use lotus_types::TokenAmount;
 
 use crate::ProvingError;
 use crate::deadline::Window;
@@ -85,13 +85,12 @@ impl Shared {
         params: Vec<u8>,
         kind: MessageKind,
     ) -> Result<(), ProvingError> {
-        let from = self.sending_address().await?;
         let cid = self
             .deps
             .sender
             .send(SendRequest {
                 key: key.clone(),
-                from,
+                from: Payer::Miner(self.deps.miner.address()),
                 to: self.deps.miner.address(),
                 method,
                 params,
@@ -102,22 +101,6 @@ impl Shared {
             .await?;
         tracing::info!(key, %cid, method = miner::method_name(method), "sent");
         Ok(())
-    }
-
-    /// The first control address that has funds and whose key the node holds, else the worker: a
-    /// queue of its own keeps WindowPoSt from waiting behind sealing's nonces.
-    async fn sending_address(&self) -> Result<Address, ProvingError> {
-        let node = &self.deps.node;
-        let info = node
-            .state_miner_info(self.deps.miner.address(), &TipSetKey::HEAD)
-            .await?;
-        for control in info.control_addresses {
-            let key = node.state_account_key(control, &TipSetKey::HEAD).await?;
-            if node.wallet_has(key).await? && node.wallet_balance(key).await?.is_positive() {
-                return Ok(control);
-            }
-        }
-        Ok(info.worker)
     }
 
     /// Waits for a message and turns a failed execution into an error.

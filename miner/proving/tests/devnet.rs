@@ -22,7 +22,7 @@ use lotus_chain::Follower;
 use lotus_devnet::rpc::{Perm, Server, Tokens};
 use lotus_devnet::{Chain, ChainConfig, Policy};
 use lotus_journal::Journal;
-use lotus_messages::{MessageKind, MessagesConfig, SendRequest, Sender};
+use lotus_messages::{MessageKind, MessagesConfig, Payer, SendRequest, Sender};
 use lotus_node_client::api::TipSetKey;
 use lotus_node_client::{Client, Node, NodeConfig};
 use lotus_proofs::{Prover as _, SealingSector, Vanilla};
@@ -213,15 +213,9 @@ impl Hub {
 
     async fn send(&self, key: String, method: u64, params: Vec<u8>, value: TokenAmount) {
         let address = MINER.address();
-        let worker = self
-            .node
-            .state_miner_info(address, HEAD)
-            .await
-            .unwrap()
-            .worker;
         let request = SendRequest {
             key: key.clone(),
-            from: worker,
+            from: Payer::Miner(address),
             to: address,
             method,
             params,

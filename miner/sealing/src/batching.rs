@@ -10,7 +10,7 @@ use lotus_actors::miner::{
     ProveCommitSectors3Params, SectorActivationManifest,
 };
 use lotus_actors::{RawBytes, encode};
-use lotus_messages::{MessageKind, SendError, SendRequest};
+use lotus_messages::{MessageKind, Payer, SendError, SendRequest};
 use lotus_node_client::api::{SectorPreCommitInfo, TipSet};
 use lotus_proofs::seal_proof_type;
 use lotus_types::{EpochDelta, SectorNumber, TokenAmount};
@@ -169,13 +169,13 @@ impl Shared {
         let (method, params, of) = request(parts);
         let request = SendRequest {
             key,
-            from: self.worker().await?,
+            from: Payer::Miner(self.actor()),
             to: self.actor(),
             method,
             params,
             value,
             kind: of,
-            max_fee: None,
+            max_fee: Some(self.sender.max_fee(of, ready.len())),
         };
         match self.sender.send(request).await {
             Ok(cid) => self.sent(kind, &ready, cid).await,

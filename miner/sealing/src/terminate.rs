@@ -5,7 +5,7 @@ use lotus_actors::miner::{
     TerminateSectorsParams, TerminationDeclaration, power_of,
 };
 use lotus_actors::{BitField, decode, encode};
-use lotus_messages::{MessageKind, SendRequest};
+use lotus_messages::{MessageKind, Payer, SendRequest};
 use lotus_node_client::api::{Message, SectorOnChainInfo};
 use lotus_types::{SectorNumber, TokenAmount};
 
@@ -49,12 +49,12 @@ impl Shared {
                 };
                 let request = SendRequest {
                     key,
-                    from: self.worker().await?,
+                    from: Payer::Miner(self.actor()),
                     to: self.actor(),
                     method: TERMINATE_SECTORS,
                     params: encode(&params),
                     value: TokenAmount::default(),
-                    kind: MessageKind::Other,
+                    kind: MessageKind::Terminate,
                     max_fee: None,
                 };
                 return match self.sender.send(request).await {

@@ -6,7 +6,7 @@ use lotus_actors::encode;
 use lotus_actors::miner::{
     PROVE_REPLICA_UPDATES3, ProveReplicaUpdates3Params, SectorUpdateManifest,
 };
-use lotus_messages::{MessageKind, SendRequest};
+use lotus_messages::{MessageKind, Payer, SendRequest};
 use lotus_node_client::api::{SectorLocation, TipSet};
 use lotus_proofs::update_proof_type;
 use lotus_types::{Epoch, EpochDelta, SectorNumber, TokenAmount};
@@ -266,7 +266,7 @@ impl Shared {
         };
         let request = SendRequest {
             key,
-            from: self.worker().await?,
+            from: Payer::Miner(self.actor()),
             to: self.actor(),
             method: PROVE_REPLICA_UPDATES3,
             params: encode(&params),

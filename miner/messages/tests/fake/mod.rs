@@ -41,6 +41,11 @@ pub(crate) struct Inner {
     pub(crate) refuse: i64,
     /// Calls that fail with a transport error, by name; each entry fails one call.
     pub(crate) failures: VecDeque<&'static str>,
+    /// What every account has.
+    pub(crate) balance: TokenAmount,
+    /// Base fee of blocks to come, and the premium that it takes to get into one.
+    pub(crate) base_fee: TokenAmount,
+    pub(crate) premium: TokenAmount,
 }
 
 /// The chain. Clones share it.
@@ -50,7 +55,7 @@ pub(crate) struct Fake {
     heads: broadcast::Sender<Vec<HeadChange>>,
 }
 
-fn tipset(parent: Option<&TipSet>, height: i64, salt: u64) -> TipSet {
+fn tipset(parent: Option<&TipSet>, height: i64, salt: u64, base_fee: TokenAmount) -> TipSet {
     let blank = cbor_cid(b"blank");
     TipSet::new(vec![BlockHeader {
         miner: Address::new_id(1000),
@@ -70,7 +75,7 @@ fn tipset(parent: Option<&TipSet>, height: i64, salt: u64) -> TipSet {
         timestamp: salt,
         block_sig: None,
         fork_signaling: 0,
-        parent_base_fee: TokenAmount::from_atto(100),
+        parent_base_fee: base_fee,
     }])
     .unwrap()
 }
@@ -78,7 +83,7 @@ fn tipset(parent: Option<&TipSet>, height: i64, salt: u64) -> TipSet {
 impl Fake {
     pub(crate) fn new(execute: Execute) -> Self {
         let genesis = Round {
-            tipset: tipset(None, 0, 0),
+            tipset: tipset(None, 0, 0, TokenAmount::from_atto(100)),
             messages: vec![],
         };
         Self {
@@ -91,6 +96,9 @@ impl Fake {
                 execute,
                 refuse: 0,
                 failures: VecDeque::new(),
+                balance: TokenAmount::from_whole(1_000),
+                base_fee: TokenAmount::from_atto(100),
+                premium: TokenAmount::from_atto(10),
             })),
             heads: broadcast::Sender::new(10_000),
         }
@@ -112,15 +120,15 @@ impl Fake {
         let mut messages = Vec::new();
         for m in pool {
             let expected = next.entry(m.message.from).or_insert(0);
-            if m.message.nonce == *expected {
+            if m.message.nonce == *expected && m.message.gas_fee_cap >= inner.base_fee {
                 *expected += 1;
                 let (code, ret) = (inner.execute)(&m.message, height);
                 messages.push((m, code, ret));
-            } else if m.message.nonce > *expected {
+            } else if m.message.nonce >= *expected {
                 inner.mempool.push(m);
             }
         }
-        let new = tipset(Some(&parent), height.0, inner.forks);
+        let new = tipset(Some(&parent), height.0, inner.forks, inner.base_fee.clone());
         inner.rounds.push(Round {
             tipset: new.clone(),
             messages,
@@ -156,7 +164,8 @@ impl Fake {
         }
         for _ in 0..=depth {
             let parent = inner.rounds.last().unwrap().tipset.clone();
-            let new = tipset(Some(&parent), parent.height.0 + 1, inner.forks);
+            let fee = inner.base_fee.clone();
+            let new = tipset(Some(&parent), parent.height.0 + 1, inner.forks, fee);
             inner.rounds.push(Round {
                 tipset: new.clone(),
                 messages: vec![],
@@ -283,6 +292,26 @@ impl FullNode for Fake {
         Ok(round.unwrap().tipset.clone())
     }
 
+    async fn chain_get_tipset(&self, key: &TipSetKey) -> Result<TipSet, NodeError> {
+        let inner = self.lock();
+        let found = inner.rounds.iter().find(|r| r.tipset.key() == *key);
+        Ok(found.unwrap().tipset.clone())
+    }
+
+    async fn wallet_has(&self, _addr: Address) -> Result<bool, NodeError> {
+        Ok(true)
+    }
+
+    async fn gas_estimate_gas_premium(
+        &self,
+        _blocks: u64,
+        _sender: Address,
+        _gas_limit: i64,
+        _key: &TipSetKey,
+    ) -> Result<TokenAmount, NodeError> {
+        Ok(self.lock().premium.clone())
+    }
+
     async fn state_account_key(
         &self,
         addr: Address,
@@ -306,7 +335,7 @@ impl FullNode for Fake {
             code: cbor_cid(b"account"),
             head: cbor_cid(b"state"),
             nonce,
-            balance: TokenAmount::from_whole(1_000),
+            balance: inner.balance.clone(),
             delegated_address: None,
         }))
     }
@@ -334,14 +363,22 @@ impl FullNode for Fake {
                 message: "message nonce too low".into(),
             });
         }
-        if !inner.mempool.contains(msg) {
+        let (from, nonce) = (msg.message.from, msg.message.nonce);
+        let same = |m: &SignedMessage| m.message.from == from && m.message.nonce == nonce;
+        if let Some(old) = inner.mempool.iter_mut().find(|m| same(m)) {
+            let least = (&old.message.gas_premium * 110u64).div_floor(100u64);
+            if old != msg && msg.message.gas_premium <= least {
+                return Err(NodeError::Rpc {
+                    method: "MpoolPush".into(),
+                    code: 1,
+                    message: "replace by fee has too low GasPremium".into(),
+                });
+            }
+            *old = msg.clone();
+        } else {
             inner.mempool.push(msg.clone());
         }
         Ok(msg.cid())
-    }
-
-    async fn wallet_balance(&self, _addr: Address) -> Result<TokenAmount, NodeError> {
-        Ok(TokenAmount::from_whole(1_000))
     }
 
     async fn wallet_sign_message(

@@ -317,15 +317,18 @@ macro_rules! forward {
 forward! {
     chain_notify() -> HeadChanges;
     chain_head() -> TipSet;
+    chain_get_tipset(key: &TipSetKey) -> TipSet;
     chain_get_tipset_by_height(at: Epoch, key: &TipSetKey) -> TipSet;
     state_account_key(addr: Address, key: &TipSetKey) -> Address;
     state_get_actor(addr: Address, key: &TipSetKey) -> Option<Actor>;
     mpool_get_nonce(addr: Address) -> u64;
     mpool_push(msg: &SignedMessage) -> Cid;
-    wallet_balance(addr: Address) -> TokenAmount;
+    wallet_has(addr: Address) -> bool;
     wallet_sign_message(addr: Address, msg: &Message) -> SignedMessage;
     gas_estimate_message_gas(msg: &Message, spec: Option<&MessageSendSpec>, key: &TipSetKey)
         -> Message;
+    gas_estimate_gas_premium(blocks: u64, sender: Address, gas_limit: i64, key: &TipSetKey)
+        -> TokenAmount;
     state_call(msg: &Message, key: &TipSetKey) -> InvocResult;
     state_search_msg(key: &TipSetKey, cid: Cid, lookback: EpochDelta, allow_replaced: bool)
         -> Option<MsgLookup>;
