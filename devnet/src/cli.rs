@@ -82,6 +82,13 @@ pub(crate) enum FaultCommand {
         #[arg(long, default_value = "refused by command")]
         why: String,
     },
+    /// Keep the base fee high.
+    BaseFee {
+        /// Least base fee, attoFIL per unit of gas.
+        atto: u64,
+        /// Epochs for which it lasts.
+        epochs: u64,
+    },
     /// Stop the clock: no block is made or accepted.
     StopBlocks,
     /// Start the clock again.

@@ -111,6 +111,10 @@ fn method_of(what: &FaultCommand) -> (&'static str, Vec<Value>) {
         FaultCommand::RefuseMessages { count, why } => {
             ("Devnet.RefuseMessages", vec![json!(count), json!(why)])
         }
+        FaultCommand::BaseFee { atto, epochs } => {
+            let floor = lotus(TokenAmount::from_atto(*atto));
+            ("Devnet.RaiseBaseFee", vec![floor, json!(epochs)])
+        }
         FaultCommand::StopBlocks => ("Devnet.StopBlocks", vec![]),
         FaultCommand::ResumeBlocks => ("Devnet.ResumeBlocks", vec![]),
         FaultCommand::BlockTime { ms } => ("Devnet.SetBlockTime", vec![json!(ms)]),

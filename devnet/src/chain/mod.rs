@@ -90,6 +90,8 @@ struct Inner {
     /// Held by whoever changes the head.
     writer: Mutex<Writer>,
     verifier: Verdicts,
+    /// By command: the base fee does not fall below this before this epoch.
+    fee_floor: Mutex<(TokenAmount, i64)>,
     disk: Disk,
     heads: broadcast::Sender<Arc<Vec<HeadChange>>>,
     latest: watch::Sender<Arc<TipSet>>,
@@ -165,6 +167,7 @@ impl Chain {
             epoch: AtomicI64::new(height),
             writer: Mutex::new(Writer::new()),
             verifier: Verdicts::new(verifier, right.into_iter()),
+            fee_floor: Mutex::new((TokenAmount::default(), 0)),
             disk,
             heads: broadcast::channel(HEADS_KEPT).0,
             latest: watch::channel(head).0,
@@ -289,7 +292,9 @@ impl Chain {
                 messages: b.messages.iter().map(|m| &**m).collect(),
             });
         }
-        let fee = &before.base_fee;
+        // The header's word and not `before`'s: after a restart a command is forgotten that was in
+        // force when the block was made.
+        let fee = &e.ts.min_ticket_block().parent_base_fee;
         let out = vm::apply_tipset(&mut state, &env, parent.height(), fee, &blocks);
         let receipts: Vec<_> = out
             .applied
@@ -302,7 +307,10 @@ impl Chain {
         Ok(Executed {
             root: state.root(),
             receipts_root: cbor_cid(&lotus_actors::encode(&receipts)),
-            base_fee: vm::next_base_fee(&self.0.policy, fee, out.gas_limit, blocks.len()),
+            base_fee: self.raised(
+                e,
+                vm::next_base_fee(&self.0.policy, fee, out.gas_limit, blocks.len()),
+            ),
             applied: out.applied,
             state,
         })

@@ -9,7 +9,7 @@ use lotus_actors::{Dst, draw_randomness};
 use lotus_node_client::api::{
     BeaconEntry, BlockHeader, ElectionProof, SignedMessage, Ticket, TipSet,
 };
-use lotus_types::{Address, Epoch};
+use lotus_types::{Address, Epoch, TokenAmount};
 
 use super::store::{Block, Entry, Executed};
 use super::{Chain, genesis, lock, message_root};
@@ -246,6 +246,23 @@ impl Chain {
             .epoch()
             .0
             .saturating_add(i64::try_from(n).unwrap_or(i64::MAX));
+    }
+
+    /// Keeps the base fee at or above `floor`, attoFIL per unit of gas, for the next `epochs`. Then
+    /// it falls as fast as empty blocks let it.
+    pub fn raise_base_fee(&self, floor: TokenAmount, epochs: u64) {
+        let epochs = i64::try_from(epochs).unwrap_or(i64::MAX);
+        *lock(&self.0.fee_floor) = (floor, self.epoch().0.saturating_add(epochs));
+    }
+
+    /// The base fee of a tipset's children under [`Chain::raise_base_fee`].
+    pub(super) fn raised(&self, e: &Entry, base_fee: TokenAmount) -> TokenAmount {
+        let (floor, until) = &*lock(&self.0.fee_floor);
+        if e.height() < *until {
+            base_fee.max(floor.clone())
+        } else {
+            base_fee
+        }
     }
 
     /// Replaces the last `depth` tipsets by as many epochs of empty, heavier blocks: their

@@ -9,9 +9,9 @@ use lotus_actors::verifreg::{AllocationRequest, AllocationRequests};
 use lotus_actors::{BigInt, METHOD_SEND, PaddedPieceSize, RawBytes, actors, encode};
 use lotus_node_client::api::{
     Allocation, DealCollateralBounds, DealProposal, DealState, MarketBalance, MarketDeal, Message,
-    SignedMessage, TipSetKey,
+    SignedMessage, TipSetKey, VerifiedClaim,
 };
-use lotus_types::{Address, Epoch, EpochDelta, TokenAmount};
+use lotus_types::{Address, Epoch, EpochDelta, SectorNumber, TokenAmount};
 
 use super::Chain;
 use crate::error::ChainError;
@@ -128,6 +128,32 @@ impl Chain {
                 term_min: EpochDelta(a.term_min),
                 term_max: EpochDelta(a.term_max),
                 expiration: Epoch(a.expiration),
+            };
+            (*n, dto)
+        });
+        Ok(dto.collect())
+    }
+
+    /// Every claim of a provider, by id.
+    pub fn state_get_claims(
+        &self,
+        provider: &Address,
+        key: &TipSetKey,
+    ) -> Result<BTreeMap<u64, VerifiedClaim>, ChainError> {
+        let (_, x) = self.state_at(key)?;
+        let id = x.state.lookup(provider);
+        let id = id.ok_or(ChainError::NoActor(*provider))?;
+        let all = x.state.registry.claims.range((id, 0)..=(id, u64::MAX));
+        let dto = all.map(|((_, n), c)| {
+            let dto = VerifiedClaim {
+                provider: c.provider,
+                client: c.client,
+                data: c.data,
+                size: c.size.0,
+                term_min: EpochDelta(c.term_min),
+                term_max: EpochDelta(c.term_max),
+                term_start: Epoch(c.term_start),
+                sector: SectorNumber(c.sector),
             };
             (*n, dto)
         });

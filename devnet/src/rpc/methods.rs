@@ -147,6 +147,8 @@ methods! { cx:
         cx.chain.state_get_allocation(&client, id, &key)?;
     Read "StateGetAllocations"(client: Address, key: TipSetKey) =>
         cx.chain.state_get_allocations(&client, &key)?;
+    Read "StateGetClaims"(provider: Address, key: TipSetKey) =>
+        cx.chain.state_get_claims(&provider, &key)?;
     Read "StateVerifiedClientStatus"(client: Address, key: TipSetKey) =>
         cx.chain.state_verified_client_status(&client, &key)?;
 
@@ -196,6 +198,8 @@ methods! { cx:
     Admin "Devnet.NullRounds"(n: u64) => cx.chain.null_rounds(n);
     Admin "Devnet.RefuseMessages"(n: u64, why: String) =>
         cx.chain.refuse_messages(n, why);
+    Admin "Devnet.RaiseBaseFee"(floor: TokenAmount, epochs: u64) =>
+        cx.chain.raise_base_fee(floor, epochs);
     Admin "Devnet.StopBlocks"() => cx.chain.stop_blocks();
     Admin "Devnet.ResumeBlocks"() => cx.chain.resume_blocks();
     Admin "Devnet.SetBlockTime"(ms: u64) => cx.chain.set_block_time_ms(ms);

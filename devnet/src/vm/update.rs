@@ -1,10 +1,11 @@
 //! Changing sectors: replica updates (snap deals) and longer lives.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use lotus_actors::miner::{
-    ExtendSectorExpiration2Params, ProveReplicaUpdates3Params, ProveReplicaUpdates3Return,
-    SectorUpdateManifest, is_sealed_sector, qa_power_for_weight,
+    ExpirationExtension2, ExtendSectorExpiration2Params, ProveReplicaUpdates3Params,
+    ProveReplicaUpdates3Return, SectorUpdateManifest, is_sealed_sector, qa_power_for_weight,
 };
 use lotus_actors::{BigInt, encode};
 use lotus_types::Commitment;
@@ -12,6 +13,10 @@ use lotus_types::Commitment;
 use super::sectors::{Verdicts, check_expiration, claim, data_commitment, notify};
 use super::{Abort, Call, Economy, Outcome, abort};
 use crate::state::{Miner, Partition};
+
+/// Epochs before a sector's end in which its claims may be dropped: 30 days. Source:
+/// builtin-actors, runtime/src/runtime/policy.rs, END_OF_LIFE_CLAIM_DROP_PERIOD.
+const CLAIM_DROP_PERIOD: i64 = 30 * 2_880;
 
 fn partition(m: &Miner, deadline: u64, index: u64) -> Option<&Partition> {
     let d = m.deadlines.get(usize::try_from(deadline).ok()?)?;
@@ -144,20 +149,64 @@ fn update(
     Ok(())
 }
 
-/// Extends sectors without claims. Source: builtin-actors, actors/miner/src/lib.rs,
-/// extend_sector_expiration_inner.
+/// Verified bytes of a sector, by what an extension says of their claims.
+#[derive(Clone, Copy, Default)]
+struct ClaimSpace {
+    declared: u64,
+    kept: u64,
+}
+
+/// Checks the claims that an extension names. Source: builtin-actors, actors/miner/src/lib.rs,
+/// validate_extension_declarations.
+fn claim_spaces(
+    call: &Call<'_>,
+    miner: u64,
+    e: &ExpirationExtension2,
+) -> Result<BTreeMap<u64, ClaimSpace>, Abort> {
+    let mut spaces: BTreeMap<u64, ClaimSpace> = BTreeMap::new();
+    for s in &e.sectors_with_claims {
+        let n = s.sector_number;
+        let kept = s.maintain_claims.iter().map(|id| (*id, true));
+        for (id, keep) in kept.chain(s.drop_claims.iter().map(|id| (*id, false))) {
+            let Some(claim) = call.state.registry.claims.get(&(miner, id)) else {
+                abort!(USR_ILLEGAL_ARGUMENT, "no claim {id} of t0{miner}");
+            };
+            if claim.sector != n {
+                abort!(
+                    USR_ILLEGAL_ARGUMENT,
+                    "claim {id} is of sector {}, not {n}",
+                    claim.sector
+                );
+            }
+            let space = spaces.entry(n).or_default();
+            space.declared += claim.size.0;
+            if keep {
+                let last = claim.term_start + claim.term_max;
+                if e.new_expiration > last {
+                    abort!(
+                        USR_FORBIDDEN,
+                        "claim {id} only allows extension of sector {n} to {last}, not {}",
+                        e.new_expiration
+                    );
+                }
+                space.kept += claim.size.0;
+            }
+        }
+    }
+    Ok(spaces)
+}
+
+/// Extends sectors. Source: builtin-actors, actors/miner/src/lib.rs,
+/// extend_sector_expiration_inner and extend_simple_qap_sector.
 pub(super) fn extend(mut call: Call<'_>) -> Outcome {
     let p: ExtendSectorExpiration2Params = call.params()?;
     let mut m = call.miner()?;
     call.operators_only(&m)?;
     let (now, policy) = (call.epoch(), call.policy().clone());
     for e in &p.extensions {
-        if !e.sectors_with_claims.is_empty() {
-            abort!(
-                USR_ILLEGAL_ARGUMENT,
-                "this network extends no sectors with claims; list them without their claims"
-            );
-        }
+        let spaces = claim_spaces(&call, m.id, e)?;
+        let with_claims = e.sectors_with_claims.iter().map(|s| s.sector_number);
+        let sectors: BTreeSet<u64> = e.sectors.iter().chain(with_claims).collect();
         let Some(part) = partition(&m, e.deadline, e.partition) else {
             abort!(
                 USR_NOT_FOUND,
@@ -166,16 +215,17 @@ pub(super) fn extend(mut call: Call<'_>) -> Outcome {
                 e.partition
             );
         };
-        if !part.active().contains_all(&e.sectors) {
+        let active = part.active();
+        if !sectors.iter().all(|n| active.get(*n)) {
             abort!(
                 USR_FORBIDDEN,
                 "can only extend active sectors of the partition"
             );
         }
-        if e.sectors.len() > policy.addressed_sectors_max {
+        if u64::try_from(sectors.len()).unwrap_or(u64::MAX) > policy.addressed_sectors_max {
             abort!(USR_ILLEGAL_ARGUMENT, "too many sectors for declaration");
         }
-        for n in e.sectors.iter() {
+        for n in sectors {
             let Some(old) = m.sectors.get(&n).cloned() else {
                 abort!(USR_NOT_FOUND, "sector {n} not found");
             };
@@ -187,18 +237,38 @@ pub(super) fn extend(mut call: Call<'_>) -> Outcome {
                     old.expiration
                 );
             }
-            if old.verified_deal_weight != BigInt::default() {
-                abort!(USR_ILLEGAL_ARGUMENT, "sector {n} has claims");
-            }
             check_expiration(&policy, now, old.activation, e.new_expiration)?;
             let mut new = (*old).clone();
             // Weight is bytes times the time that is left.
             let (left, longer) = (old.expiration - now, e.new_expiration - now);
+            let before = (old.expiration - old.power_base_epoch).max(1);
             new.deal_weight = if left > 0 {
-                &old.deal_weight / (old.expiration - old.power_base_epoch).max(1) * longer
+                &old.deal_weight / before * longer
             } else {
                 BigInt::default()
             };
+            if old.verified_deal_weight != BigInt::default() {
+                let Some(space) = spaces.get(&n).copied() else {
+                    abort!(
+                        USR_ILLEGAL_ARGUMENT,
+                        "claim missing from declaration for sector {n}"
+                    );
+                };
+                if BigInt::from(space.declared) != &old.verified_deal_weight / before {
+                    abort!(
+                        USR_ILLEGAL_ARGUMENT,
+                        "declared claims of {} bytes do not match the verified data of sector {n}",
+                        space.declared
+                    );
+                }
+                if space.kept < space.declared && left > CLAIM_DROP_PERIOD {
+                    abort!(
+                        USR_FORBIDDEN,
+                        "claims of sector {n} may be dropped in its last 30 days only"
+                    );
+                }
+                new.verified_deal_weight = BigInt::from(space.kept) * longer;
+            }
             new.power_base_epoch = now;
             new.expiration = e.new_expiration;
             m.sectors.insert(n, Arc::new(new));

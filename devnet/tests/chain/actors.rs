@@ -65,8 +65,55 @@ fn verified_data_is_claimed_once_and_counts_tenfold() {
         .state_miner_power(&sp.miner, HEAD)
         .unwrap()
         .miner_power;
+    let quality = BigInt::from(1024 * 10 + 1024);
     assert_eq!(power.raw_byte_power, BigInt::from(2048));
-    assert_eq!(power.quality_adj_power, BigInt::from(1024 * 10 + 1024));
+    assert_eq!(power.quality_adj_power, quality);
+
+    // A longer life keeps the claim, all of it, and not beyond its term.
+    let info = || {
+        let number = SectorNumber(1);
+        let info = sp.chain.state_sector_get_info(&sp.miner, number, HEAD);
+        info.unwrap().unwrap()
+    };
+    let claims = sp.chain.state_get_claims(&sp.miner, HEAD).unwrap();
+    assert_eq!(claims[&id].sector, SectorNumber(1));
+    let longer = |to: i64, keep: &[u64], drop: &[u64]| {
+        let named = !(keep.is_empty() && drop.is_empty());
+        let with_claims = miner::SectorClaim {
+            sector_number: 1,
+            maintain_claims: keep.to_vec(),
+            drop_claims: drop.to_vec(),
+        };
+        let e = miner::ExpirationExtension2 {
+            deadline,
+            partition: 0,
+            sectors: Chain::numbers(if named { &[] } else { &[1] }),
+            sectors_with_claims: named.then_some(with_claims).into_iter().collect(),
+            new_expiration: to,
+        };
+        let params = miner::ExtendSectorExpiration2Params {
+            extensions: vec![e],
+        };
+        sp.send(miner::EXTEND_SECTOR_EXPIRATION2, encode(&params))
+    };
+    let to = info().expiration.0 + 1_000;
+    let beyond = claims[&id].term_start.0 + claims[&id].term_max.0 + 1;
+    assert_eq!(
+        longer(to, &[], &[]),
+        ILLEGAL_ARGUMENT,
+        "the claim is missing"
+    );
+    assert_eq!(
+        longer(to, &[id + 1], &[]),
+        ILLEGAL_ARGUMENT,
+        "no such claim"
+    );
+    assert_eq!(longer(beyond, &[id], &[]), FORBIDDEN, "beyond its term");
+    assert_eq!(longer(to, &[], &[id]), FORBIDDEN, "too early to drop it");
+    assert_eq!(longer(to, &[id], &[]), OK);
+    assert_eq!(info().expiration.0, to);
+    let power = sp.chain.state_miner_power(&sp.miner, HEAD).unwrap();
+    assert_eq!(power.miner_power.quality_adj_power, quality);
 }
 
 #[test]

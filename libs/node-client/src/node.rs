@@ -12,7 +12,7 @@ use crate::api::{
     MarketDeal, Message, MessageSendSpec, MinerInfo, MinerPower, MiningBaseInfo, MsgLookup,
     NetworkParams, Partition, SectorExpiration, SectorLocation, SectorOnChainInfo,
     SectorPreCommitInfo, SectorPreCommitOnChainInfo, Signature, SignedMessage, TipSet, TipSetKey,
-    Version,
+    VerifiedClaim, Version,
 };
 use crate::{Client, NodeError};
 
@@ -232,6 +232,9 @@ full_node! {
     /// Every allocation of a client, by id.
     state_get_allocations(client: Address, key: &TipSetKey) -> BTreeMap<u64, Allocation>
         = "StateGetAllocations";
+    /// Every claim of a provider, by id.
+    state_get_claims(provider: Address, key: &TipSetKey) -> BTreeMap<u64, VerifiedClaim>
+        = "StateGetClaims";
     /// DataCap of a client, bytes.
     state_verified_client_status(client: Address, key: &TipSetKey) -> Option<BigInt>
         = "StateVerifiedClientStatus";

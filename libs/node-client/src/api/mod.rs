@@ -22,7 +22,7 @@ pub use miner::{
 };
 pub use node::{
     Actor, Allocation, DealCollateralBounds, DealProposal, DealState, MarketBalance, MarketDeal,
-    NetworkParams, Version,
+    NetworkParams, VerifiedClaim, Version,
 };
 
 use cid::Cid;

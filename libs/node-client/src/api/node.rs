@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cid::Cid;
-use lotus_types::{Address, Epoch, EpochDelta, TokenAmount};
+use lotus_types::{Address, Epoch, EpochDelta, SectorNumber, TokenAmount};
 use serde::{Deserialize, Serialize};
 
 use super::BigInt;
@@ -102,6 +102,29 @@ pub struct Allocation {
     pub expiration: Epoch,
 }
 
+/// Verified data that a sector holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct VerifiedClaim {
+    /// Actor id of the provider.
+    pub provider: u64,
+    /// Actor id of the client.
+    pub client: u64,
+    /// The piece.
+    #[serde(with = "crate::json")]
+    pub data: Cid,
+    /// Padded bytes.
+    pub size: u64,
+    /// Least epochs that a sector must keep it.
+    pub term_min: EpochDelta,
+    /// Most epochs for which it counts.
+    pub term_max: EpochDelta,
+    /// Since when it counts.
+    pub term_start: Epoch,
+    /// The sector.
+    pub sector: SectorNumber,
+}
+
 /// Funds in the market actor.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -191,6 +214,8 @@ plain!(
     Actor,
     Allocation,
     BTreeMap<u64, Allocation>,
+    VerifiedClaim,
+    BTreeMap<u64, VerifiedClaim>,
     MarketBalance,
     MarketDeal,
     DealProposal,
