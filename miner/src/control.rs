@@ -9,6 +9,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use lotus_messages::{SendError, Sender};
 use lotus_proving::{ProvingError, Rounds, WindowPost};
 use lotus_runtime::Fault;
 use lotus_sealing::{BatchKind, Sealing, SealingError, SectorState, Stake, Waiting};
@@ -18,9 +19,10 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::bind_unix;
+use crate::orders;
 
 /// Longest that a command may take.
-const DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// What the commands act on.
 #[derive(Clone)]
@@ -31,6 +33,8 @@ pub struct Control {
     pub window_post: WindowPost,
     /// The log of rounds.
     pub rounds: Rounds,
+    /// Messages.
+    pub sender: Sender,
 }
 
 /// A refusal.
@@ -69,25 +73,34 @@ impl From<Waiting> for Seat {
     }
 }
 
+/// A refusal on its way out.
 pub(crate) struct Failed(Refusal);
+
+impl Failed {
+    pub(crate) fn new(kind: Kind, error: String, fix: impl Into<String>) -> Self {
+        Self(Refusal {
+            error,
+            kind,
+            fix: fix.into(),
+        })
+    }
+}
+
+impl From<SendError> for Failed {
+    fn from(e: SendError) -> Self {
+        Self::new(e.kind(), e.to_string(), e.fix())
+    }
+}
 
 impl From<SealingError> for Failed {
     fn from(e: SealingError) -> Self {
-        Self(Refusal {
-            error: e.to_string(),
-            kind: e.kind(),
-            fix: e.fix(),
-        })
+        Self::new(e.kind(), e.to_string(), e.fix())
     }
 }
 
 impl From<ProvingError> for Failed {
     fn from(e: ProvingError) -> Self {
-        Self(Refusal {
-            error: e.to_string(),
-            kind: e.kind(),
-            fix: e.fix(),
-        })
+        Self::new(e.kind(), e.to_string(), e.fix())
     }
 }
 
@@ -106,6 +119,7 @@ impl Control {
     /// Serves the socket until `stop`.
     pub async fn serve(self, socket: &Path, stop: CancellationToken) -> Result<(), Fault> {
         let listener = bind_unix(socket)?;
+        let messages = orders::routes(self.sender.clone());
         let app = Router::new()
             .route("/v1/sectors/pledge", post(pledge))
             .route("/v1/sectors/{number}/seal", post(seal))
@@ -117,7 +131,8 @@ impl Control {
             .route("/v1/sectors/{number}/state/{state}", post(force_state))
             .route("/v1/batches/{kind}", get(batch).post(publish))
             .merge(crate::control_proving::routes())
-            .with_state(Arc::new(self));
+            .with_state(Arc::new(self))
+            .merge(messages);
         axum::serve(listener, app)
             .with_graceful_shutdown(stop.cancelled_owned())
             .await

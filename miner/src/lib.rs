@@ -3,7 +3,8 @@
 //! - [`repo`]: the directory, its lock and generation. [`config`]: `config.toml`.
 //! - [`pieces`]: the hand-off of pieces; [`capacity`]: the room they may take; [`unsealed`]:
 //!   reading them; [`events`]: the durable log that spokes follow.
-//! - [`api`]: all of it over gRPC. [`control`]: what only the operator may do.
+//! - [`api`]: all of it over gRPC. [`control`]: what only the operator may do;
+//!   [`orders`]: messages on an operator's order.
 //! - [`sealer`]: joins sealing, proving and workers to these parts. [`run`]: starts it all.
 
 pub mod api;
@@ -13,6 +14,7 @@ pub mod config;
 pub mod control;
 mod control_proving;
 pub mod events;
+pub mod orders;
 pub mod pieces;
 pub mod repo;
 pub mod run;

@@ -256,6 +256,7 @@ pub async fn run(repo: Repo, cfg: MinerConfig, stop: CancellationToken) -> Resul
         sealing,
         window_post,
         rounds: Rounds::new(journal.clone()),
+        sender,
     };
     let (socket, end) = (repo.control_socket(), stop.clone());
     parts.spawn("control", async move { control.serve(&socket, end).await });

@@ -5,7 +5,9 @@ use lotus_node_client::api::TipSetKey;
 use lotus_runtime::Fault;
 use serde::Serialize;
 
-use super::{Cx, bytes, from_status, print, print_json, sectors, table};
+use super::{Cx, bytes, from_status, messages, print, print_json, sectors, table};
+use crate::control;
+use crate::orders::{MessagesView, StopView};
 use crate::run::from_node;
 
 #[derive(Serialize)]
@@ -21,6 +23,8 @@ struct Info {
     waiting_pieces: u32,
     safe_to_restart: bool,
     busy: Vec<String>,
+    /// Kinds of messages that are stopped, and why.
+    stopped_messages: Vec<StopView>,
     /// Absent when the node does not answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     chain: Option<OnChain>,
@@ -56,6 +60,9 @@ pub(super) async fn info(cx: &Cx) -> Result<(), Fault> {
     for s in sectors::all(&hub).await? {
         *by_state.entry(s.state).or_default() += 1;
     }
+    let socket = cx.control_socket()?;
+    let messages = control::call(&socket, reqwest::Method::GET, "/v1/messages").await;
+    let money = messages.map(|m: MessagesView| m.money);
     let chain = match on_chain(cx).await {
         Ok(chain) => Some(chain),
         Err(e) => {
@@ -75,6 +82,7 @@ pub(super) async fn info(cx: &Cx) -> Result<(), Fault> {
         waiting_pieces: room.waiting_pieces,
         safe_to_restart: safe.safe,
         busy: safe.reasons,
+        stopped_messages: money.as_ref().map(|m| m.stops.clone()).unwrap_or_default(),
         chain,
     };
     if cx.json {
@@ -130,6 +138,14 @@ pub(super) async fn info(cx: &Cx) -> Result<(), Fault> {
             bytes(info.free_bytes),
             info.waiting_pieces
         ),
+    );
+    row(
+        "Messages",
+        match money.as_ref().map(messages::stops) {
+            Ok(lines) if lines.is_empty() => "none is stopped".into(),
+            Ok(lines) => lines.join("\n"),
+            Err(e) => e.to_string(),
+        },
     );
     row(
         "Safe to restart",

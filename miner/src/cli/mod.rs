@@ -1,14 +1,18 @@
 //! The command line.
 
+mod actor;
 mod doctor;
 mod info;
 mod init;
+mod messages;
 mod mining;
+mod order;
 mod pieces;
 mod proving;
 mod proving_work;
 mod sectors;
 mod sectors_act;
+mod sectors_extend;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -73,6 +77,12 @@ enum Command {
     /// Look at block production
     #[command(subcommand)]
     Mining(mining::MiningCommand),
+    /// Control addresses, withdrawals, the peer id
+    #[command(subcommand)]
+    Actor(actor::ActorCommand),
+    /// Look at messages and fees, and end a stop
+    #[command(subcommand)]
+    Messages(messages::MessagesCommand),
     /// Print or check the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -131,6 +141,8 @@ pub fn start(args: Args) -> Result<(), Fault> {
                     Command::Pieces(command) => pieces::pieces(&cx, command).await,
                     Command::Proving(command) => proving::proving(&cx, command).await,
                     Command::Mining(command) => mining::mining(&cx, command).await,
+                    Command::Actor(command) => actor::actor(&cx, command).await,
+                    Command::Messages(command) => messages::messages(&cx, command).await,
                     Command::Doctor => doctor::doctor(&cx).await,
                     Command::Worker(_) | Command::Run | Command::Config(_) => Ok(()),
                 }

@@ -5,7 +5,7 @@ use lotus_runtime::Fault;
 use serde::Serialize;
 
 use super::sectors_act::{ActCommand, run};
-use super::{Cx, bytes, from_status, print, print_json, table, time};
+use super::{Cx, bytes, from_status, print, print_json, sectors_extend, table, time};
 use crate::api::MAX_PAGE;
 use crate::control::{self, Opened};
 
@@ -35,6 +35,8 @@ pub(super) enum SectorsCommand {
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
         count: u16,
     },
+    /// Let sectors live longer: shows which, until when, and the cost
+    Extend(sectors_extend::ExtendArgs),
     #[command(flatten)]
     Act(ActCommand),
 }
@@ -121,6 +123,7 @@ impl From<SectorInfo> for Sector {
 pub(super) async fn sectors(cx: &Cx, command: SectorsCommand) -> Result<(), Fault> {
     match command {
         SectorsCommand::List => list(cx).await,
+        SectorsCommand::Extend(args) => sectors_extend::extend(cx, args).await,
         SectorsCommand::Status { number, log } => status(cx, number, log).await,
         SectorsCommand::Seal { number } => {
             act(cx, &format!("/v1/sectors/{number}/seal"), "is being sealed").await
