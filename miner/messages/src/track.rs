@@ -162,8 +162,9 @@ impl Shared {
                     if age(record.sent_at) >= stuck {
                         lanes.blocked.insert(record.from.clone());
                     }
-                    if age(record.signed_at) >= stuck || urgent {
-                        match self.raise(key, &mut record, head, urgent).await {
+                    let old = age(record.signed_at) >= stuck;
+                    if old || urgent {
+                        match self.raise(key, &mut record, head, (old, urgent)).await {
                             Ok(Ok(())) => changed = true,
                             Ok(Err(why)) => stays = why,
                             Err(e) => tracing::warn!(key, error = %e, "its fee is not raised yet"),
@@ -244,7 +245,7 @@ impl Shared {
         key: &str,
         record: &mut Record,
         head: &TipSet,
-        urgent: bool,
+        (old, urgent): (bool, bool),
     ) -> Result<Result<(), Option<&'static str>>, SendError> {
         let Some(gas) = record.versions.last().map(|v| v.gas.clone()) else {
             return Ok(Err(None));
@@ -263,8 +264,8 @@ impl Shared {
             return Ok(Err(None));
         };
         let gas_limit = i64::try_from(gas.limit).unwrap_or(i64::MAX);
-        let premium = if urgent && gas.fee_cap >= base_fee {
-            // Young, and good enough: no bidding against others.
+        // A young one may land yet without bidding against others, unless the base fee forbids it.
+        let premium = if !old && gas.fee_cap >= base_fee {
             TokenAmount::default()
         } else {
             self.node
