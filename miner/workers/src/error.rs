@@ -31,6 +31,24 @@ pub enum WorkError {
         /// Its limit.
         limit: usize,
     },
+    /// The operator gave the task up for now.
+    #[error("the operator aborted {step}")]
+    Aborted {
+        /// Name of the task.
+        step: &'static str,
+    },
+    /// There is no such task.
+    #[error("no task {task} waits or runs")]
+    NoTask {
+        /// What was asked for.
+        task: String,
+    },
+    /// The task may not be aborted.
+    #[error("{task} is a proof with a deadline: it is not aborted")]
+    Guarded {
+        /// Its id.
+        task: String,
+    },
     /// The proof code or the disk says no. `kind` is the worker's.
     #[error("{step}: {message}")]
     Failed {
@@ -64,7 +82,8 @@ impl WorkError {
     #[must_use]
     pub const fn kind(&self) -> Kind {
         match self {
-            Self::Lost { .. } | Self::Stopping { .. } => Kind::Transport,
+            Self::Lost { .. } | Self::Stopping { .. } | Self::Aborted { .. } => Kind::Transport,
+            Self::NoTask { .. } | Self::Guarded { .. } => Kind::Data,
             Self::QueueFull { .. } => Kind::Capacity,
             Self::Failed { kind, .. } => *kind,
             Self::BadAnswer { .. } => Kind::Fatal,
@@ -81,6 +100,11 @@ impl WorkError {
                  machine's free memory"
                     .into()
             }
+            Self::Aborted { .. } => "nothing: the step is done again after a while".into(),
+            Self::NoTask { .. } => {
+                "see `lotus-miner sealing jobs`: a task that is done is not listed".into()
+            }
+            Self::Guarded { .. } => "let it end: a missed proof costs more than waiting".into(),
             Self::Stopping { .. } => "start the hub again: it goes on where it stopped".into(),
             Self::QueueFull { .. } => {
                 "wait, or raise the number of workers in [workers] of config.toml".into()

@@ -12,6 +12,7 @@
 //!   the same files.
 //! - A task carries the hub's generation and the trace context of its caller.
 
+mod board;
 mod config;
 mod error;
 mod execute;
@@ -22,6 +23,7 @@ mod supervise;
 mod task;
 mod worker;
 
+pub use board::{JobInfo, WorkerInfo};
 pub use config::{PoolConfig, WorkersConfig};
 pub use error::WorkError;
 pub use execute::execute;

@@ -7,6 +7,9 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use lotus_types::SectorId;
+
+use crate::board::{Board, JobInfo, unix_ms};
 use crate::supervise::ChildHandle;
 use crate::{Class, Output, PoolConfig, Task, WorkError, server, supervise};
 
@@ -45,7 +48,7 @@ impl Attached {
 
 /// Where the hub sends heavy work. Clones share one pool.
 #[derive(Clone)]
-pub struct Pool(Arc<Shared>);
+pub struct Pool(pub(crate) Arc<Shared>);
 
 /// Runs the pool's socket and its worker processes.
 pub struct Runner(Arc<Shared>);
@@ -60,6 +63,7 @@ impl Pool {
             wake: [Notify::new(), Notify::new()],
             attached: watch::Sender::new(Attached::default()),
             children: Mutex::default(),
+            board: Board::default(),
             sessions: TaskTracker::new(),
             stop: CancellationToken::new(),
             next_id: AtomicU64::new(1),
@@ -102,6 +106,8 @@ impl Pool {
             rank: task.rank(),
             limit,
             repeatable: task.is_repeatable(),
+            sector: task.sector(),
+            queued_unix_ms: unix_ms(),
             spec,
             traceparent: lotus_runtime::trace::current(),
             deaths: 0,
@@ -177,6 +183,8 @@ pub(crate) struct Job {
     /// The longest that a worker may take over it, if that is less than its class' limit.
     pub(crate) limit: Option<Duration>,
     pub(crate) repeatable: bool,
+    sector: Option<SectorId>,
+    queued_unix_ms: u64,
     pub(crate) spec: Vec<u8>,
     pub(crate) traceparent: String,
     /// Workers that died over it.
@@ -186,6 +194,19 @@ pub(crate) struct Job {
 }
 
 impl Job {
+    /// How it is shown while it waits.
+    pub(crate) fn info(&self) -> JobInfo {
+        JobInfo {
+            id: self.id.clone(),
+            step: self.step.into(),
+            class: self.class,
+            sector: self.sector,
+            worker: None,
+            since_unix_ms: self.queued_unix_ms,
+            progress: None,
+        }
+    }
+
     pub(crate) fn finish(self, result: Result<Output, WorkError>) {
         if self.reply.send(result).is_err() {
             tracing::debug!(task = self.id, "the caller no longer waits for this task");
@@ -223,6 +244,7 @@ pub(crate) struct Shared {
     attached: watch::Sender<Attached>,
     /// Worker processes that this pool started, by pid.
     pub(crate) children: Mutex<HashMap<u32, ChildHandle>>,
+    pub(crate) board: Board,
     /// Attached streams.
     pub(crate) sessions: TaskTracker,
     pub(crate) stop: CancellationToken,
@@ -266,6 +288,23 @@ impl Shared {
         }
         self.wake(class).notify_one();
         Ok(())
+    }
+
+    /// What `of` says of each task that waits.
+    pub(crate) fn queued<T>(&self, of: impl Fn(&Job) -> T) -> Vec<T> {
+        let queues = self.queues();
+        let waiting = queues.prove.iter().chain(&queues.seal);
+        waiting.filter(|j| !j.reply.is_closed()).map(of).collect()
+    }
+
+    /// Takes a waiting task out of its queue.
+    pub(crate) fn withdraw(&self, id: &str) -> Option<Job> {
+        let mut queues = self.queues();
+        Class::ALL.into_iter().find_map(|class| {
+            let queue = queues.of_mut(class);
+            let at = queue.iter().position(|j| j.id == id)?;
+            queue.remove(at)
+        })
     }
 
     /// Puts a task whose worker died before all others.

@@ -133,8 +133,13 @@ impl Session {
         }
         tracing::info!(%class, pid = self.pid, "worker attached");
         self.shared.count_attached(class, true);
+        let (worker, abort) = self.shared.board.join(class, slots, self.pid);
         let mut running = HashMap::new();
-        let why = self.work(class, slots, &mut running).await;
+        let why = tokio::select! {
+            why = self.work(worker, class, slots, &mut running) => why,
+            () = abort.cancelled() => "the operator aborted its task".into(),
+        };
+        self.shared.board.leave(worker);
         self.shared.count_attached(class, false);
         // The process must be gone before its task may go to another. It leaves by itself when
         // the stream breaks; one that hangs is killed.
@@ -147,9 +152,13 @@ impl Session {
         for (_, Running { mut job, .. }) in running {
             job.deaths += 1;
             let again = job.repeatable && job.deaths < self.shared.config.settings.deaths_per_task;
+            let aborted = self.shared.board.end(&job.id);
             if self.shared.stop.is_cancelled() {
                 let step = job.step;
                 job.finish(Err(WorkError::Stopping { step }));
+            } else if aborted {
+                let step = job.step;
+                job.finish(Err(WorkError::Aborted { step }));
             } else if again {
                 tracing::warn!(task = job.id, why, "worker lost: its task goes to another");
                 self.shared.push_back(job);
@@ -184,6 +193,7 @@ impl Session {
     /// ended.
     async fn work(
         &mut self,
+        worker: u64,
         class: Class,
         slots: usize,
         running: &mut HashMap<String, Running>,
@@ -203,6 +213,7 @@ impl Session {
                         traceparent: job.traceparent.clone(),
                     };
                     let deadline = Instant::now() + job.limit.map_or(limit, |l| l.min(limit));
+                    shared.board.begin(worker, &job);
                     running.insert(job.id.clone(), Running { job, deadline });
                     if !self.send(to_worker::What::Task(task), silence).await {
                         return "it took no task".into();
@@ -211,7 +222,7 @@ impl Session {
                 message = self.inbound.message() => {
                     heard = Instant::now();
                     match message {
-                        Ok(Some(FromWorker { what: Some(what) })) => answer(what, running),
+                        Ok(Some(FromWorker { what: Some(what) })) => answer(&shared, what, running),
                         Ok(Some(FromWorker { what: None })) => {}
                         Ok(None) => return "it left".into(),
                         Err(e) => return format!("its stream broke: {}", e.message()),
@@ -237,9 +248,12 @@ impl Session {
     }
 }
 
-fn answer(what: from_worker::What, running: &mut HashMap<String, Running>) {
+fn answer(shared: &Shared, what: from_worker::What, running: &mut HashMap<String, Running>) {
     match what {
         from_worker::What::Progress(p) => {
+            shared
+                .board
+                .progress(&p.task_id, p.fraction.clamp(0.0, 1.0));
             if let Some(Running { job, .. }) = running.get(&p.task_id)
                 && let Some(tell) = &job.progress
             {
@@ -248,6 +262,7 @@ fn answer(what: from_worker::What, running: &mut HashMap<String, Running>) {
         }
         from_worker::What::Done(done) => {
             if let Some(Running { job, .. }) = running.remove(&done.task_id) {
+                shared.board.end(&job.id);
                 let result = read(job.step, done);
                 job.finish(result);
             }

@@ -307,6 +307,19 @@ impl Task {
         }
     }
 
+    /// The sector that it is about, where the task names one.
+    #[must_use]
+    pub const fn sector(&self) -> Option<SectorId> {
+        match self {
+            Self::PreCommit1 { sector, .. }
+            | Self::PreCommit2 { sector, .. }
+            | Self::Commit { sector, .. }
+            | Self::Finalize { sector, .. }
+            | Self::Unseal { sector, .. } => Some(*sector),
+            _ => None,
+        }
+    }
+
     /// Name in logs and metrics.
     #[must_use]
     pub const fn name(&self) -> &'static str {

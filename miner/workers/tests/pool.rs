@@ -68,6 +68,10 @@ fn main() -> ExitCode {
         ),
         ("workers_leave_with_their_hub", workers_leave_with_their_hub),
         ("stopping_tells_every_caller", stopping_tells_every_caller),
+        (
+            "the_operator_aborts_seal_tasks",
+            the_operator_aborts_seal_tasks,
+        ),
     ];
     let filter = args.get(1).filter(|a| !a.starts_with('-'));
     let mut failed = false;
@@ -436,5 +440,53 @@ fn stopping_tells_every_caller() {
         }
         drop(held);
         assert!(workers_of(std::process::id()).is_empty());
+    });
+}
+
+fn the_operator_aborts_seal_tasks() {
+    block_on(async {
+        let rig = Rig::start(one_worker());
+        let (task, gate) = rig.gated("aborted");
+        let mut running = tokio::task::JoinSet::new();
+        for task in [task.clone(), task] {
+            let pool = rig.pool.clone();
+            running.spawn(async move { pool.run(task, None).await });
+        }
+        let held = blocking(move || gate.reached()).await;
+        let deadline = Instant::now() + LIMIT;
+        let jobs = loop {
+            let jobs = rig.pool.jobs();
+            if jobs.len() == 2 {
+                break jobs;
+            }
+            assert!(Instant::now() < deadline, "{jobs:?}");
+            tokio::task::yield_now().await;
+        };
+        let workers = rig.pool.workers();
+        let [pid] = workers_of(std::process::id())[..] else {
+            panic!("one worker expected");
+        };
+        assert_eq!(workers.len(), 1);
+        assert_eq!(workers[0].pid, u32::try_from(pid).ok());
+        assert_eq!(jobs[0].worker, Some(workers[0].id));
+        assert_eq!(
+            (jobs[1].worker, jobs[1].step.as_str()),
+            (None, "add_pieces")
+        );
+
+        // The one that waits goes without a trace; the one that runs takes its worker along.
+        for job in [&jobs[1], &jobs[0]] {
+            rig.pool.abort(&job.id).unwrap();
+            let ended = tokio::time::timeout(LIMIT, running.join_next()).await;
+            let e = ended.unwrap().unwrap().unwrap().unwrap_err();
+            assert!(matches!(e, WorkError::Aborted { .. }), "{e}");
+            assert_eq!(e.kind(), Kind::Transport);
+        }
+        gone(pid).await;
+        let e = rig.pool.abort(&jobs[0].id).unwrap_err();
+        assert!(matches!(e, WorkError::NoTask { .. }), "{e}");
+        assert!(rig.pool.jobs().is_empty());
+        drop(held);
+        rig.end().await;
     });
 }
