@@ -7,10 +7,12 @@
 //!
 //! Calls block for one fsync (about a millisecond on an SSD).
 
+mod archive;
 mod key;
 mod machine;
 mod store;
 
+pub use archive::{Archive, Contents};
 pub use key::JournalKey;
 pub use machine::{EffectId, Machine, Machines, Pending, Step};
 pub use store::{Entries, Journal, JournalError, Map, Tx, View};

@@ -226,6 +226,10 @@ impl Journal {
         Ok(out)
     }
 
+    pub(crate) fn begin_read(&self) -> Result<redb::ReadTransaction, JournalError> {
+        Ok(self.db.begin_read()?)
+    }
+
     /// Runs `f` over one consistent view; never waits for a writer.
     pub fn read<R, E: From<JournalError>>(
         &self,
@@ -314,7 +318,7 @@ impl Tx {
 
 /// A read transaction.
 pub struct View {
-    tx: redb::ReadTransaction,
+    pub(crate) tx: redb::ReadTransaction,
 }
 
 impl fmt::Debug for View {
