@@ -1,0 +1,44 @@
+//! The plain systemd units, as systemd itself reads them.
+
+use std::path::Path;
+use std::process::Command;
+
+#[test]
+fn the_units_are_good() {
+    let tool = Command::new("systemd-analyze").arg("--version").output();
+    if tool.is_err() {
+        println!("SKIPPED systemd units: apt-get install systemd");
+        return;
+    }
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/systemd");
+    let dir = tempfile::tempdir().unwrap();
+    let mut units = Vec::new();
+    for (unit, instance) in [
+        ("lotus-miner.service", "lotus-miner.service"),
+        ("lotus-markets@.service", "lotus-markets@retrieval.service"),
+    ] {
+        let text = std::fs::read_to_string(source.join(unit)).unwrap();
+        // Readiness is told, so that what is started after the hub finds it ready.
+        assert!(text.contains("\nType=notify\n"), "{unit}");
+        // The programs are where the operator put them, not where this test runs.
+        let here = text
+            .replace("/usr/local/bin/lotus-miner ", "/bin/true ")
+            .replace("/usr/local/bin/lotus-markets ", "/bin/true ");
+        assert_ne!(here, text);
+        let path = dir.path().join(instance);
+        std::fs::write(&path, here).unwrap();
+        units.push(path);
+    }
+    let out = Command::new("systemd-analyze")
+        .args(["verify", "--man=no"])
+        .args(&units)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&out.stderr);
+    let ours: Vec<&str> = said.lines().filter(|l| l.contains("lotus-")).collect();
+    assert!(
+        out.status.success() && ours.is_empty(),
+        "{}: {said}",
+        out.status
+    );
+}
