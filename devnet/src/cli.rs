@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use cid::Cid;
 use clap::{Parser, Subcommand, ValueEnum};
-use lotus_devnet::rpc::{Perm, Tokens};
 use lotus_node_client::json::parse_address;
 use lotus_runtime::Fault;
+use lotus_tokens::{Perm, Tokens};
 use lotus_types::{Address, Kind, SectorSize, TokenAmount};
 
 use crate::config::Config;
@@ -198,13 +198,13 @@ enum AuthCommand {
     /// Print a token.
     CreateToken {
         /// What it allows: read, write, sign or admin, each with the ones before it.
-        #[arg(long, value_parser = perm, default_value = "admin")]
+        #[arg(long, default_value = "admin")]
         perm: Perm,
     },
     /// Print TOKEN:MULTIADDR for FULLNODE_API_INFO.
     ApiInfo {
         /// What the token allows.
-        #[arg(long, value_parser = perm, default_value = "admin")]
+        #[arg(long, default_value = "admin")]
         perm: Perm,
     },
 }
@@ -219,11 +219,6 @@ enum ConfigCommand {
 
 fn address(text: &str) -> Result<Address, String> {
     parse_address(text).map_err(|e| format!("{e}: expected an address such as t01000"))
-}
-
-fn perm(text: &str) -> Result<Perm, String> {
-    let known = Perm::ALL.into_iter().find(|p| p.name() == text);
-    known.ok_or_else(|| "use read, write, sign or admin".into())
 }
 
 /// Parses a sector size for clap.

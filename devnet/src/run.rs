@@ -5,11 +5,12 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use lotus_devnet::rpc::{Server, Tokens};
+use lotus_devnet::rpc::Server;
 use lotus_devnet::{Chain, ChainError};
 use lotus_proofs::Vanilla;
 use lotus_runtime::admin::Admin;
 use lotus_runtime::{CancellationToken, Fault, Health, addr_file, notify, signals, telemetry};
+use lotus_tokens::Tokens;
 use lotus_types::{Kind, SectorSize};
 use tokio::task::JoinSet;
 

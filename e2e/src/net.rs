@@ -69,6 +69,7 @@ impl Default for NetConfig {
             hub_env: BTreeMap::from(
                 [
                     ("LOTUS_MINER__API__LISTEN", "127.0.0.1:0"),
+                    ("LOTUS_MINER__LOTUS_API__LISTEN", "127.0.0.1:0"),
                     ("LOTUS_MINER__SEALING__WAIT_DEALS_SECS", "5"),
                 ]
                 .map(|(k, v)| (k.to_owned(), v.to_owned())),

@@ -31,7 +31,7 @@ pub struct HubConfig {
 impl Default for HubConfig {
     fn default() -> Self {
         Self {
-            addr: "http://127.0.0.1:2345".into(),
+            addr: "http://127.0.0.1:2344".into(),
             connect_secs: 5,
             call_secs: 30,
         }

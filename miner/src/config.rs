@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
+use lotus_api::LotusApiConfig;
 use lotus_messages::MessagesConfig;
 use lotus_node_client::NodeConfig;
 use lotus_proving::{MiningConfig, ProvingConfig};
@@ -25,6 +26,8 @@ pub struct MinerConfig {
     pub miner: ActorConfig,
     /// The hub API.
     pub api: ApiConfig,
+    /// Lotus' JSON-RPC for existing tools.
+    pub lotus_api: LotusApiConfig,
     /// The data plane for other hosts.
     pub data: DataConfig,
     /// The full node.
@@ -76,7 +79,7 @@ pub struct ApiConfig {
 impl Default for ApiConfig {
     fn default() -> Self {
         Self {
-            listen: ([127, 0, 0, 1], 2345).into(),
+            listen: ([127, 0, 0, 1], 2344).into(),
             call_secs: 30,
             calls_per_connection: 128,
             max_request_bytes: 1 << 20,
@@ -154,6 +157,7 @@ impl MinerConfig {
         cfg.messages
             .check()
             .map_err(|why| wrong(why, "correct [messages] in config.toml".into()))?;
+        cfg.lotus_api.address()?;
         let positive = [
             ("api.calls_per_connection", cfg.api.calls_per_connection),
             ("api.max_request_bytes", cfg.api.max_request_bytes),

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::bind_unix;
+use crate::operations::Operations;
 use crate::orders;
 
 /// Longest that a command may take.
@@ -35,6 +36,8 @@ pub struct Control {
     pub rounds: Rounds,
     /// Messages.
     pub sender: Sender,
+    /// Workers and backups.
+    pub operations: Operations,
 }
 
 /// A refusal.
@@ -92,6 +95,12 @@ impl From<SendError> for Failed {
     }
 }
 
+impl From<Fault> for Failed {
+    fn from(f: Fault) -> Self {
+        Self::new(f.kind, f.message, f.fix)
+    }
+}
+
 impl From<SealingError> for Failed {
     fn from(e: SealingError) -> Self {
         Self::new(e.kind(), e.to_string(), e.fix())
@@ -120,6 +129,7 @@ impl Control {
     pub async fn serve(self, socket: &Path, stop: CancellationToken) -> Result<(), Fault> {
         let listener = bind_unix(socket)?;
         let messages = orders::routes(self.sender.clone());
+        let operations = self.operations.clone().router();
         let app = Router::new()
             .route("/v1/sectors/pledge", post(pledge))
             .route("/v1/sectors/{number}/seal", post(seal))
@@ -132,7 +142,8 @@ impl Control {
             .route("/v1/batches/{kind}", get(batch).post(publish))
             .merge(crate::control_proving::routes())
             .with_state(Arc::new(self))
-            .merge(messages);
+            .merge(messages)
+            .merge(operations);
         axum::serve(listener, app)
             .with_graceful_shutdown(stop.cancelled_owned())
             .await

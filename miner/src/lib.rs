@@ -8,12 +8,15 @@
 //! - [`sealer`]: joins sealing, proving and workers to these parts. [`run`]: starts it all.
 
 pub mod api;
+pub mod backup;
 pub mod capacity;
 pub mod cli;
 pub mod config;
 pub mod control;
 mod control_proving;
 pub mod events;
+pub mod lotus;
+pub mod operations;
 pub mod orders;
 pub mod pieces;
 pub mod repo;

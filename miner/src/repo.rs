@@ -12,14 +12,28 @@ use lotus_types::{Generation, Kind};
 
 /// Variable with the repo's path.
 pub const REPO_VAR: &str = "LOTUS_HUB_MINER";
+/// Variable with the repo's path, as Lotus calls it.
+pub const LOTUS_VAR: &str = "LOTUS_MINER_PATH";
 /// Repo when neither `--repo` nor the variable names one, below the home directory.
 pub const DEFAULT_REPO: &str = "~/.lotus-hub/miner";
+
+/// The repo when no `--repo` was given: that of the Lotus variable, else [`DEFAULT_REPO`].
+#[must_use]
+pub fn default_repo() -> String {
+    or_default(std::env::var(LOTUS_VAR).ok())
+}
+
+fn or_default(lotus: Option<String>) -> String {
+    lotus
+        .filter(|path| !path.is_empty())
+        .unwrap_or_else(|| DEFAULT_REPO.into())
+}
 
 /// How long a hub that was just killed may take to let go of its repo.
 const DYING: Duration = Duration::from_secs(2);
 const LOCK_POLL: Duration = Duration::from_millis(20);
 
-const GENERATION: Map<u64, Generation> = Map::new("hub.generation");
+pub(crate) const GENERATION: Map<u64, Generation> = Map::new("hub.generation");
 
 /// Paths of a repo; nothing is opened.
 #[derive(Clone, Debug)]
@@ -44,7 +58,8 @@ impl Repo {
                 Kind::Config,
                 format!("{} is a repo of the Go lotus-miner", root.display()),
                 format!(
-                    "leave it as it is, and give this hub a directory of its own: \
+                    "leave it as it is, and give this hub a directory of its own with --repo or \
+                     {REPO_VAR} (a {LOTUS_VAR} of the old miner counts else): \
                      `lotus-miner init --repo {DEFAULT_REPO} --actor <your actor>`"
                 ),
             ));
@@ -100,6 +115,12 @@ impl Repo {
         self.root.join("storage")
     }
 
+    /// The journal.
+    #[must_use]
+    pub fn journal(&self) -> PathBuf {
+        self.root.join("journal.redb")
+    }
+
     /// Logs of the workers.
     #[must_use]
     pub fn logs(&self) -> PathBuf {
@@ -110,6 +131,18 @@ impl Repo {
     #[must_use]
     pub fn is_initialised(&self) -> bool {
         self.config().exists()
+    }
+
+    /// What is said of a directory that `init` did not see.
+    pub(crate) fn no_hub(&self) -> Fault {
+        Fault::new(
+            Kind::Config,
+            format!("{} is no hub repo", self.root.display()),
+            format!(
+                "run `lotus-miner init --repo {} --actor <your actor>`",
+                self.root.display()
+            ),
+        )
     }
 
     /// Creates the directory, for this user alone.
@@ -123,39 +156,37 @@ impl Repo {
 
     /// Writes `config.toml` for this user alone: it may hold the node's token.
     pub fn write_config(&self, text: &str) -> Result<(), Fault> {
+        self.write_private("config.toml", text.as_bytes())
+    }
+
+    /// Writes a file for this user alone, in one step.
+    pub(crate) fn write_private(&self, name: &str, bytes: &[u8]) -> Result<(), Fault> {
         let write = || {
-            let tmp = self.root.join(".config.toml.tmp");
+            let tmp = self.root.join(format!(".{name}.tmp"));
             let mut file = fs::OpenOptions::new()
                 .create(true)
                 .truncate(true)
                 .write(true)
                 .mode(0o600)
                 .open(&tmp)?;
-            file.write_all(text.as_bytes())?;
+            file.write_all(bytes)?;
             file.sync_all()?;
-            fs::rename(tmp, self.config())?;
+            fs::rename(tmp, self.root.join(name))?;
             File::open(&self.root)?.sync_all()
         };
-        write().map_err(|e| self.fault("write config.toml in", &e))
+        write().map_err(|e| self.fault(&format!("write {name} in"), &e))
     }
 
     /// Locks the repo, opens the journal and raises the generation.
     pub fn open(self) -> Result<OpenRepo, Fault> {
         if !self.is_initialised() {
-            return Err(Fault::new(
-                Kind::Config,
-                format!("{} is no hub repo", self.root.display()),
-                format!(
-                    "run `lotus-miner init --repo {} --actor <your actor>`",
-                    self.root.display()
-                ),
-            ));
+            return Err(self.no_hub());
         }
         let lock = self.lock()?;
         for dir in [self.run(), self.pieces(), self.storage(), self.logs()] {
             fs::create_dir_all(dir).map_err(|e| self.fault("create directories in", &e))?;
         }
-        let journal = Journal::open(&self.root.join("journal.redb"))
+        let journal = Journal::open(&self.journal())
             .map_err(|e| Fault::new(e.kind(), e.to_string(), e.fix()))?;
         let generation = journal
             .write(|tx| {
@@ -288,10 +319,16 @@ mod tests {
     fn the_go_repo_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("keystore")).unwrap();
-        let e = Repo::at(dir.path().to_str().unwrap()).unwrap_err();
+        // Also where only the variable of the old miner names it.
+        let path = or_default(Some(dir.path().to_str().unwrap().to_owned()));
+        let e = Repo::at(&path).unwrap_err();
         assert!(
             e.message.contains("Go lotus-miner") && e.kind == Kind::Config,
             "{e:?}"
         );
+        assert!(e.fix.contains(LOTUS_VAR), "{e:?}");
+        for none in [None, Some(String::new())] {
+            assert_eq!(or_default(none), DEFAULT_REPO);
+        }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use hub_proto::v1::HeadChanged;
+use lotus_api::LotusApi;
 use lotus_chain::Follower;
 use lotus_dataplane::{FdServer, http_router};
 use lotus_messages::Sender;
@@ -23,10 +24,13 @@ use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{Api, Listeners};
+use crate::backup;
 use crate::capacity::Capacity;
 use crate::config::MinerConfig;
 use crate::control::Control;
 use crate::events::EventLog;
+use crate::lotus::LotusHub;
+use crate::operations::Operations;
 use crate::pieces::{PieceRunner, Pieces, Placer};
 use crate::repo::Repo;
 use crate::sealer::{Files, Replicas, Sealer, SectorObserver};
@@ -98,6 +102,7 @@ pub async fn run(repo: Repo, cfg: MinerConfig, stop: CancellationToken) -> Resul
     }
     let admin = Admin::bind(&cfg.admin, health.clone(), &repo.run(), "admin").await?;
     let listeners = Listeners::bind(&cfg.api, &repo.hub_socket(), &repo.run()).await?;
+    let lotus_api = LotusApi::bind(&cfg.lotus_api, repo.root(), &repo.run()).await?;
     let data = match cfg.data_listen()? {
         Some(addr) => Some(
             TcpListener::bind(addr)
@@ -238,7 +243,15 @@ pub async fn run(repo: Repo, cfg: MinerConfig, stop: CancellationToken) -> Resul
     parts.spawn("workers", async move { work.await.map_err(Fault::from) });
     parts.spawn_endless("sealing", seal.run(stop.clone()));
     parts.spawn_endless("window_post", window_post.clone().run(stop.clone()));
-    parts.spawn_endless("mining", mining.run(stop.clone()));
+    let quiet = backup::quiet_after_restore(journal.clone(), follower.head(), health.clone());
+    let (mining, end) = (mining.run(stop.clone()), stop.clone());
+    parts.spawn_endless("mining", async move {
+        tokio::select! {
+            () = end.cancelled() => return,
+            () = quiet => {}
+        }
+        mining.await;
+    });
     parts.spawn("pieces", piece_runner.run(stop.clone()));
     parts.spawn_endless("unsealing", unseal.run(stop.clone()));
     parts.spawn_endless("data_socket", data_socket.run(stop.clone()));
@@ -252,11 +265,23 @@ pub async fn run(repo: Repo, cfg: MinerConfig, stop: CancellationToken) -> Resul
                 .map_err(Fault::from)
         });
     }
+    if let Some(lotus_api) = lotus_api {
+        let hub = LotusHub {
+            sealer: sealer.clone(),
+            node: node.clone(),
+        };
+        parts.spawn("lotus_api", lotus_api.serve(Arc::new(hub), stop.clone()));
+    }
     let control = Control {
         sealing,
         window_post,
         rounds: Rounds::new(journal.clone()),
         sender,
+        operations: Operations {
+            pool: pool.clone(),
+            journal,
+            repo: repo.clone(),
+        },
     };
     let (socket, end) = (repo.control_socket(), stop.clone());
     parts.spawn("control", async move { control.serve(&socket, end).await });

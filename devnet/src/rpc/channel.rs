@@ -8,6 +8,7 @@ use std::time::Duration;
 use axum::extract::ws::{Message, WebSocket};
 use futures::{SinkExt, StreamExt};
 use lotus_node_client::api::{HeadChange, HeadChangeKind};
+use lotus_tokens::Perm;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -15,7 +16,6 @@ use tokio::time::{interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::call::{Request, RpcError, response};
-use super::token::Perm;
 use super::{Context, permitted};
 
 /// Calls in flight on one connection before no more are read.
@@ -194,9 +194,9 @@ async fn follow_heads(
 mod tests {
     use super::*;
     use crate::rpc::gate::Gate;
-    use crate::rpc::token::Tokens;
     use crate::{Chain, ChainConfig};
     use lotus_proofs::Vanilla;
+    use lotus_tokens::Tokens;
 
     const WAIT: Duration = Duration::from_secs(20);
 

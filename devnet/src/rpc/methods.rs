@@ -8,12 +8,12 @@ use lotus_node_client::api::{
     BitField, BlockMsg, BlockTemplate, Message, MessageSendSpec, SectorPreCommitInfo,
     SignatureType, SignedMessage, TipSetKey,
 };
+use lotus_tokens::Perm;
 use lotus_types::{Address, Epoch, EpochDelta, SectorNumber, TokenAmount};
 use serde_json::{Value, json};
 
 use super::Context;
 use super::call::{Args, RpcError, to_json};
-use super::token::Perm;
 use crate::AllocationOrder;
 
 macro_rules! methods {
@@ -236,12 +236,8 @@ pub(super) async fn wait_msg(cx: &Context, params: Vec<Value>) -> Result<Value, 
 }
 
 fn perm(name: &str) -> Result<Perm, RpcError> {
-    let known = Perm::ALL.into_iter().find(|p| p.name() == name);
-    known.ok_or_else(|| {
-        RpcError::failed(format!(
-            "unknown permission {name:?}: use read, write, sign or admin"
-        ))
-    })
+    name.parse()
+        .map_err(|e| RpcError::failed(format!("{name:?} is no permission: {e}")))
 }
 
 /// Lotus takes names (`bls`, `secp256k1`) and numbers.

@@ -4,7 +4,6 @@ mod call;
 mod channel;
 mod gate;
 mod methods;
-mod token;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,8 +24,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::call::{Request, RpcError, response};
 use self::gate::{Gate, GatedListener};
-pub use self::token::{Perm, Tokens};
 use crate::Chain;
+pub use lotus_tokens::{Perm, Tokens};
 
 /// Largest request, bytes: a message with the vanilla proofs of a full batch.
 const MAX_REQUEST: usize = 64 << 20;

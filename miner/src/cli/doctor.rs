@@ -1,3 +1,5 @@
+use std::net::SocketAddr;
+
 use lotus_runtime::Fault;
 use lotus_types::Kind;
 use serde::Serialize;
@@ -64,7 +66,10 @@ pub(super) async fn doctor(cx: &Cx) -> Result<(), Fault> {
             Ok(if running { "running" } else { "not running" }.into()),
         );
         if !running {
-            add("api.listen", port(cfg).await);
+            add("api.listen", port("api.listen", cfg.api.listen).await);
+            if let Some(listen) = cfg.lotus_api.address()? {
+                add("lotus_api.listen", port("lotus_api.listen", listen).await);
+            }
         }
         let found = look_up(&cfg.node, cfg.actor()?).await;
         add(
@@ -113,9 +118,9 @@ fn disk(repo: &Repo, cfg: &MinerConfig) -> Result<String, Fault> {
     }
 }
 
-async fn port(cfg: &MinerConfig) -> Result<String, Fault> {
-    TcpListener::bind(cfg.api.listen)
+async fn port(key: &str, listen: SocketAddr) -> Result<String, Fault> {
+    TcpListener::bind(listen)
         .await
-        .map(|_| format!("{} is free", cfg.api.listen))
-        .map_err(|e| Fault::bind(&cfg.api.listen, "api.listen", &e))
+        .map(|_| format!("{listen} is free"))
+        .map_err(|e| Fault::bind(&listen, key, &e))
 }

@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use lotus_node_client::api::TipSetKey;
 use lotus_node_client::{Client, FullNode as _, NodeConfig, NodeError};
 use lotus_runtime::Fault;
+use lotus_tokens::Tokens;
 use lotus_types::{ActorId, Kind, SectorSize};
 use serde::Serialize;
 
@@ -81,6 +82,8 @@ pub(super) async fn init(cx: &Cx, args: InitArgs) -> Result<(), Fault> {
         args.actor
     );
     repo.write_config(&text)?;
+    // The secret of the tokens, so that they can be made before the first start.
+    Tokens::open(repo.root())?;
 
     let done = Done {
         repo: repo.root().display().to_string(),

@@ -1,15 +1,20 @@
 //! The command line.
 
 mod actor;
+mod auth;
+mod backup;
 mod doctor;
 mod info;
+mod info_all;
 mod init;
 mod messages;
 mod mining;
+mod on_chain;
 mod order;
 mod pieces;
 mod proving;
 mod proving_work;
+mod sealing_jobs;
 mod sectors;
 mod sectors_act;
 mod sectors_extend;
@@ -29,7 +34,7 @@ use lotus_workers::{WorkerArgs, worker_main};
 use serde::Serialize;
 
 use crate::config::MinerConfig;
-use crate::repo::{DEFAULT_REPO, REPO_VAR, Repo};
+use crate::repo::{REPO_VAR, Repo, default_repo};
 use crate::run::{from_node, run};
 
 /// Threads of the hub for calls and journal work; proofs run in processes of their own.
@@ -44,9 +49,10 @@ const LAST_WRITES: Duration = Duration::from_secs(5);
 #[derive(Debug, Parser)]
 #[command(name = "lotus-miner", version, max_term_width = 100)]
 pub struct Args {
-    /// The hub's directory
-    #[arg(long, global = true, env = REPO_VAR, default_value = DEFAULT_REPO, value_name = "DIR")]
-    repo: String,
+    /// The hub's directory. Without it and its variable, that of LOTUS_MINER_PATH, else
+    /// ~/.lotus-hub/miner. The repo of a Go lotus-miner is refused and never touched
+    #[arg(long, global = true, env = REPO_VAR, value_name = "DIR")]
+    repo: Option<String>,
     /// Print JSON instead of tables
     #[arg(long, global = true)]
     json: bool,
@@ -64,10 +70,16 @@ enum Command {
     #[command(hide = true)]
     Worker(WorkerArgs),
     /// Show the actor, its power and balance, the sectors, the room, and whether a restart is safe
-    Info,
+    Info {
+        #[command(subcommand)]
+        more: Option<InfoCommand>,
+    },
     /// Look at sectors and push them on
     #[command(subcommand)]
     Sectors(sectors::SectorsCommand),
+    /// Look at the workers: what they do, what waits for them
+    #[command(subcommand)]
+    Sealing(sealing_jobs::SealingCommand),
     /// Look at the pieces that were handed over
     #[command(subcommand)]
     Pieces(pieces::PiecesCommand),
@@ -83,11 +95,44 @@ enum Command {
     /// Look at messages and fees, and end a stop
     #[command(subcommand)]
     Messages(messages::MessagesCommand),
+    /// Make tokens for tools that speak Lotus' JSON-RPC
+    #[command(subcommand)]
+    Auth(auth::AuthCommand),
+    /// Write a backup of the hub's journal, configuration and token secret
+    ///
+    /// The running hub writes the file and reads it back before it says that it is good. It holds
+    /// what can not be made anew: which sectors there are, their randomness and proofs, the pieces'
+    /// places, messages in flight, and the log of mined blocks. Keep it on another disk, and as
+    /// secret as the repo.
+    Backup(backup::BackupArgs),
+    /// Make a repo from a backup, into an empty --repo
+    ///
+    /// For a host that is lost. Without --really-do-it it only checks the backup.
+    Restore(backup::RestoreArgs),
     /// Print or check the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Check everything that a start needs, and say what to do about what is missing
     Doctor,
+    /// Moved to lotus-markets: deals with clients
+    #[command(disable_help_flag = true)]
+    StorageDeals(Moved),
+    /// Moved to lotus-markets: retrievals
+    #[command(disable_help_flag = true)]
+    RetrievalDeals(Moved),
+}
+
+#[derive(Debug, Subcommand)]
+enum InfoCommand {
+    /// Run every command that looks, for a report: info, doctor, sectors, jobs, deadlines, ...
+    All,
+}
+
+/// Whatever an operator typed by habit.
+#[derive(Debug, clap::Args)]
+struct Moved {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    rest: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -103,7 +148,7 @@ pub fn start(args: Args) -> Result<(), Fault> {
     let (cx, command) = (
         Cx {
             json: args.json,
-            repo: args.repo,
+            repo: args.repo.unwrap_or_else(default_repo),
         },
         args.command,
     );
@@ -130,24 +175,53 @@ pub fn start(args: Args) -> Result<(), Fault> {
             print(&lotus_settings::default_toml::<MinerConfig>())
         }
         Command::Config(ConfigCommand::Check) => check_config(&cx),
+        Command::Auth(command) => auth::auth(&cx, &command),
+        Command::Restore(args) => backup::restore(&cx, &args),
+        Command::StorageDeals(Moved { rest }) => Err(moved("storage-deals", "deals", &rest)),
+        Command::RetrievalDeals(Moved { rest }) => {
+            Err(moved("retrieval-deals", "retrieval", &rest))
+        }
         other => tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?
             .block_on(async {
                 match other {
                     Command::Init(args) => init::init(&cx, args).await,
-                    Command::Info => info::info(&cx).await,
+                    Command::Info { more: None } => info::info(&cx).await,
+                    Command::Info {
+                        more: Some(InfoCommand::All),
+                    } => info_all::all(&cx).await,
                     Command::Sectors(command) => sectors::sectors(&cx, command).await,
+                    Command::Sealing(command) => sealing_jobs::sealing(&cx, command).await,
+                    Command::Backup(args) => backup::backup(&cx, args).await,
                     Command::Pieces(command) => pieces::pieces(&cx, command).await,
                     Command::Proving(command) => proving::proving(&cx, command).await,
                     Command::Mining(command) => mining::mining(&cx, command).await,
                     Command::Actor(command) => actor::actor(&cx, command).await,
                     Command::Messages(command) => messages::messages(&cx, command).await,
                     Command::Doctor => doctor::doctor(&cx).await,
-                    Command::Worker(_) | Command::Run | Command::Config(_) => Ok(()),
+                    Command::Worker(_)
+                    | Command::Run
+                    | Command::Config(_)
+                    | Command::Auth(_)
+                    | Command::Restore(_)
+                    | Command::StorageDeals(_)
+                    | Command::RetrievalDeals(_) => Ok(()),
                 }
             }),
     }
+}
+
+/// Deals and retrievals are of spokes, in processes of their own.
+fn moved(command: &str, service: &str, rest: &[String]) -> Fault {
+    let typed = [&[command.to_owned()], rest].concat().join(" ");
+    Fault::new(
+        Kind::Config,
+        format!("`{command}` is no command of the hub: the {service} spoke has it"),
+        format!(
+            "run `lotus-markets {typed}` on the host of the {service} spoke;              `lotus-markets --help` lists what it knows"
+        ),
+    )
 }
 
 fn check_config(cx: &Cx) -> Result<(), Fault> {
@@ -267,4 +341,58 @@ fn time(unix_ms: u64) -> String {
         .ok()
         .and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok())
         .map_or_else(String::new, |t| t.strftime("%Y-%m-%d %H:%M:%S").to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn what_operators_type_by_habit_is_understood() {
+        Args::command().debug_assert();
+        for line in [
+            "info",
+            "info all --json",
+            "sectors list",
+            "sectors status --on-chain-info 7",
+            "sectors status --log 7",
+            "sealing jobs",
+            "sealing workers --json",
+            "sealing sched-diag",
+            "sealing abort 12",
+            "auth create-token --perm admin",
+            "auth api-info --perm read",
+            "backup /b/hub.backup",
+            "backup --offline hub.backup",
+            "backup --verify hub.backup",
+            "restore hub.backup --really-do-it --repo /new",
+            "storage-deals list --verbose",
+            "retrieval-deals --help",
+        ] {
+            let words = std::iter::once("lotus-miner").chain(line.split(' '));
+            let parsed = Args::try_parse_from(words);
+            assert!(parsed.is_ok(), "{line}: {:?}", parsed.err());
+        }
+        for line in [
+            "auth create-token",
+            "auth create-token --perm root",
+            "sealing abort",
+        ] {
+            let words = std::iter::once("lotus-miner").chain(line.split(' '));
+            assert!(Args::try_parse_from(words).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn deals_are_pointed_to_lotus_markets() {
+        let words = ["lotus-miner", "storage-deals", "list", "--verbose"];
+        let e = start(Args::try_parse_from(words).unwrap()).unwrap_err();
+        assert_eq!(e.kind, Kind::Config);
+        assert!(
+            e.fix.contains("lotus-markets storage-deals list --verbose"),
+            "{e:?}"
+        );
+    }
 }

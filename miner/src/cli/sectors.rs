@@ -4,6 +4,7 @@ use hub_proto::v1::{GetSectorRequest, ListSectorsRequest, SectorInfo};
 use lotus_runtime::Fault;
 use serde::Serialize;
 
+use super::on_chain::OnChain;
 use super::sectors_act::{ActCommand, run};
 use super::{Cx, bytes, from_status, print, print_json, sectors_extend, table, time};
 use crate::api::MAX_PAGE;
@@ -20,6 +21,9 @@ pub(super) enum SectorsCommand {
         /// With its history
         #[arg(long)]
         log: bool,
+        /// With what the chain has of it: weights, pledge, ends, its deadline
+        #[arg(long)]
+        on_chain_info: bool,
     },
     /// Begin to seal a sector that waits for more pieces
     Seal {
@@ -59,6 +63,14 @@ struct Sector {
     next_retry_unix_ms: u64,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     log: Vec<Entry>,
+}
+
+#[derive(Serialize)]
+struct WithChain {
+    #[serde(flatten)]
+    sector: Sector,
+    /// `null`: not on chain.
+    on_chain: Option<OnChain>,
 }
 
 #[derive(Serialize)]
@@ -124,7 +136,11 @@ pub(super) async fn sectors(cx: &Cx, command: SectorsCommand) -> Result<(), Faul
     match command {
         SectorsCommand::List => list(cx).await,
         SectorsCommand::Extend(args) => sectors_extend::extend(cx, args).await,
-        SectorsCommand::Status { number, log } => status(cx, number, log).await,
+        SectorsCommand::Status {
+            number,
+            log,
+            on_chain_info,
+        } => status(cx, number, log, on_chain_info).await,
         SectorsCommand::Seal { number } => {
             act(cx, &format!("/v1/sectors/{number}/seal"), "is being sealed").await
         }
@@ -204,7 +220,7 @@ async fn list(cx: &Cx) -> Result<(), Fault> {
     print(&table.to_string())
 }
 
-async fn status(cx: &Cx, number: u64, log: bool) -> Result<(), Fault> {
+async fn status(cx: &Cx, number: u64, log: bool, chain: bool) -> Result<(), Fault> {
     let hub = cx.hub().await?;
     let request = hub.request(GetSectorRequest { number, log });
     let s = hub
@@ -213,8 +229,16 @@ async fn status(cx: &Cx, number: u64, log: bool) -> Result<(), Fault> {
         .await
         .map_err(from_status)?
         .into_inner();
+    let chain = match chain {
+        true => Some(OnChain::of(cx, number).await?),
+        false => None,
+    };
     if cx.json {
-        return print_json(&Sector::from(s));
+        let sector = Sector::from(s);
+        return match chain {
+            Some(on_chain) => print_json(&WithChain { sector, on_chain }),
+            None => print_json(&sector),
+        };
     }
     let mut out = table(&["Sector", &s.number.to_string()]);
     let retry = match s.next_retry_unix_ms {
@@ -235,6 +259,17 @@ async fn status(cx: &Cx, number: u64, log: bool) -> Result<(), Fault> {
         if !value.is_empty() {
             out.add_row([name, value.as_str()]);
         }
+    }
+    match chain {
+        Some(Some(on_chain)) => {
+            for (name, value) in on_chain.rows() {
+                out.add_row([format!("On chain: {name}"), value]);
+            }
+        }
+        Some(None) => {
+            out.add_row(["On chain", "no"]);
+        }
+        None => {}
     }
     let mut text = out.to_string();
     if !s.pieces.is_empty() {

@@ -1,0 +1,54 @@
+use std::net::SocketAddr;
+
+use lotus_runtime::Fault;
+use lotus_types::Kind;
+use serde::{Deserialize, Serialize};
+
+/// `[lotus_api]`: Lotus' JSON-RPC for existing tools.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LotusApiConfig {
+    /// Address such as 127.0.0.1:2345, the port of lotus-miner; empty: off. Port 0 picks a free
+    /// one. `run/lotus-api.addr` has the one in use, and `api` the same as a multiaddr. Traffic is
+    /// not encrypted: keep it on loopback, or put a TLS proxy before it.
+    pub listen: String,
+    /// Connections at a time. More are closed at once.
+    pub max_connections: u32,
+    /// Largest request, bytes.
+    pub max_request_bytes: u32,
+    /// Largest answer, bytes.
+    pub max_response_bytes: u32,
+    /// Calls in one batch.
+    pub max_batch: u32,
+    /// Seconds that a request may take to arrive, and a call to be answered.
+    pub call_secs: u64,
+}
+
+impl Default for LotusApiConfig {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:2345".into(),
+            max_connections: 64,
+            max_request_bytes: 1 << 20,
+            max_response_bytes: 64 << 20,
+            max_batch: 100,
+            call_secs: 30,
+        }
+    }
+}
+
+impl LotusApiConfig {
+    /// The address, if it is on.
+    pub fn address(&self) -> Result<Option<SocketAddr>, Fault> {
+        if self.listen.is_empty() {
+            return Ok(None);
+        }
+        self.listen.parse().map(Some).map_err(|e| {
+            Fault::new(
+                Kind::Config,
+                format!("lotus_api.listen {:?}: {e}", self.listen),
+                "set lotus_api.listen to an address such as 127.0.0.1:2345, or to \"\" for off",
+            )
+        })
+    }
+}

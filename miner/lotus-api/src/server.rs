@@ -1,0 +1,273 @@
+//! HTTP and WebSocket: limits around jsonrpsee, which speaks JSON-RPC.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Method as HttpMethod, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use jsonrpsee::RpcModule;
+use jsonrpsee::server::{
+    BatchRequestConfig, HttpBody, Methods, PingConfig, Server, ServerConfig, StopHandle,
+    TowerServiceBuilder, stop_channel,
+};
+use lotus_runtime::{CancellationToken, Fault, addr_file};
+use lotus_tokens::Tokens;
+use lotus_types::Kind;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+use tower::Service as _;
+use tower::layer::util::Identity;
+use uuid::Uuid;
+
+use crate::auth::{Allowed, allowed};
+use crate::error::RpcError;
+use crate::methods::{Context, METHODS, Method};
+use crate::{Hub, LotusApiConfig};
+
+/// Where the API is. Source: lotus node/rpc.go, `MinerHandler`.
+const PATH: &str = "/rpc/v0";
+/// How long answers that are under way may take once the hub stops.
+const DRAIN: Duration = Duration::from_secs(2);
+/// Pings on a silent WebSocket, and how many of them may stay without answer.
+const PING: Duration = Duration::from_secs(30);
+const PINGS_LOST: usize = 2;
+/// Rest after a failed accept: a shortage of descriptors does not pass at once.
+const ACCEPT_REST: Duration = Duration::from_millis(200);
+
+type Rpc = TowerServiceBuilder<Identity, Identity>;
+
+/// The bound API.
+pub struct LotusApi {
+    listener: TcpListener,
+    addr: SocketAddr,
+    cfg: LotusApiConfig,
+    tokens: Arc<Tokens>,
+}
+
+impl std::fmt::Debug for LotusApi {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "LotusApi({})", self.addr)
+    }
+}
+
+impl LotusApi {
+    /// Binds the address, unless it is off. Writes `run/lotus-api.addr`, and `api` and `token` into
+    /// the repo, where programs look that know Lotus' repo.
+    pub async fn bind(
+        cfg: &LotusApiConfig,
+        repo: &Path,
+        run: &Path,
+    ) -> Result<Option<Self>, Fault> {
+        let tokens = Arc::new(Tokens::open(repo)?);
+        let Some(wanted) = cfg.address()? else {
+            return Ok(None);
+        };
+        let listener = TcpListener::bind(wanted)
+            .await
+            .map_err(|e| Fault::bind(&wanted, "lotus_api.listen", &e))?;
+        let addr = listener.local_addr()?;
+        addr_file::write(run, "lotus-api", &addr.to_string())?;
+        std::fs::write(repo.join("api"), multiaddr(addr))?;
+        let cfg = cfg.clone();
+        Ok(Some(Self {
+            listener,
+            addr,
+            cfg,
+            tokens,
+        }))
+    }
+
+    /// The address.
+    #[must_use]
+    pub const fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Answers until `stop`.
+    pub async fn serve(self, hub: Arc<dyn Hub>, stop: CancellationToken) -> Result<(), Fault> {
+        let limit = Duration::from_secs(self.cfg.call_secs.max(1));
+        let methods = methods(hub, self.tokens.clone(), limit)?;
+        let settings = ServerConfig::builder()
+            .max_request_body_size(self.cfg.max_request_bytes)
+            .max_response_body_size(self.cfg.max_response_bytes)
+            .max_connections(self.cfg.max_connections)
+            .set_batch_request_config(BatchRequestConfig::Limit(self.cfg.max_batch))
+            .enable_ws_ping(
+                PingConfig::new()
+                    .ping_interval(PING)
+                    .inactive_limit(PING)
+                    .max_failures(PINGS_LOST),
+            )
+            .build();
+        let rpc = Server::builder().set_config(settings).to_service_builder();
+        let (stopping, handle) = stop_channel();
+        let connection = Connection {
+            rpc,
+            methods,
+            stopping,
+            tokens: self.tokens,
+            limit,
+            stop: stop.clone(),
+        };
+        let places = Arc::new(Semaphore::new(self.cfg.max_connections as usize));
+        let tasks = TaskTracker::new();
+        loop {
+            let accepted = tokio::select! {
+                () = stop.cancelled() => break,
+                accepted = self.listener.accept() => accepted,
+            };
+            let tcp = match accepted {
+                Ok((tcp, _)) => tcp,
+                Err(e) => {
+                    tracing::warn!("Lotus API: accept: {e}");
+                    tokio::time::sleep(ACCEPT_REST).await;
+                    continue;
+                }
+            };
+            let Ok(place) = places.clone().try_acquire_owned() else {
+                metrics::counter!("lotus_miner_lotus_api_refused_total").increment(1);
+                continue;
+            };
+            let connection = connection.clone();
+            tasks.spawn(async move {
+                connection.serve(tcp).await;
+                drop(place);
+            });
+        }
+        if handle.stop().is_err() {
+            tracing::debug!("every connection of the Lotus API was gone already");
+        }
+        tasks.close();
+        if tokio::time::timeout(DRAIN, tasks.wait()).await.is_err() {
+            tracing::debug!("connections of the Lotus API were cut");
+        }
+        Ok(())
+    }
+}
+
+/// An address as Lotus writes it.
+#[must_use]
+pub fn multiaddr(addr: SocketAddr) -> String {
+    let net = if addr.is_ipv4() { "ip4" } else { "ip6" };
+    format!("/{net}/{}/tcp/{}/http", addr.ip(), addr.port())
+}
+
+/// The table as jsonrpsee dispatches it.
+fn methods(hub: Arc<dyn Hub>, tokens: Arc<Tokens>, limit: Duration) -> Result<Methods, Fault> {
+    let context = Arc::new(Context {
+        hub,
+        tokens,
+        session: Uuid::new_v4(),
+        started: jiff::Timestamp::now(),
+    });
+    let mut module = RpcModule::from_arc(context);
+    for method in METHODS {
+        let registered = module.register_async_method(
+            method.full_name,
+            move |params, cx, extensions| async move {
+                let perms = extensions.get::<Allowed>().map_or(&[][..], |a| &a.0);
+                let began = Instant::now();
+                let call = method.answer(cx, perms, &params);
+                let result = tokio::time::timeout(limit, call)
+                    .await
+                    .unwrap_or_else(|_| Err(RpcError::failed(format!("no answer in {limit:?}"))));
+                told(method, began, result.as_ref().err());
+                result
+            },
+        );
+        registered.map_err(|e| Fault::new(Kind::Fatal, e.to_string(), "report this"))?;
+    }
+    Ok(module.into())
+}
+
+fn told(method: &Method, began: Instant, error: Option<&RpcError>) {
+    let outcome = if error.is_some() { "error" } else { "ok" };
+    metrics::histogram!(
+        "lotus_miner_lotus_api_seconds", "method" => method.name, "outcome" => outcome
+    )
+    .record(began.elapsed().as_secs_f64());
+    if let Some(e) = error {
+        tracing::debug!(method = method.name, "{e}");
+    }
+}
+
+/// What serves one connection.
+#[derive(Clone)]
+struct Connection {
+    rpc: Rpc,
+    methods: Methods,
+    stopping: StopHandle,
+    tokens: Arc<Tokens>,
+    limit: Duration,
+    stop: CancellationToken,
+}
+
+impl Connection {
+    async fn serve(self, tcp: TcpStream) {
+        let (limit, stop) = (self.limit, self.stop.clone());
+        let service = service_fn(move |request| {
+            let this = self.clone();
+            async move { this.answer(request).await }
+        });
+        let served = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limit)
+            .serve_connection(TokioIo::new(tcp), service)
+            .with_upgrades();
+        let mut served = std::pin::pin!(served);
+        let ended = tokio::select! {
+            ended = served.as_mut() => ended,
+            () = stop.cancelled() => {
+                served.as_mut().graceful_shutdown();
+                served.await
+            }
+        };
+        if let Err(e) = ended {
+            tracing::debug!("Lotus API connection: {e}");
+        }
+    }
+
+    async fn answer(
+        self,
+        mut request: Request<Incoming>,
+    ) -> Result<Response<HttpBody>, std::convert::Infallible> {
+        if request.uri().path() != PATH {
+            return Ok(refusal(StatusCode::NOT_FOUND, "the API is at /rpc/v0\n"));
+        }
+        let who = allowed(&self.tokens, request.headers(), request.uri());
+        let who = match who {
+            Ok(who) => who,
+            Err(why) => {
+                tracing::warn!("Lotus API: {why}");
+                return Ok(refusal(StatusCode::UNAUTHORIZED, why));
+            }
+        };
+        request.extensions_mut().insert(who);
+        if request.method() == HttpMethod::POST {
+            // Lotus does not look at the type, and its clients send others.
+            let json = HeaderValue::from_static("application/json");
+            request.headers_mut().insert(CONTENT_TYPE, json);
+        }
+        let mut service = self.rpc.build(self.methods, self.stopping);
+        // A body that does not arrive, or a batch of slow calls.
+        Ok(
+            match tokio::time::timeout(self.limit * 2, service.call(request)).await {
+                Ok(Ok(response)) => response,
+                Ok(Err(e)) => refusal(StatusCode::INTERNAL_SERVER_ERROR, &e.to_string()),
+                Err(_) => refusal(StatusCode::REQUEST_TIMEOUT, "the request took too long\n"),
+            },
+        )
+    }
+}
+
+fn refusal(status: StatusCode, why: &str) -> Response<HttpBody> {
+    let mut response = Response::new(HttpBody::from(why.to_owned()));
+    *response.status_mut() = status;
+    response
+}

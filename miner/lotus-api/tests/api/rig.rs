@@ -1,0 +1,273 @@
+//! The API of a hub that is a few fixed answers, and a caller of it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use lotus_api::{Hub, LotusApi, LotusApiConfig, Senders, StoragePath, file_type};
+use lotus_node_client::api::{SectorExpiration, SectorOnChainInfo, TipSet, TipSetKey};
+use lotus_node_client::{FullNode, Node, NodeError};
+use lotus_proofs::SealedCommitments;
+use lotus_runtime::CancellationToken;
+use lotus_sealing::machine::{Event, SealSeed, SealTicket, step};
+use lotus_sealing::{LogEntry, SealingError, SectorPiece, SectorRecord, SectorState, Terms};
+use lotus_tokens::{Perm, Tokens};
+use lotus_types::{
+    ActorId, Address, Commitment, DealKey, Epoch, PaddedSize, PieceCid, PieceInfo, SectorId,
+    SectorNumber, SectorSize,
+};
+use lotus_workers::{Class, JobInfo, WorkerInfo};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+const SIZE: SectorSize = SectorSize::S2KiB;
+pub(crate) const LIMIT: Duration = Duration::from_secs(20);
+
+/// A chain that has sector 7.
+struct Chain;
+
+#[async_trait]
+impl FullNode for Chain {
+    async fn state_sector_get_info(
+        &self,
+        _: Address,
+        sector: SectorNumber,
+        _: &TipSetKey,
+    ) -> Result<Option<SectorOnChainInfo>, NodeError> {
+        let info = json!({
+            "SectorNumber": sector, "SealProof": 5,
+            "SealedCID": {"/": Commitment([3; 32]).sealed_cid().to_string()},
+            "Activation": 40, "Expiration": 900, "DealWeight": "12345", "VerifiedDealWeight": "678",
+            "InitialPledge": "1000000000000000001",
+        });
+        Ok(Some(serde_json::from_value(info).unwrap()))
+    }
+
+    async fn state_sector_expiration(
+        &self,
+        _: Address,
+        _: SectorNumber,
+        _: &TipSetKey,
+    ) -> Result<SectorExpiration, NodeError> {
+        Ok(SectorExpiration {
+            on_time: Epoch(900),
+            early: Epoch(77),
+        })
+    }
+}
+
+/// A hub with one proven sector, one that is sealed now, and one that waits.
+struct Fake;
+
+fn id(number: u64) -> SectorId {
+    SectorId {
+        miner: ActorId(1000),
+        number: SectorNumber(number),
+    }
+}
+
+fn record(number: u64, state: SectorState) -> SectorRecord {
+    let piece = PieceInfo {
+        cid: PieceCid::new(Commitment([1; 32])),
+        size: PaddedSize::new(2048).unwrap(),
+        raw_size: 2000,
+    };
+    let added = Event::PieceAdded {
+        piece: SectorPiece {
+            key: "t1abc/01ARZ3NDEKTSV4RRFFQ69G5FAV"
+                .parse::<DealKey>()
+                .unwrap(),
+            piece,
+            offset: 0,
+            terms: Terms {
+                start_epoch: Epoch(10),
+                end_epoch: Epoch(800),
+                allocation: None,
+                notify: None,
+            },
+            claim: None,
+            trace: String::new(),
+        },
+        unix_ms: 1,
+    };
+    let (mut sector, _) = step(None, &added).unwrap();
+    sector.state = state;
+    sector.ticket = Some(SealTicket {
+        value: [9; 32],
+        epoch: Epoch(20),
+    });
+    sector.seed = Some(SealSeed {
+        value: [8; 32],
+        epoch: Epoch(30),
+    });
+    sector.commitments = Some(SealedCommitments {
+        comm_r: Commitment([3; 32]),
+        comm_d: Commitment([1; 32]),
+    });
+    let cid = TipSet::clone(&head()).cids[0];
+    sector.pre_commit = Some(cid);
+    sector.commit = Some(cid);
+    SectorRecord {
+        number: SectorNumber(number),
+        sector,
+        progress: None,
+        last_error: Some("disk full".into()),
+        next_retry_unix_ms: None,
+        log: vec![LogEntry {
+            unix_ms: 1_700_000_000_123,
+            event: "Proved".into(),
+            from: "Committing".into(),
+            to: "SubmitCommitAggregate".into(),
+            message: "in 3 s".into(),
+        }],
+    }
+}
+
+fn head() -> Arc<TipSet> {
+    let text = include_str!("../../../../libs/node-client/tests/data/tipset.json");
+    Arc::new(serde_json::from_str(text).unwrap())
+}
+
+fn job(id_: &str, step: &str, worker: Option<u64>, sector: Option<u64>) -> JobInfo {
+    JobInfo {
+        id: id_.into(),
+        step: step.into(),
+        class: Class::Seal,
+        sector: sector.map(id),
+        worker,
+        since_unix_ms: 1_700_000_000_000,
+        progress: Some(0.5),
+    }
+}
+
+impl Hub for Fake {
+    fn miner(&self) -> ActorId {
+        ActorId(1000)
+    }
+    fn sector_size(&self) -> SectorSize {
+        SIZE
+    }
+    fn senders(&self) -> Senders {
+        Senders {
+            commit: vec![Address::new_id(1005)],
+            worker_falls_in: true,
+            ..Senders::default()
+        }
+    }
+    fn sectors(&self) -> Vec<SectorRecord> {
+        vec![
+            record(7, SectorState::Proving),
+            record(8, SectorState::PreCommit1),
+            record(9, SectorState::WaitDeals),
+        ]
+    }
+    fn sector(&self, number: SectorNumber) -> Result<Option<SectorRecord>, SealingError> {
+        Ok(self.sectors().into_iter().find(|r| r.number == number))
+    }
+    fn storage(&self) -> std::io::Result<Vec<StoragePath>> {
+        Ok(vec![StoragePath {
+            name: "t01000/storage".into(),
+            path: PathBuf::from("/tmp"),
+            sectors: vec![(id(7), file_type::SEALED | file_type::CACHE)],
+        }])
+    }
+    fn jobs(&self) -> Vec<JobInfo> {
+        vec![
+            job("3-pre_commit1", "pre_commit1", Some(1), Some(8)),
+            job("4-add_pieces", "add_pieces", Some(1), None),
+            job("5-unseal", "unseal", None, Some(7)),
+        ]
+    }
+    fn workers(&self) -> Vec<WorkerInfo> {
+        let worker = |id, class| WorkerInfo {
+            id,
+            class,
+            slots: 1,
+            pid: Some(std::process::id()),
+            since_unix_ms: 0,
+        };
+        vec![worker(1, Class::Seal), worker(2, Class::Prove)]
+    }
+    fn head(&self) -> Option<Arc<TipSet>> {
+        Some(head())
+    }
+    fn block_delay(&self) -> Option<Duration> {
+        Some(Duration::from_secs(30))
+    }
+    fn node(&self) -> Node {
+        Arc::new(Chain)
+    }
+}
+
+pub(crate) struct Rig {
+    pub(crate) repo: tempfile::TempDir,
+    pub(crate) addr: std::net::SocketAddr,
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+    pub(crate) http: reqwest::Client,
+}
+
+impl Rig {
+    pub(crate) async fn start(change: impl FnOnce(&mut LotusApiConfig)) -> Self {
+        let repo = tempfile::tempdir().unwrap();
+        let mut cfg = LotusApiConfig {
+            listen: "127.0.0.1:0".into(),
+            ..LotusApiConfig::default()
+        };
+        change(&mut cfg);
+        let run = repo.path().join("run");
+        let api = LotusApi::bind(&cfg, repo.path(), &run)
+            .await
+            .unwrap()
+            .unwrap();
+        let (addr, stop) = (api.addr(), CancellationToken::new());
+        let mut tasks = JoinSet::new();
+        let end = stop.clone();
+        tasks.spawn(async move { api.serve(Arc::new(Fake), end).await.unwrap() });
+        let http = lotus_runtime::http_client().build().unwrap();
+        Self {
+            repo,
+            addr,
+            stop,
+            tasks,
+            http,
+        }
+    }
+
+    pub(crate) fn token(&self, perm: Perm) -> String {
+        let tokens = Tokens::open(self.repo.path()).unwrap();
+        tokens.issue(&perm.up_to())
+    }
+
+    /// A call as curl makes it. The answer, error or not.
+    pub(crate) async fn call(&self, token: Option<&str>, method: &str, params: Value) -> Value {
+        let body = json!({"jsonrpc": "2.0", "id": 0, "method": method, "params": params});
+        let mut request = self
+            .http
+            .post(format!("http://{}/rpc/v0", self.addr))
+            .header("content-type", "text/plain;charset=UTF-8")
+            .body(body.to_string());
+        if let Some(token) = token {
+            request = request.bearer_auth(token);
+        }
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        answer.json().await.unwrap()
+    }
+
+    pub(crate) async fn result(&self, method: &str, params: Value) -> Value {
+        let token = self.token(Perm::Admin);
+        let name = format!("Filecoin.{method}");
+        let mut answer = self.call(Some(&token), &name, params).await;
+        assert_eq!(answer["id"], 0, "{answer}");
+        assert!(answer.get("error").is_none(), "{method}: {answer}");
+        answer["result"].take()
+    }
+
+    pub(crate) async fn end(mut self) {
+        self.stop.cancel();
+        let ended = tokio::time::timeout(LIMIT, self.tasks.join_next()).await;
+        ended.unwrap().unwrap().unwrap();
+    }
+}
