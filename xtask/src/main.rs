@@ -1,9 +1,10 @@
-//! The one-command tools of the workspace: `cargo xtask demo|test|ci|gen`.
+//! The one-command tools of the workspace: `cargo xtask demo|test|peers|ci|gen`.
 
 mod checks;
 mod counted;
 mod gen_config;
 mod gen_proto;
+mod peers;
 mod sh;
 
 use std::ffi::OsString;
@@ -41,6 +42,13 @@ enum Command {
         /// Options of `cargo test`, such as `-p lotus-car`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
+    },
+    /// Run the programs of others, from `e2e/peers`, against a storage provider of ours. They come
+    /// from their package registries.
+    Peers {
+        /// Print counts and a list as JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// Everything that must be green before a landing: formatting, lints, crate arrows, licences,
     /// generated files, tests.
@@ -82,6 +90,7 @@ fn main() -> ExitCode {
         Command::Demo { args } => demo(&root, args),
         Command::Chaos { args } => chaos(&root, args),
         Command::Test { args } => test(&root, args),
+        Command::Peers { json } => run_peers(&root, json),
         Command::Ci { no_test } => ci(&root, no_test),
         Command::Gen => gen_all(&root),
     };
@@ -146,6 +155,11 @@ fn test(root: &Path, args: Vec<OsString>) -> Result<(), Failed> {
     let done = sh::lines(root, "cargo", all, |line| counted.line(line));
     println!("{counted}");
     done
+}
+
+fn run_peers(root: &Path, json: bool) -> Result<(), Failed> {
+    build(root)?;
+    peers::peers(root, &target(root)?, json)
 }
 
 fn ci(root: &Path, no_test: bool) -> Result<(), Failed> {

@@ -23,6 +23,24 @@ where
     finished(&shown, status)
 }
 
+/// Like [`run`], with one variable more, and with all output on the standard error.
+pub(crate) fn run_quietly<'a>(
+    dir: &Path,
+    program: &str,
+    args: impl Iterator<Item = &'a str>,
+    (name, value): (&str, &Path),
+) -> Result<(), Failed> {
+    let mut command = Command::new(program);
+    command.current_dir(dir).args(args).env(name, value);
+    command.stdout(std::io::stderr());
+    forget_own_package(&mut command);
+    let shown = format!("{command:?}");
+    let status = command
+        .status()
+        .map_err(|e| Failed::new(format!("{program} does not start: {e}")))?;
+    finished(&shown, status)
+}
+
 /// Like [`run`], and shows `each` every line of the standard output as it is passed on.
 pub(crate) fn lines<I, S>(
     dir: &Path,
