@@ -1,6 +1,8 @@
 //! Programs of others against a storage provider of ours. They need tools and packages that are
 //! not part of this workspace: `cargo xtask peers` runs these tests, or says what is missing.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 

@@ -70,12 +70,9 @@ pub(crate) async fn run(options: &Options, seed: u64) -> Result<Report, Failed> 
         let deals = deals(&net, 0..options.crash_sectors, &mut client);
         let die = async {
             while kills_at_writes < options.crash_writes {
-                match die_at_write(&net, dead).await? {
-                    Some(pid) => {
-                        kills_at_writes += 1;
-                        dead = pid;
-                    }
-                    None => {}
+                if let Some(pid) = die_at_write(&net, dead).await? {
+                    kills_at_writes += 1;
+                    dead = pid;
                 }
                 // Proven sectors go on writing: rounds, deadlines.
                 let look = kills_at_writes % 10 == 0;

@@ -13,7 +13,7 @@ use lotus_actors::{Dst, RawBytes, address_entropy, encode};
 use lotus_chain::Follower;
 use lotus_e2e::{Failed, Net, secs};
 use lotus_journal::Journal;
-use lotus_messages::{MessageKind, MessagesConfig, SendRequest, Sender};
+use lotus_messages::{FeesConfig, MessageKind, MessagesConfig, Payer, SendRequest, Sender};
 use lotus_node_client::Node;
 use lotus_node_client::api::TipSetKey;
 use lotus_proofs::{
@@ -80,8 +80,12 @@ impl Worker {
         tasks.spawn(runner.run(stop.clone()));
         let cfg = MessagesConfig {
             confidence_epochs: 1,
-            max_commit_fee_nanofil: 10_000_000_000,
-            max_pre_commit_fee_nanofil: 10_000_000_000,
+            fees: FeesConfig {
+                max_commit_nanofil: 10_000_000_000,
+                max_pre_commit_nanofil: 10_000_000_000,
+                max_per_day_nanofil: 10_000_000_000_000,
+                ..FeesConfig::default()
+            },
             ..MessagesConfig::default()
         };
         let journal = Journal::open(&net.root().join("worker.redb"));
@@ -116,7 +120,7 @@ impl Worker {
     ) -> Result<(), Failed> {
         let request = SendRequest {
             key: key.clone(),
-            from: self.address,
+            from: Payer::Address(self.address),
             to: MINER.address(),
             method,
             params,

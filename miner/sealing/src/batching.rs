@@ -175,7 +175,7 @@ impl Shared {
             params,
             value,
             kind: of,
-            max_fee: Some(self.sender.max_fee(of, ready.len())),
+            max_fee: Some(self.sender.max_fee(of, ready.len() as u64)),
         };
         match self.sender.send(request).await {
             Ok(cid) => self.sent(kind, &ready, cid).await,

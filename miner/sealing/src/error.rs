@@ -19,7 +19,7 @@ pub enum SealingError {
     Node(#[from] NodeError),
     /// A message could not be sent.
     #[error(transparent)]
-    Send(#[from] SendError),
+    Send(Box<SendError>),
     /// A worker failed.
     #[error(transparent)]
     Work(#[from] WorkError),
@@ -83,6 +83,12 @@ pub enum SealingError {
     /// The hub stops.
     #[error("stopping")]
     Stopped,
+}
+
+impl From<SendError> for SealingError {
+    fn from(e: SendError) -> Self {
+        Self::Send(Box::new(e))
+    }
 }
 
 impl SealingError {

@@ -152,11 +152,7 @@ async fn committed_capacity_takes_a_deal_and_ends() {
     let stake = hub.sealing.stake(n).await.unwrap();
     let fee: u128 = stake.termination_fee_attofil.unwrap().parse().unwrap();
     assert_eq!((stake.deals, stake.deposit_attofil), (1, None));
-    let balance = || async {
-        let actor = net.node.state_get_actor(MINER.address(), HEAD).await;
-        actor.unwrap().unwrap().balance
-    };
-    let before = balance().await;
+    assert!(fee > 0, "the commitment ends long before its time");
     hub.sealing.terminate(n).await.unwrap();
     hub.until(n, SectorState::TerminateFinality).await;
     assert_eq!(info().await.unwrap(), None);

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use lotus_messages::MessageKind;
 use lotus_proving::{CheckedPartition, Computed, Recovery};
 use lotus_runtime::Fault;
-use lotus_types::TokenAmount;
 use reqwest::Method;
 
 use super::proving::{Chain, exists, numbers};
@@ -142,7 +142,7 @@ pub(super) async fn recover(cx: &Cx, sectors: BTreeSet<u64>, really: bool) -> Re
             verdict,
         ]);
     }
-    let fee = TokenAmount::from_nano(cfg.messages.max_declare_fee_nanofil);
+    let fee = cfg.messages.fees.max_fee(MessageKind::Declare, 1);
     let messages = deadlines.len();
     let last = match (messages, really) {
         (0, _) => "nothing to declare".to_owned(),

@@ -51,7 +51,7 @@ fn main() -> ExitCode {
     if args.iter().any(|a| a == "--list") {
         return ExitCode::SUCCESS;
     }
-    let tests: [(&str, fn()); 7] = [
+    let tests: [(&str, fn()); 8] = [
         (
             "tasks_are_done_and_errors_are_typed",
             tasks_are_done_and_errors_are_typed,

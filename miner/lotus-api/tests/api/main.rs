@@ -1,5 +1,7 @@
 //! The API over real sockets, against what Lotus publishes about it.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod rig;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -20,7 +20,9 @@ use lotus_node_client::{Client, Node, NodeConfig};
 use lotus_proofs::{Prover as _, SealingSector, Vanilla};
 use lotus_proving::{Activity, Outcome, ProvingConfig, ProvingDeps, SectorFiles, WindowPost};
 use lotus_runtime::{CancellationToken, Health};
-use lotus_types::{ActorId, Epoch, Generation, SectorId, SectorNumber, SectorSize, TokenAmount};
+use lotus_types::{
+    ActorId, Commitment, Epoch, Generation, SectorId, SectorNumber, SectorSize, TokenAmount,
+};
 use lotus_workers::{Pool, PoolConfig, WorkersConfig};
 use tokio::task::JoinSet;
 
@@ -33,12 +35,18 @@ const LIMIT: Duration = Duration::from_secs(180);
 /// Replicas in one directory per sector.
 struct Files(PathBuf);
 
-impl SectorFiles for Files {
-    fn sealed(&self, sector: SectorNumber) -> PathBuf {
-        self.0.join(sector.to_string()).join("sealed")
+impl Files {
+    fn of(&self, sector: SectorNumber, name: &str) -> PathBuf {
+        self.0.join(sector.to_string()).join(name)
     }
-    fn cache(&self, sector: SectorNumber) -> PathBuf {
-        self.0.join(sector.to_string()).join("cache")
+}
+
+impl SectorFiles for Files {
+    fn sealed(&self, sector: SectorNumber, _: &Commitment) -> PathBuf {
+        self.of(sector, "sealed")
+    }
+    fn cache(&self, sector: SectorNumber, _: &Commitment) -> PathBuf {
+        self.of(sector, "cache")
     }
 }
 
@@ -190,7 +198,7 @@ impl Hub {
             .unwrap();
         let files = Files(dir.join("sectors"));
         let n = SectorNumber(number);
-        let (sealed, cache) = (files.sealed(n), files.cache(n));
+        let (sealed, cache) = (files.of(n, "sealed"), files.of(n, "cache"));
         std::fs::create_dir_all(&cache).unwrap();
         let unsealed = cache.with_file_name("unsealed");
         let data = vec![7u8; 1016];

@@ -16,7 +16,7 @@ use lotus_chain::Follower;
 use lotus_devnet::rpc::{Perm, Server, Tokens};
 use lotus_devnet::{Chain, ChainConfig, Policy};
 use lotus_journal::{Journal, JournalError, Tx};
-use lotus_messages::{MessageKind, MessagesConfig, SendRequest, Sender};
+use lotus_messages::{MessageKind, MessagesConfig, Payer, SendRequest, Sender};
 use lotus_node_client::api::{DeadlineInfo, TipSetKey};
 use lotus_node_client::{Client, Node, NodeConfig};
 use lotus_proofs::{PostSector, Prover as _, Vanilla, WindowPost, commp};
@@ -290,11 +290,6 @@ async fn prove_deadline(
     let text = |e: &dyn std::fmt::Display| e.to_string();
     let miner = MINER.address();
     let partitions = node.state_miner_partitions(miner, d.index, HEAD).await;
-    let worker = node
-        .state_miner_info(miner, HEAD)
-        .await
-        .map_err(|e| text(&e))?
-        .worker;
     let challenge = node
         .state_get_randomness_from_beacon(
             Dst::WindowedPoStChallengeSeed as i64,
@@ -349,7 +344,7 @@ async fn prove_deadline(
         };
         let request = SendRequest {
             key: format!("post/{}/{}/{i}", d.index, d.open),
-            from: worker,
+            from: Payer::Miner(miner),
             to: miner,
             method: SUBMIT_WINDOWED_POST,
             params: encode(&params),
