@@ -16,7 +16,7 @@ use crate::{Journal, JournalError};
 /// What a set of tables holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Contents {
-    /// Tables.
+    /// Tables with entries.
     pub tables: u64,
     /// Entries in all of them.
     pub entries: u64,
@@ -118,9 +118,15 @@ fn walk(
         bytes.len() as u64
     };
     let (mut entries, mut bytes) = (0, 0);
+    let mut tables = 0;
     for name in &names {
-        add(name.as_bytes());
+        let mut first = true;
         for item in tx.open_table(table(name))?.iter()? {
+            // A table without entries is as good as none, and is not copied.
+            if std::mem::take(&mut first) {
+                add(name.as_bytes());
+                tables += 1;
+            }
             let (key, value) = item?;
             bytes += add(key.value()) + add(value.value());
             entries += 1;
@@ -128,7 +134,7 @@ fn walk(
         }
     }
     Ok(Contents {
-        tables: names.len() as u64,
+        tables,
         entries,
         bytes,
         sha256: hex::encode(sum.finalize()),
@@ -146,6 +152,7 @@ mod tests {
 
     const A: Map<u64, String> = Map::new("a");
     const B: Map<String, u64> = Map::new("b");
+    const C: Map<u64, u64> = Map::new("c");
 
     fn open(path: &Path) -> Journal {
         Journal::open(path).unwrap()
@@ -165,6 +172,12 @@ mod tests {
         for n in 0..500 {
             put(n, &format!("entry {n}"));
         }
+        // A table that was in use and is empty now.
+        let emptied = live.write(|tx| {
+            tx.put(&C, &1, &1)?;
+            tx.remove(&C, &1)
+        });
+        emptied.unwrap();
         let made = live.copy_to(&file).unwrap();
         assert_eq!((made.tables, made.entries), (2, 1000));
         let mode = file.metadata().unwrap().permissions().mode();
