@@ -307,8 +307,13 @@ async fn sectors_share_their_messages() {
     }
     // The batch is full with the third. The hub stops whenever a sector has moved.
     let there = SectorState::SubmitCommitAggregate;
-    while let Some(n) = sectors.iter().find(|n| hub.state(**n) != there) {
-        hub.moved(*n).await;
+    loop {
+        let mut changes = hub.sealing.changes();
+        if sectors.iter().all(|n| hub.state(*n) == there) {
+            break;
+        }
+        let moved = tokio::time::timeout(PATIENCE, changes.changed()).await;
+        moved.expect("a sector moves").unwrap();
         hub = hub.restart_with(&world, batched).await;
     }
     assert_eq!(world.chain.lock().landed().len(), 1, "one pre-commit");
