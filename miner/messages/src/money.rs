@@ -247,8 +247,9 @@ impl Shared {
         key: Address,
         open: &InFlight,
     ) -> Result<TokenAmount, SendError> {
-        let actor = self.node.state_get_actor(key, &TipSetKey::HEAD).await;
-        let Some(actor) = known_to_chain(actor)?.flatten() else {
+        // A node that answers with an error has not said that there is nothing.
+        let actor = self.node.state_get_actor(key, &TipSetKey::HEAD).await?;
+        let Some(actor) = actor else {
             return Ok(TokenAmount::default());
         };
         let lane = key.to_string();

@@ -100,11 +100,11 @@ async fn no_deadline_is_missed_and_the_days_limit_holds() {
         .raise_base_fee(TokenAmount::from_atto(CALM), 1_000_000);
     let worker = net.chain.wallet_default_address();
 
-    // A hub without worries brings a sector on chain and names a control address, which has
-    // enough for a PoSt or two of the storm.
+    // A hub without worries brings a sector on chain and names a control address. It has what a
+    // PoSt may cost, 5 FIL, and a little more: one or two PoSts of the storm.
     let hub = Hub::start(dir, "easy", &net.node, 1, MessagesConfig::default());
     hub.onboard(dir, 0).await;
-    let control = control_wallet(&net, &hub, 1_500_000_000).await;
+    let control = control_wallet(&net, &hub, 5_500_000_000).await;
     hub.end().await;
 
     let mut cfg = MessagesConfig {
@@ -173,11 +173,11 @@ async fn no_deadline_is_missed_and_the_days_limit_holds() {
             .is_empty()
     );
 
-    // The control wallet paid while it could, then the worker, whose stuck message WindowPoSt
-    // cleared out of its own purse.
+    // The control wallet paid while it had what a PoSt may cost, then the worker, whose stuck
+    // message WindowPoSt cleared out of its own purse.
     assert!(net.chain.mpool_get_nonce(&control).unwrap() > from_control);
     assert!(net.chain.mpool_get_nonce(&worker).unwrap() > from_worker + 1);
-    assert!(net.chain.wallet_balance(&control) < TokenAmount::from_nano(700_000_000));
+    assert!(net.chain.wallet_balance(&control) < TokenAmount::from_whole(5));
     let stuck = hub.sender.status("stuck").await.unwrap().unwrap();
     assert!(
         stuck.replacements > 0 && stuck.exit_code == Some(0),
