@@ -25,6 +25,10 @@ use crate::sectors::{HEAD, MINER, Worker, replica};
 
 /// Replicas that are overwritten.
 const BAD: usize = 10;
+/// Milliseconds between two kills of the hub. Mostly above the minute after which the supervisor
+/// forgets a crash: its back-off of up to half a minute is one epoch of a real network, but
+/// several deadlines here.
+const HUB_KILLS_MS: std::ops::Range<u64> = 45_000..110_000;
 /// How often the chain is looked at for faults: they last at least a proving period.
 const LOOK: Duration = Duration::from_secs(2);
 
@@ -121,7 +125,7 @@ pub(crate) async fn run(options: &Options, seed: u64) -> Result<Report, Failed> 
     let bad = choose(&plan, &mut random);
     let kills = Kills::new(seed);
     let watched = {
-        let hub = kills.strike(&net, "hub", 20_000..60_000);
+        let hub = kills.strike(&net, "hub", HUB_KILLS_MS);
         let prove = kills.strike(&net, "prove", 3_000..12_000);
         let days = days(&net, &node, &bad, from, to, period, &mut random);
         tokio::select! {
