@@ -31,7 +31,8 @@ pub enum FenceError {
         /// Height of that block.
         other: Epoch,
     },
-    /// The parents lack this miner's own block of their height: a parent-grinding fault.
+    /// The parents are siblings of this miner's own block and leave it out: a parent-grinding
+    /// fault.
     #[error("the parents at height {height} do not include this miner's own block {own}")]
     Grinding {
         /// Height of the parents.
@@ -105,7 +106,8 @@ pub trait Fence: Send + Sync {
 
     /// Reserves a height on these parents, durably, before anything is signed. Refuses a second
     /// block at one height whatever its parents, one on the same parents at another height, and
-    /// one whose parents leave out the own block of their height. A reservation is never undone.
+    /// one whose parents are siblings of an own block that they leave out. A reservation is never
+    /// undone. Source of the faults: builtin-actors and FVM, verify_consensus_fault.
     async fn reserve(&self, height: Epoch, parents: &TipSet) -> Result<(), FenceError>;
 
     /// Records the signed block of a reservation, durably, before it is published.
@@ -157,12 +159,22 @@ fn texts(cids: &[Cid]) -> Vec<String> {
     cids.iter().map(Cid::to_string).collect()
 }
 
-fn reserve(
-    journal: &Journal,
-    height: Epoch,
+/// What a block is to be built on.
+struct On {
+    /// CIDs of the parents, in the tipset's order.
     parents: Vec<String>,
-    parent_height: Epoch,
-) -> Result<(), FenceError> {
+    /// Their height.
+    height: Epoch,
+    /// What they are built on themselves, in the tipset's order.
+    grandparents: Vec<String>,
+}
+
+fn reserve(journal: &Journal, height: Epoch, on: On) -> Result<(), FenceError> {
+    let On {
+        parents,
+        height: parent_height,
+        grandparents,
+    } = on;
     let name = parents.join(",");
     journal.write(|tx| {
         if tx.get(&BLOCKS, &height)?.is_some() {
@@ -171,7 +183,11 @@ fn reserve(
         if let Some(other) = tx.get(&PARENTS, &name)? {
             return Err(FenceError::Parents { other });
         }
-        if let Some(own) = tx.get(&BLOCKS, &parent_height)?.and_then(|m| m.cid)
+        // A block of the same height on another fork is no sibling.
+        if let Some(own) = tx
+            .get(&BLOCKS, &parent_height)?
+            .filter(|m| m.parents == grandparents)
+            .and_then(|m| m.cid)
             && !parents.contains(&own)
         {
             return Err(FenceError::Grinding {
@@ -219,9 +235,12 @@ impl Fence for LocalFence {
     }
 
     async fn reserve(&self, height: Epoch, parents: &TipSet) -> Result<(), FenceError> {
-        let (parents, parent_height) = (texts(&parents.cids), parents.height);
-        self.blocking(move |j| reserve(j, height, parents, parent_height))
-            .await
+        let on = On {
+            parents: texts(&parents.cids),
+            height: parents.height,
+            grandparents: texts(&parents.parents().0),
+        };
+        self.blocking(move |j| reserve(j, height, on)).await
     }
 
     async fn signed(&self, height: Epoch, block: &BlockMsg) -> Result<(), FenceError> {
@@ -268,6 +287,14 @@ mod tests {
         Journal::open(&path.join("journal")).unwrap()
     }
 
+    fn on(parents: Vec<String>, height: i64, grandparents: &[&str]) -> On {
+        On {
+            parents,
+            height: Epoch(height),
+            grandparents: grandparents.iter().map(ToString::to_string).collect(),
+        }
+    }
+
     #[derive(Clone, Debug)]
     struct Try {
         height: i64,
@@ -301,7 +328,8 @@ mod tests {
             let mut granted: BTreeMap<i64, BTreeSet<u8>> = BTreeMap::new();
             for t in tries {
                 let names: Vec<String> = t.parents.iter().map(|p| format!("block{p}")).collect();
-                let result = reserve(&journal, Epoch(t.height), names, Epoch(t.parent_height));
+                let on = on(names, t.parent_height, &[]);
+                let result = reserve(&journal, Epoch(t.height), on);
                 let fresh = !granted.contains_key(&t.height)
                     && !granted.values().any(|p| *p == t.parents);
                 prop_assert_eq!(result.is_ok(), fresh, "{:?} after {:?}", t, granted);
@@ -317,13 +345,20 @@ mod tests {
     }
 
     #[test]
-    fn parents_without_the_own_block_are_refused() {
+    fn siblings_of_the_own_block_without_it_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let journal = open(dir.path());
         let parents = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
-        reserve(&journal, Epoch(5), parents(&["a"]), Epoch(4)).unwrap();
+        let build = |names: &[&str], height, grandparents: &[&str]| {
+            reserve(
+                &journal,
+                Epoch(height + 1),
+                on(parents(names), height, grandparents),
+            )
+        };
+        build(&["a"], 4, &["z"]).unwrap();
         // Reserved only: there is no own block that the parents could lack.
-        reserve(&journal, Epoch(6), parents(&["x"]), Epoch(5)).unwrap();
+        build(&["x"], 5, &["a"]).unwrap();
         journal
             .write::<_, JournalError>(|tx| {
                 let entry = Mined {
@@ -334,12 +369,31 @@ mod tests {
                 tx.put(&BLOCKS, &Epoch(6), &entry)
             })
             .unwrap();
-        let grinding = reserve(&journal, Epoch(7), parents(&["y"]), Epoch(6));
+        let grinding = build(&["y"], 6, &["x"]);
         assert!(
             matches!(grinding, Err(FenceError::Grinding { .. })),
             "{grinding:?}"
         );
-        reserve(&journal, Epoch(7), parents(&["y", "own"]), Epoch(6)).unwrap();
+        // After a reorg: of the same height, but on other parents.
+        build(&["w"], 6, &["v"]).unwrap();
+    }
+
+    #[test]
+    fn parents_with_the_own_block_are_good() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = open(dir.path());
+        journal
+            .write::<_, JournalError>(|tx| {
+                let entry = Mined {
+                    parents: vec!["x".into()],
+                    block: None,
+                    cid: Some("own".into()),
+                };
+                tx.put(&BLOCKS, &Epoch(6), &entry)
+            })
+            .unwrap();
+        let both = vec!["y".to_owned(), "own".to_owned()];
+        reserve(&journal, Epoch(7), on(both, 6, &["x"])).unwrap();
     }
 
     #[test]
@@ -348,14 +402,14 @@ mod tests {
         let journal = open(dir.path());
         for height in [1, 2, 5000, 5001] {
             let parents = vec![format!("p{height}")];
-            reserve(&journal, Epoch(height), parents, Epoch(height - 1)).unwrap();
+            reserve(&journal, Epoch(height), on(parents, height - 1, &[])).unwrap();
         }
         let left = journal
             .read::<_, JournalError>(|v| v.scan(&BLOCKS, None, 9))
             .unwrap();
         let left: Vec<i64> = left.into_iter().map(|(h, _)| h.0).collect();
         assert_eq!(left, [5000, 5001]);
-        let old = reserve(&journal, Epoch(2), vec!["q".into()], Epoch(1));
+        let old = reserve(&journal, Epoch(2), on(vec!["q".into()], 1, &[]));
         assert!(matches!(old, Err(FenceError::TooOld { .. })), "{old:?}");
     }
 
