@@ -40,5 +40,5 @@ pub use files::SectorFiles;
 pub use mining::{Mining, MiningDeps};
 pub use ops::{BadSector, CheckedPartition, Computed, Recovery};
 pub use record::{DeadlineRecord, Outcome};
-pub use rounds::{RoundOutcome, RoundRecord, Rounds};
+pub use rounds::{RoundOutcome, RoundRecord, RoundStep, Rounds};
 pub use window::{ProvingDeps, WindowPost};

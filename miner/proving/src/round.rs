@@ -12,9 +12,9 @@ use lotus_node_client::api::{
 use lotus_types::{Commitment, Epoch, EpochDelta};
 use lotus_workers::{Output, PostFile, Task};
 
-use crate::ProvingError;
 use crate::mining::Shared;
 use crate::pace::{Base, Pace};
+use crate::{ProvingError, RoundStep};
 
 /// Epochs between a ticket's round and the randomness that it is drawn from.
 /// Source: lotus, build/buildconstants, TicketRandomnessLookback.
@@ -68,12 +68,13 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    /// Steps and milliseconds.
-    pub(crate) fn steps(&self) -> Vec<(String, u64)> {
-        let ms = |took: &Duration| u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-        let all = self.steps.iter();
-        all.map(|(step, took)| ((*step).to_owned(), ms(took)))
-            .collect()
+    /// The steps for the log of rounds.
+    pub(crate) fn steps(&self) -> Vec<RoundStep> {
+        let step = |(step, took): &(&str, Duration)| RoundStep {
+            step: (*step).to_owned(),
+            ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+        };
+        self.steps.iter().map(step).collect()
     }
 
     fn lap(&mut self, step: &'static str) {

@@ -39,8 +39,17 @@ pub struct RoundRecord {
     pub wins: Option<i64>,
     /// What became of it.
     pub outcome: RoundOutcome,
-    /// Where its time went: step and milliseconds.
-    pub steps: Vec<(String, u64)>,
+    /// Where its time went, in order.
+    pub steps: Vec<RoundStep>,
+}
+
+/// A part of a round.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoundStep {
+    /// Its name.
+    pub step: String,
+    /// Milliseconds that it took.
+    pub ms: u64,
 }
 
 const ROUNDS: Map<Epoch, RoundRecord> = Map::new("mining.rounds");
@@ -178,7 +187,10 @@ mod tests {
             height: Epoch(height),
             wins: Some(1),
             outcome: RoundOutcome::NoBlock { why: why.into() },
-            steps: vec![("election".into(), 3)],
+            steps: vec![RoundStep {
+                step: "election".into(),
+                ms: 3,
+            }],
         })
     }
 

@@ -56,7 +56,8 @@ pub(super) async fn mining(cx: &Cx, command: MiningCommand) -> Result<(), Fault>
                 let outcome = match on_chain {
                     Some(true) => "block",
                     Some(false) => "block, not on chain",
-                    None => "block, node silent",
+                    // Or the node does not answer.
+                    None => "block, not on chain yet",
                 };
                 (record.height.to_string(), outcome, cid.clone())
             }
@@ -67,7 +68,7 @@ pub(super) async fn mining(cx: &Cx, command: MiningCommand) -> Result<(), Fault>
                 why.clone(),
             ),
         };
-        let took: u64 = record.steps.iter().map(|(_, ms)| ms).sum();
+        let took: u64 = record.steps.iter().map(|s| s.ms).sum();
         out.add_row([
             round,
             record.wins.map_or_else(|| "?".into(), |w| w.to_string()),

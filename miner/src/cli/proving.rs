@@ -3,7 +3,7 @@ use lotus_node_client::Node;
 use lotus_node_client::api::{DeadlineInfo, Partition, TipSetKey};
 use lotus_proving::{DeadlineRecord, Outcome};
 use lotus_runtime::Fault;
-use lotus_types::{Address, Kind, SectorNumber};
+use lotus_types::{ActorId, Address, Kind, SectorNumber};
 use reqwest::Method;
 use serde::Serialize;
 
@@ -87,6 +87,7 @@ pub(super) async fn proving(cx: &Cx, command: ProvingCommand) -> Result<(), Faul
 /// The chain's side of proving.
 pub(super) struct Chain {
     node: Node,
+    actor: ActorId,
     miner: Address,
     now: DeadlineInfo,
 }
@@ -94,10 +95,16 @@ pub(super) struct Chain {
 impl Chain {
     pub(super) async fn of(cx: &Cx) -> Result<Self, Fault> {
         let (node, cfg) = cx.node()?;
-        let miner = cfg.actor()?.address();
+        let actor = cfg.actor()?;
+        let miner = actor.address();
         let now = node.state_miner_proving_deadline(miner, HEAD).await;
         let now = now.map_err(|e| from_node(&e))?;
-        Ok(Self { node, miner, now })
+        Ok(Self {
+            node,
+            actor,
+            miner,
+            now,
+        })
     }
 
     pub(super) async fn partitions(&self, deadline: u64) -> Result<Vec<Partition>, Fault> {
@@ -149,7 +156,7 @@ async fn info(cx: &Cx) -> Result<(), Fault> {
     let now = &chain.now;
     let failed = |r: &&DeadlineRecord| matches!(r.outcome, Outcome::Failed { .. });
     let mut info = Info {
-        miner: chain.miner.to_string(),
+        miner: chain.actor.to_string(),
         epoch: now.current_epoch.0,
         period_start: now.period_start.0,
         next_period_start: now.next_period_start().0,
