@@ -18,12 +18,14 @@ use serde::{Deserialize, Serialize};
 use tokio::process::{Child, Command};
 
 use crate::kills::Kills;
-use crate::sectors::{MINER, Worker};
+use crate::sectors::{HEAD, MINER, Worker};
 
 /// Enough to win nearly every round of a network of its own.
 const SECTORS: u64 = 4;
 /// Rounds before the end that may still be open.
 const TAIL: i64 = 3;
+/// Rounds below the head that the reorgs of this run do not reach.
+const SETTLED_ROUNDS: i64 = 20;
 /// How long a hub may take until it mines, or refuses.
 const SETTLED: Duration = secs(120);
 
@@ -106,15 +108,17 @@ pub(crate) async fn run(options: &Options, seed: u64) -> Result<Report, Failed> 
 
     let kills = Kills::new(seed);
     let mut faults = Faults::new(seed);
+    let mut elections = Elections::after(from);
     tokio::select! {
-        done = faults.until(&net, &node, to) => done?,
-        () = kills.strike(&net, "hub", 8_000..40_000) => {}
+        done = faults.until(&net, &node, &mut elections, to) => done?,
+        () = kills.strike(&net, "hub", 15_000..90_000) => {}
         () = kills.strike(&net, "prove", 4_000..20_000) => {}
     }
     net.ready(secs(120)).await?;
     mines(&net, &node).await?;
     let entries = log(&net).await?;
-    let told = told(&node, &entries, from, Epoch(to.0 - TAIL)).await?;
+    elections.hold(&node, to.0 - TAIL).await?;
+    let told = elections.told(&entries);
 
     let second_hub = second_hub(&net, &cfg).await?;
     let restored_backup = restored_backup(&net, &node).await?;
@@ -178,16 +182,24 @@ impl Faults {
     }
 
     /// Reorgs and null rounds every now and then, until an epoch.
-    async fn until(&mut self, net: &Net, node: &Node, to: Epoch) -> Result<(), Failed> {
+    async fn until(
+        &mut self,
+        net: &Net,
+        node: &Node,
+        elections: &mut Elections,
+        to: Epoch,
+    ) -> Result<(), Failed> {
         let repo = net.root().join("devnet").display().to_string();
         loop {
             let wait = self.random.random_range(5_000..25_000);
             let end = Instant::now() + Duration::from_millis(wait);
             while Instant::now() < end {
                 let head = node.chain_head().await;
-                if head.map_err(|e| Failed::at("ChainHead", e))?.height >= to {
+                let head = head.map_err(|e| Failed::at("ChainHead", e))?.height;
+                if head >= to {
                     return Ok(());
                 }
+                elections.hold(node, head.0 - SETTLED_ROUNDS).await?;
                 tokio::time::sleep(Duration::from_millis(500)).await;
             }
             let n = self.random.random_range(1..4u64);
@@ -249,56 +261,94 @@ struct Told {
     unlogged: usize,
 }
 
-/// Compares the log with the chain: goes down from the head and holds each round's election again.
-async fn told(node: &Node, entries: &[Entry], from: Epoch, to: Epoch) -> Result<Told, Failed> {
-    let fail = |what: &'static str| move |e| Failed::at(what, e);
-    let mut told = Told::default();
-    let mut child = node.chain_head().await.map_err(fail("ChainHead"))?;
-    while child.height > from {
-        let parent = node
-            .chain_get_tipset(&child.parents())
-            .await
-            .map_err(fail("ChainGetTipSet"))?;
-        // The rounds between were null rounds.
-        for round in parent.height.0 + 1..=child.height.0 {
-            if round <= from.0 || round > to.0 {
-                continue;
+/// The elections of the chain, held again. A node keeps the states that they look back to for a
+/// while only, so this goes on while the chain does.
+struct Elections {
+    /// Everything up to here is done.
+    done: i64,
+    /// Rounds that the miner had won.
+    won: Vec<i64>,
+    /// Its blocks on the chain: round and CID.
+    blocks: Vec<(i64, String)>,
+}
+
+impl Elections {
+    fn after(from: Epoch) -> Self {
+        Self {
+            done: from.0,
+            won: Vec::new(),
+            blocks: Vec::new(),
+        }
+    }
+
+    /// Goes on to the round `to`, which no reorg reaches any more.
+    async fn hold(&mut self, node: &Node, to: i64) -> Result<(), Failed> {
+        if to <= self.done {
+            return Ok(());
+        }
+        let fail = |what: &'static str| move |e| Failed::at(what, e);
+        let at = node.chain_get_tipset_by_height(Epoch(to), HEAD).await;
+        let mut tipset = at.map_err(fail("ChainGetTipSetByHeight"))?;
+        let mut end = to + 1;
+        loop {
+            let height = tipset.height.0;
+            // Null rounds on top of it.
+            for round in (height + 1).max(self.done + 1)..end {
+                if won(node, &tipset, Epoch(round)).await? {
+                    self.won.push(round);
+                }
             }
-            let own = if child.height.0 == round {
-                own_blocks(&child)
-            } else {
-                Vec::new()
-            };
-            let known = entries
+            if height <= self.done {
+                break;
+            }
+            let parent = node.chain_get_tipset(&tipset.parents()).await;
+            let parent = parent.map_err(fail("ChainGetTipSet"))?;
+            if won(node, &parent, tipset.height).await? {
+                self.won.push(height);
+            }
+            let own = own_blocks(&tipset).into_iter();
+            self.blocks.extend(own.map(|cid| (height, cid)));
+            (tipset, end) = (parent, height);
+        }
+        self.done = to;
+        Ok(())
+    }
+
+    /// Compares with the log.
+    fn told(&self, entries: &[Entry]) -> Told {
+        let mut told = Told {
+            won: self.won.len(),
+            ..Told::default()
+        };
+        let entry = |round| {
+            entries
                 .iter()
                 .find(|e| e.height == round)
-                .map(|e| &e.outcome);
-            for cid in &own {
-                let logged = matches!(known, Some(Outcome::Mined { cid: c }) if c == cid);
-                told.unlogged += usize::from(!logged || own.len() > 1);
-            }
-            if !won(node, &parent, Epoch(round)).await? {
-                continue;
-            }
-            told.won += 1;
-            match known {
+                .map(|e| &e.outcome)
+        };
+        for (i, (round, cid)) in self.blocks.iter().enumerate() {
+            let logged = matches!(entry(*round), Some(Outcome::Mined { cid: c }) if c == cid);
+            let second = self.blocks[..i].iter().any(|(other, _)| other == round);
+            told.unlogged += usize::from(!logged || second);
+        }
+        for round in &self.won {
+            match entry(*round) {
                 Some(Outcome::Mined { cid }) => {
+                    let on_chain = self.blocks.iter().any(|(r, c)| r == round && c == cid);
                     told.blocks += 1;
-                    told.on_chain += usize::from(own.contains(cid));
+                    told.on_chain += usize::from(on_chain);
                 }
                 Some(Outcome::NoBlock { why }) => {
                     let why = why.split(':').next().unwrap_or_default().to_owned();
                     *told.reasons.entry(why).or_default() += 1;
                 }
                 Some(Outcome::NotAttended { .. }) => told.not_attended += 1,
-                Some(Outcome::Open) => told.untold.push(round),
-                None if entries.iter().any(|e| covers(e, round)) => told.not_attended += 1,
-                None => told.untold.push(round),
+                None if entries.iter().any(|e| covers(e, *round)) => told.not_attended += 1,
+                Some(Outcome::Open) | None => told.untold.push(*round),
             }
         }
-        child = parent;
+        told
     }
-    Ok(told)
 }
 
 fn covers(e: &Entry, round: i64) -> bool {
