@@ -63,6 +63,13 @@ pub enum NodeError {
 const METHOD_NOT_FOUND: i64 = -32601;
 
 impl NodeError {
+    /// Whether the chain has no such address. Lotus words it as an error of the call, in whose
+    /// middle its `ErrActorNotFound` stands.
+    #[must_use]
+    pub fn is_unknown_actor(&self) -> bool {
+        matches!(self, Self::Rpc { message, .. } if message.contains("actor not found"))
+    }
+
     /// Who must act.
     #[must_use]
     pub const fn kind(&self) -> Kind {

@@ -247,9 +247,8 @@ impl Shared {
         key: Address,
         open: &InFlight,
     ) -> Result<TokenAmount, SendError> {
-        // A node that answers with an error has not said that there is nothing.
-        let actor = self.node.state_get_actor(key, &TipSetKey::HEAD).await?;
-        let Some(actor) = actor else {
+        let actor = self.node.state_get_actor(key, &TipSetKey::HEAD).await;
+        let Some(actor) = known_to_chain(actor)?.flatten() else {
             return Ok(TokenAmount::default());
         };
         let lane = key.to_string();
@@ -372,11 +371,12 @@ impl Shared {
     }
 }
 
-/// A refusal of the node means that the chain has no such address.
+/// `None` for an address that the chain does not know. A node that answers with another error has
+/// not said that.
 fn known_to_chain<T>(answer: Result<T, NodeError>) -> Result<Option<T>, SendError> {
     match answer {
         Ok(t) => Ok(Some(t)),
-        Err(NodeError::Rpc { .. }) => Ok(None),
+        Err(e) if e.is_unknown_actor() => Ok(None),
         Err(e) => Err(e.into()),
     }
 }

@@ -48,16 +48,14 @@ impl Chain for Api {
     }
 }
 
-/// The node words an address that the chain does not know as an error of the call, in whose
-/// middle Lotus' `ErrActorNotFound` stands; every other error is as it is.
 fn from_node_or_unknown(e: &NodeError, address: &str) -> Status {
-    match e {
-        NodeError::Rpc { message, .. } if message.contains("actor not found") => not_found(
+    if e.is_unknown_actor() {
+        return not_found(
             format!("the chain does not know {address}"),
             "check the address; an account exists once it has received funds",
-        ),
-        other => from_node(other),
+        );
     }
+    from_node(e)
 }
 
 fn address(text: &str) -> Result<Address, Status> {
