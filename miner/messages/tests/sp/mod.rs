@@ -289,15 +289,6 @@ impl Hub {
         }
     }
 
-    pub(crate) async fn next_head(&self) {
-        let mut heads = self.follower.head();
-        heads.mark_unchanged();
-        tokio::time::timeout(LIMIT, heads.changed())
-            .await
-            .unwrap()
-            .unwrap();
-    }
-
     pub(crate) fn proved(&self) -> usize {
         let all = self.post.outcomes().unwrap();
         let proved = |o: &Outcome| matches!(o, Outcome::Proved { .. });
