@@ -112,10 +112,8 @@ fn next(now: Option<&Sector>, event: &Event) -> Option<SectorState> {
         (WaitSeed | SubmitCommitAggregate, PreCommitLost) => SubmitPreCommitBatch,
         (SubmitCommitAggregate, SeedLost) => WaitSeed,
         (Packing | SubmitPreCommitBatch, Event::DealsExpired(_)) => SectorState::DealsExpired,
-        (
-            SubmitPreCommitBatch | WaitSeed | SubmitCommitAggregate,
-            Abandoned(_) | NumberSpent(_),
-        ) => FailedUnrecoverable,
+        (SubmitPreCommitBatch | WaitSeed | SubmitCommitAggregate, Abandoned(_))
+        | (SubmitPreCommitBatch, NumberSpent(_)) => FailedUnrecoverable,
 
         // The snap-deal path.
         (Proving, MarkedForUpdate) if is_empty(s) => Available,

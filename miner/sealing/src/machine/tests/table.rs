@@ -89,11 +89,7 @@ fn table() -> Vec<(Option<S>, &'static str, S)> {
             S::FailedUnrecoverable,
         ),
         (
-            &[
-                S::SubmitPreCommitBatch,
-                S::WaitSeed,
-                S::SubmitCommitAggregate,
-            ],
+            &[S::SubmitPreCommitBatch],
             "SectorNumberSpent",
             S::FailedUnrecoverable,
         ),
