@@ -13,7 +13,7 @@ use hub_proto::v1::{
 };
 use hub_proto::{HubClient, HubConfig, HubError};
 use lotus_dataplane::{DataError, FdServer, OpenToken};
-use lotus_journal::JournalError;
+use lotus_journal::{Journal, JournalError};
 use lotus_miner::api::{Api, Listeners, Safety, SectorBook};
 use lotus_miner::capacity::Capacity;
 use lotus_miner::config::{ApiConfig, PiecesConfig};
@@ -111,7 +111,7 @@ impl Safety for Sectors {
 pub(crate) struct Hub {
     pub(crate) client: HubClient,
     pub(crate) pieces: Arc<Pieces>,
-    pub(crate) journal: lotus_journal::Journal,
+    pub(crate) journal: Journal,
     pub(crate) dir: PathBuf,
     stop: CancellationToken,
     tasks: JoinSet<()>,
@@ -250,9 +250,18 @@ impl Hub {
             .count()
     }
 
+    /// Ends when nothing of this hub is left: a killed process leaves no thread behind that still
+    /// holds the journal, as the blocking threads and connections of an aborted task do.
     pub(crate) async fn crash(mut self) {
         self.stop.cancel();
         self.tasks.shutdown().await;
+        let journal = self.dir.join("journal.redb");
+        drop(self);
+        let end = tokio::time::Instant::now() + DEADLINE;
+        while let Err(JournalError::Locked { .. }) = Journal::open(&journal) {
+            assert!(tokio::time::Instant::now() < end, "the journal stays open");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 }
 
