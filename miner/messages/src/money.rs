@@ -318,8 +318,9 @@ impl Shared {
         self.note(request.kind, event).await
     }
 
-    /// The event of a message that would go over the day's limit: where only what is reserved is
-    /// in the way, room comes back as soon as messages land for less.
+    /// The event of a message that would go over the day's limit. What is spent is in the way for
+    /// the whole day; what is only reserved until messages land for less, and a price above all
+    /// of the limit until fees fall.
     pub(crate) fn over_cap(&self, now: Epoch, e: &SendError) -> Option<Event> {
         let SendError::DailyCap { over, needed, .. } = e else {
             return None;
@@ -327,7 +328,7 @@ impl Shared {
         let fees = &self.cfg.fees;
         let tomorrow = day_begins(fees, day(fees, now) + 1);
         let pause = i64::try_from(self.cfg.breaker.pause_epochs.max(1)).unwrap_or(i64::MAX / 2);
-        let next = if &over.spent + needed > over.cap {
+        let next = if *needed <= over.cap && &over.spent + needed > over.cap {
             tomorrow
         } else {
             tomorrow.min(Epoch(now.0.saturating_add(pause)))
