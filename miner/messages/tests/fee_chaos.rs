@@ -1,5 +1,5 @@
 //! Fees go mad on a real chain that verifies every proof, under a hub that proves: the base fee
-//! rises a hundredfold, and a nonce is stuck. This test binary is its
+//! rises three-hundredfold, a nonce is stuck, the control wallet runs empty. This test binary is its
 //! own worker, so it has no harness.
 
 #![expect(
@@ -13,7 +13,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use lotus_actors::{encode, miner};
-use lotus_messages::{MessageKind, MessagesConfig, Payer, Purse, SendError, SendRequest};
+use lotus_messages::{
+    MessageKind, MessagesConfig, Payer, Purse, SendError, SendRequest, StopReason,
+};
 use lotus_node_client::api::{SignatureType, TipSet};
 use lotus_proving::Outcome;
 use lotus_types::{Address, TokenAmount};
@@ -23,10 +25,12 @@ use sp::{Devnet, HEAD, Hub, MINER};
 
 /// attoFIL per unit of gas before and during the storm.
 const CALM: u64 = 100_000_000;
-const STORM: u64 = 100 * CALM;
+const STORM: u64 = 300 * CALM;
 const STORM_EPOCHS: u64 = 200;
 /// The day's fees, in nanoFIL: a handful of small messages.
 const CAP: u64 = 10_000_000;
+/// What one WindowPoSt may cost, in nanoFIL.
+const POST_LIMIT: u64 = 2_000_000_000;
 
 #[derive(Parser)]
 enum Cli {
@@ -96,12 +100,13 @@ async fn no_deadline_is_missed_and_the_days_limit_holds() {
     let net = Devnet::start(&dir.join("devnet")).await;
     net.chain
         .raise_base_fee(TokenAmount::from_atto(CALM), 1_000_000);
+    let worker = net.chain.wallet_default_address();
 
     // A hub without worries brings a sector on chain and names a control address. It has what a
-    // PoSt may cost, 5 FIL, and a little more: one or two PoSts of the storm.
+    // PoSt may cost and a little more: two PoSts of the storm, at nearly 1 FIL each.
     let hub = Hub::start(dir, "easy", &net.node, 1, MessagesConfig::default());
     hub.onboard(dir, 0).await;
-    let control = control_wallet(&net, &hub, 5_500_000_000).await;
+    let control = control_wallet(&net, &hub, POST_LIMIT + 100_000_000).await;
     hub.end().await;
 
     let mut cfg = MessagesConfig {
@@ -110,6 +115,7 @@ async fn no_deadline_is_missed_and_the_days_limit_holds() {
         ..MessagesConfig::default()
     };
     cfg.fees.max_per_day_nanofil = CAP;
+    cfg.fees.max_window_post_nanofil = POST_LIMIT;
     cfg.fees.day_epochs = 1_000_000;
     let hub = Hub::start(dir, "tight", &net.node, 2, cfg);
     hub.until("a deadline proven by the control wallet", || async {
@@ -118,6 +124,10 @@ async fn no_deadline_is_missed_and_the_days_limit_holds() {
     .await;
 
     // The worker's next message is signed at a calm fee and reaches the mempool in the storm.
+    let (from_control, from_worker) = (
+        net.chain.mpool_get_nonce(&control).unwrap(),
+        net.chain.mpool_get_nonce(&worker).unwrap(),
+    );
     net.chain.refuse_messages(u64::MAX, "not yet".into());
     hub.sender.send(chore("stuck")).await.unwrap();
     net.chain
@@ -166,5 +176,58 @@ async fn no_deadline_is_missed_and_the_days_limit_holds() {
             .is_empty()
     );
 
+    // The control wallet paid until it could not, because the worker is blocked; then the worker,
+    // whose stuck message WindowPoSt cleared out of its own purse.
+    assert!(net.chain.mpool_get_nonce(&control).unwrap() > from_control);
+    assert!(net.chain.mpool_get_nonce(&worker).unwrap() > from_worker + 1);
+    assert!(net.chain.wallet_balance(&control) < TokenAmount::from_whole(1));
+    let stuck = hub.sender.status("stuck").await.unwrap().unwrap();
+    assert!(
+        stuck.replacements > 0 && stuck.exit_code == Some(0),
+        "{stuck:?}"
+    );
+    assert!(stuck.fee.unwrap() > TokenAmount::from_nano(50_000_000));
+
+    // Calm again: the day's limit stops what is automated, says why, and leaves WindowPoSt alone.
+    let calm = TokenAmount::from_atto(CALM);
+    net.chain.raise_base_fee(calm.clone(), 1_000_000);
+    hub.until("calm", || async { base_fee(&net.chain.head()) <= calm })
+        .await;
+    let mut sent = 0;
+    let stop = loop {
+        let key = format!("chore {sent}");
+        match hub.sender.send(chore(&key)).await {
+            Ok(_) => {
+                sent += 1;
+                hub.sender.wait(&key, 1).await.unwrap();
+            }
+            Err(SendError::Halted { stop, .. }) => break *stop,
+            Err(SendError::DailyCap { .. }) => {}
+            Err(e) => panic!("{e}"),
+        }
+        assert!(sent < 1_000, "no limit");
+    };
+    assert_eq!(stop.reason, StopReason::DailyCap);
+    assert!(stop.why.contains("limited to 0.01"), "{}", stop.why);
+    assert!(sent > 0);
+    let money = hub.sender.money().await.unwrap();
+    assert!(
+        money
+            .purses
+            .iter()
+            .all(|p| p.purse == Purse::Post || p.spent <= cap),
+        "{money:?}"
+    );
+    assert!(
+        money
+            .stops
+            .iter()
+            .any(|(k, s)| *k == MessageKind::Other && *s == stop)
+    );
+    let before = hub.proved();
+    hub.until("deadline proven while others are stopped", || async {
+        hub.proved() > before
+    })
+    .await;
     hub.end().await;
 }
