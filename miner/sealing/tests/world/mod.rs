@@ -75,6 +75,8 @@ pub(crate) struct Miner {
     pub(crate) active: BTreeMap<u64, SectorOnChainInfo>,
     /// Exit codes for the next messages, by method.
     pub(crate) exits: Vec<(u64, i64)>,
+    /// Epochs after which a ticket is refused.
+    pub(crate) max_ticket_age: i64,
 }
 
 impl Miner {
@@ -94,7 +96,7 @@ impl Miner {
         let params: PreCommitSectorBatchParams2 = decode(&msg.params).ok()?;
         for s in params.sectors {
             let age = height - s.seal_rand_epoch;
-            let fine = (1..=MAX_TICKET_AGE).contains(&age)
+            let fine = (1..=self.max_ticket_age).contains(&age)
                 && msg.value >= TokenAmount::from_atto(1_000)
                 && s.expiration > height + 180 * 2_880
                 && self.allocated.insert(s.sector_number);
@@ -344,7 +346,10 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new() -> Self {
-        let miner = Arc::new(Mutex::new(Miner::default()));
+        let miner = Arc::new(Mutex::new(Miner {
+            max_ticket_age: MAX_TICKET_AGE,
+            ..Miner::default()
+        }));
         let state = miner.clone();
         let chain = Fake::new(Box::new(move |msg, height| {
             (state.lock().unwrap().execute(msg, height.0), vec![])
