@@ -7,8 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lotus_api::{Hub, Senders, StoragePath, file_type};
+use lotus_messages::AddressConfig;
 use lotus_node_client::Node;
 use lotus_node_client::api::TipSet;
+use lotus_node_client::json::parse_address;
 use lotus_sealing::{SealingError, SectorRecord};
 use lotus_types::{ActorId, SectorId, SectorNumber, SectorSize};
 use lotus_workers::{JobInfo, WorkerInfo};
@@ -29,6 +31,8 @@ pub struct LotusHub {
     pub sealer: Arc<Sealer>,
     /// The full node.
     pub node: Node,
+    /// Who pays for messages.
+    pub addresses: AddressConfig,
 }
 
 impl Hub for LotusHub {
@@ -41,10 +45,19 @@ impl Hub for LotusHub {
     }
 
     fn senders(&self) -> Senders {
-        // Every message is the worker's.
+        let a = &self.addresses;
+        // A text that is no address stopped the hub at its start.
+        let parsed = |list: &[String]| {
+            let all = list.iter().filter_map(|text| parse_address(text).ok());
+            all.collect()
+        };
         Senders {
-            worker_falls_in: true,
-            ..Senders::default()
+            pre_commit: parsed(&a.pre_commit_control),
+            commit: parsed(&a.commit_control),
+            terminate: parsed(&a.terminate_control),
+            publish: parsed(&a.deal_publish_control),
+            owner_falls_in: !a.disable_owner_fallback,
+            worker_falls_in: !a.disable_worker_fallback,
         }
     }
 

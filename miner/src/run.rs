@@ -269,6 +269,7 @@ pub async fn run(repo: Repo, cfg: MinerConfig, stop: CancellationToken) -> Resul
         let hub = LotusHub {
             sealer: sealer.clone(),
             node: node.clone(),
+            addresses: cfg.messages.addresses.clone(),
         };
         parts.spawn("lotus_api", lotus_api.serve(Arc::new(hub), stop.clone()));
     }
