@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+/// Lines of a failed test's output that are repeated.
+const PRINTED: usize = 60;
+
 /// The sums, and each test that could not run here.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counted {
@@ -10,6 +13,10 @@ pub(crate) struct Counted {
     failed: u64,
     ignored: u64,
     failures: Vec<String>,
+    /// What the failed tests printed, so that it stands at the end of a long log too.
+    printed: Vec<String>,
+    /// Lines that the failed test at hand may still add.
+    room: usize,
     /// A test that needs what this machine lacks says `SKIPPED name: what to do`.
     skipped: Vec<String>,
 }
@@ -27,6 +34,14 @@ impl Counted {
             .and_then(|l| l.strip_suffix(" ... FAILED"))
         {
             self.failures.push(name.to_owned());
+        } else if line.starts_with("---- ") && line.ends_with(" stdout ----") {
+            self.room = PRINTED;
+            self.printed.push(line.to_owned());
+        } else if line == "failures:" {
+            self.room = 0;
+        } else if self.room > 0 {
+            self.room -= 1;
+            self.printed.push(line.to_owned());
         } else if let Some(at) = line.find("SKIPPED ") {
             self.skipped.push(line[at..].to_owned());
         }
@@ -43,6 +58,9 @@ fn number_before(text: &str, word: &str) -> u64 {
 
 impl fmt::Display for Counted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for line in &self.printed {
+            writeln!(f, "{line}")?;
+        }
         for name in &self.failures {
             writeln!(f, "FAILED {name}")?;
         }
@@ -72,6 +90,13 @@ mod tests {
             "test a ... ok",
             "test b::c ... FAILED",
             "test d ... SKIPPED d: mounting needs root",
+            "",
+            "failures:",
+            "",
+            "---- b::c stdout ----",
+            "it was 3",
+            "failures:",
+            "    b::c",
             "test result: FAILED. 12 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out",
             "test result: ok. 30 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out",
         ] {
@@ -79,7 +104,7 @@ mod tests {
         }
         assert_eq!(
             counted.to_string(),
-            "FAILED b::c\nSKIPPED d: mounting needs root\n\
+            "---- b::c stdout ----\nit was 3\nFAILED b::c\nSKIPPED d: mounting needs root\n\
              tests: 42 passed, 1 failed, 2 ignored, 1 skipped, in 2 test programs"
         );
     }
