@@ -104,7 +104,7 @@ fn close(state: &mut State, env: &Env<'_>, m: &mut Miner, index: u64) {
         .collect();
     // Only sectors that were already faulty when the deadline closed pay the fault fee.
     penalty += economy.fault_fee(&m.power_of(&faulty).qa);
-    post::remove(m, &on_time);
+    post::release(m, &on_time);
     m.update_power();
     if faulty.is_empty() && early.is_empty() && penalty.is_zero() {
         return;

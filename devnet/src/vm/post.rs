@@ -337,7 +337,7 @@ pub(super) fn max_termination_fee(call: &Call<'_>) -> Outcome {
     }))
 }
 
-/// Removes sectors that end before their time, and charges for it.
+/// Releases sectors that end before their time, and charges for it.
 pub(super) fn end_early(
     state: &mut State,
     economy: &Economy,
@@ -353,17 +353,15 @@ pub(super) fn end_early(
             fee += economy.termination_fee(&info.initial_pledge, age, &power.qa);
         }
     }
-    remove(m, sectors);
+    release(m, sectors);
     m.update_power();
     money::penalize(state, m, &fee);
 }
 
-/// Releases the pledge of sectors that have ended, and forgets them.
-pub(super) fn remove(m: &mut Miner, sectors: &BitField) {
+/// Releases the pledge of sectors that have ended. What the chain knows of them stays until their
+/// partition is compacted. Source: builtin-actors, miner state, `State::sectors`.
+pub(super) fn release(m: &mut Miner, sectors: &BitField) {
     m.pledge -= sectors::pledge_of(m, sectors);
-    for n in sectors.iter() {
-        m.sectors.remove(&n);
-    }
 }
 
 pub(super) fn dispute_message(mut call: Call<'_>) -> Outcome {

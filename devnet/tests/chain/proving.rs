@@ -218,5 +218,8 @@ fn window_posts_earn_and_lose_power() {
     let found = sp
         .chain
         .state_sector_get_info(&sp.miner, SectorNumber(1), HEAD);
-    assert_eq!(found.unwrap(), None);
+    assert!(found.unwrap().is_some(), "until its partition is compacted");
+    let partitions = sp.chain.state_miner_partitions(&sp.miner, deadline, HEAD);
+    let partition = &partitions.unwrap()[0];
+    assert!(partition.live_sectors.is_empty() && partition.all_sectors.get(1));
 }
