@@ -6,7 +6,8 @@ use lotus_actors::miner::ProveCommitSectors3Return;
 use lotus_actors::{Dst, ExitCode, address_entropy, exit_name};
 use lotus_messages::{Landed, SendError};
 use lotus_node_client::api::{
-    NetworkParams, SectorOnChainInfo, SectorPreCommitOnChainInfo, TipSet, TipSetKey,
+    NetworkParams, Partition, SectorLocation, SectorOnChainInfo, SectorPreCommitOnChainInfo,
+    TipSet, TipSetKey,
 };
 use lotus_proofs::{SealedCommitments, layout};
 use lotus_types::{Address, DealKey, Epoch, EpochDelta, SectorNumber};
@@ -95,6 +96,42 @@ impl Shared {
         Ok(())
     }
 
+    /// A sector that lives. Of one that has ended the chain keeps the information until its
+    /// partition is compacted, which may be never. Source: builtin-actors, miner state,
+    /// `State::sectors`.
+    pub(crate) async fn live_info(
+        &self,
+        n: SectorNumber,
+        at: &TipSetKey,
+    ) -> Result<Option<SectorOnChainInfo>, SealingError> {
+        let Some(info) = self.node.state_sector_get_info(self.actor(), n, at).await? else {
+            return Ok(None);
+        };
+        let place = self
+            .node
+            .state_sector_partition(self.actor(), n, at)
+            .await?;
+        let partition = self.partition(place, at).await?;
+        Ok(partition
+            .is_some_and(|p| p.live_sectors.get(n.0))
+            .then_some(info))
+    }
+
+    pub(crate) async fn partition(
+        &self,
+        place: SectorLocation,
+        at: &TipSetKey,
+    ) -> Result<Option<Partition>, SealingError> {
+        let mut partitions = self
+            .node
+            .state_miner_partitions(self.actor(), place.deadline, at)
+            .await?;
+        let index = usize::try_from(place.partition).ok();
+        Ok(index
+            .filter(|i| *i < partitions.len())
+            .map(|i| partitions.swap_remove(i)))
+    }
+
     /// The sector as the chain had it so long ago that no reorg changes it, and no election asks
     /// for what it had before.
     pub(crate) async fn final_info(
@@ -107,13 +144,10 @@ impl Shared {
             .node
             .chain_get_tipset_by_height(at, &head.key())
             .await?;
-        Ok(self
-            .node
-            .state_sector_get_info(self.actor(), n, &past.key())
-            .await?)
+        self.live_info(n, &past.key()).await
     }
 
-    /// Whether the chain forgot the sector so long ago that neither a reorg nor an election asks
+    /// Whether the sector ended so long ago that neither a reorg nor an election asks
     /// for it.
     pub(crate) async fn is_gone(
         &self,

@@ -74,7 +74,7 @@ impl Sealing {
         let s = &self.0;
         let sector = s.get(number).ok_or(SealingError::NoSector(number))?;
         let at = TipSetKey::HEAD;
-        let info = s.node.state_sector_get_info(s.actor(), number, &at).await?;
+        let info = s.live_info(number, &at).await?;
         let pre = s
             .node
             .state_sector_precommit_info(s.actor(), number, &at)
@@ -145,11 +145,7 @@ impl Shared {
                 return needed("its message is on its way".into());
             }
         }
-        let info = self
-            .node
-            .state_sector_get_info(self.actor(), number, &head.key())
-            .await?;
-        if let Some(info) = info {
+        if let Some(info) = self.live_info(number, &head.key()).await? {
             return needed(format!("it is on chain until epoch {}", info.expiration));
         }
         if !self.is_gone(number, s, &head).await? {
@@ -206,11 +202,7 @@ impl Shared {
             open.retain(|(_, _, s)| s.state == SectorState::Available && upgrade.fits(s));
             open.sort_by_key(|(end, n, _)| (*end, *n));
             for (_, n, _) in open.into_iter().take(CANDIDATES) {
-                let info = self
-                    .node
-                    .state_sector_get_info(self.actor(), n, &head.key())
-                    .await?;
-                if info.is_none() {
+                if self.live_info(n, &head.key()).await?.is_none() {
                     continue;
                 }
                 let (at, _) = self.location(n, &head).await?;

@@ -26,11 +26,7 @@ impl Shared {
             heads.borrow_and_update();
             let head = self.chain_head()?;
             let at = head.key();
-            let info = self
-                .node
-                .state_sector_get_info(self.actor(), n, &at)
-                .await?;
-            if info.is_none() {
+            if self.live_info(n, &at).await?.is_none() {
                 return Ok(Event::Terminated);
             }
             if let Some(sent) = self.sender.status(&key).await? {
@@ -81,11 +77,7 @@ impl Shared {
             Err(event) => return Ok(event),
         };
         let at = self.chain_head()?.key();
-        let info = self
-            .node
-            .state_sector_get_info(self.actor(), n, &at)
-            .await?;
-        Ok(match info {
+        Ok(match self.live_info(n, &at).await? {
             None => Event::Terminated,
             // The actor puts large terminations off to the end of the epoch.
             Some(_) => Event::Refused {
@@ -109,11 +101,7 @@ impl Shared {
         loop {
             heads.borrow_and_update();
             let head = self.chain_head()?;
-            let info = self
-                .node
-                .state_sector_get_info(self.actor(), n, &head.key())
-                .await?;
-            if info.is_some() {
+            if self.live_info(n, &head.key()).await?.is_some() {
                 return Ok(Event::TerminateLost);
             }
             if self.is_gone(n, s, &head).await? {

@@ -125,11 +125,7 @@ impl Shared {
         s: &Sector,
         head: &TipSet,
     ) -> Result<Result<OnChain, Event>, SealingError> {
-        let info = self
-            .node
-            .state_sector_get_info(self.actor(), n, &head.key())
-            .await?;
-        let Some(info) = info else {
+        let Some(info) = self.live_info(n, &head.key()).await? else {
             return Ok(Err(Event::Failed(
                 "the sector is not on chain any more".into(),
             )));
@@ -180,13 +176,7 @@ impl Shared {
         at: SectorLocation,
         head: &TipSet,
     ) -> Result<bool, SealingError> {
-        let partitions = self
-            .node
-            .state_miner_partitions(self.actor(), at.deadline, &head.key())
-            .await?;
-        let partition = usize::try_from(at.partition)
-            .ok()
-            .and_then(|i| partitions.get(i));
+        let partition = self.partition(at, &head.key()).await?;
         Ok(partition.is_some_and(|p| p.active_sectors.get(n.0)))
     }
 

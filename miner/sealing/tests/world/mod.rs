@@ -17,8 +17,8 @@ use lotus_journal::{Journal, JournalError, Map, Tx};
 use lotus_messages::{MessagesConfig, Sender};
 use lotus_node_client::api::{
     Actor, BigInt, BitField, InvocResult, Message, MessageSendSpec, MinerInfo, MsgLookup,
-    NetworkParams, SectorOnChainInfo, SectorPreCommitInfo, SectorPreCommitOnChainInfo,
-    SignedMessage, TipSet, TipSetKey,
+    NetworkParams, Partition, SectorLocation, SectorOnChainInfo, SectorPreCommitInfo,
+    SectorPreCommitOnChainInfo, SignedMessage, TipSet, TipSetKey,
 };
 use lotus_node_client::{FullNode, HeadChanges, NodeError};
 use lotus_proofs::{SealingSector, Vanilla, Verifier, comm_d, commp, layout};
@@ -250,6 +250,31 @@ macro_rules! forward {
                 _key: &TipSetKey,
             ) -> Result<Option<SectorOnChainInfo>, NodeError> {
                 Ok(self.miner.lock().unwrap().active.get(&sector.0).cloned())
+            }
+
+            async fn state_sector_partition(
+                &self,
+                _miner: Address,
+                _sector: SectorNumber,
+                _key: &TipSetKey,
+            ) -> Result<SectorLocation, NodeError> {
+                Ok(SectorLocation { deadline: 0, partition: 0 })
+            }
+
+            async fn state_miner_partitions(
+                &self,
+                _miner: Address,
+                _deadline: u64,
+                _key: &TipSetKey,
+            ) -> Result<Vec<Partition>, NodeError> {
+                let miner = self.miner.lock().unwrap();
+                let all = BitField::try_from_bits(miner.active.keys().copied()).unwrap();
+                Ok(vec![Partition {
+                    all_sectors: all.clone(),
+                    live_sectors: all.clone(),
+                    active_sectors: all,
+                    ..Partition::default()
+                }])
             }
 
             async fn state_sector_precommit_info(
