@@ -10,8 +10,9 @@ use lotus_runtime::Backoff;
 use tokio::time::Instant;
 
 use crate::deadline::{Due, Window};
+use crate::memory::free_memory;
 use crate::partition::{Batch, batches, per_message, wanted};
-use crate::prove::{free_memory, parallel};
+use crate::prove::parallel;
 use crate::submit::MAX_ATTEMPTS;
 use crate::window::{Shared, sleep_if};
 use crate::{DeadlineRecord, Outcome, ProvingError};

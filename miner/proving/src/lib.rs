@@ -20,6 +20,7 @@ mod error;
 mod fence;
 mod files;
 mod host;
+mod memory;
 mod mining;
 mod ops;
 mod pace;
