@@ -70,6 +70,13 @@ impl NodeError {
         matches!(self, Self::Rpc { message, .. } if message.contains("actor not found"))
     }
 
+    /// Whether the node refuses a message because its nonce is on chain already. Source: lotus,
+    /// chain/messagepool, `ErrNonceTooLow`.
+    #[must_use]
+    pub fn is_nonce_taken(&self) -> bool {
+        matches!(self, Self::Rpc { message, .. } if message.contains("nonce too low"))
+    }
+
     /// Who must act.
     #[must_use]
     pub const fn kind(&self) -> Kind {

@@ -290,6 +290,11 @@ impl Shared {
             Ok(_) => {
                 lock(&self.push_errors).remove(key);
             }
+            // It waits in the head to be executed, or another one with its nonce does: the search
+            // of the next rounds tells which.
+            Err(SendError::Node(e)) if e.is_nonce_taken() => {
+                tracing::debug!(key, cid = %record.cid(), error = %e, "message not pushed again");
+            }
             Err(e) => {
                 tracing::warn!(key, cid = %record.cid(), error = %e, "message not pushed yet");
                 lock(&self.push_errors).insert(key.to_owned(), e.to_string());
