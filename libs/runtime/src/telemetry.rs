@@ -32,7 +32,8 @@ pub enum LogFormat {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TelemetryConfig {
-    /// Log filter, such as `info` or `info,lotus_sealing=debug`. `RUST_LOG` wins over it.
+    /// Log filter, such as `info` or `info,lotus_sealing=debug`. `RUST_LOG` wins over it. The
+    /// proof libraries are held to `warn` unless it names them, as in `info,filecoin_proofs=info`.
     pub log: String,
     /// `text` or `json`.
     pub format: LogFormat,
@@ -50,6 +51,10 @@ impl Default for TelemetryConfig {
         }
     }
 }
+
+/// Libraries that log every step of every proof.
+const QUIET: &str = "filecoin_proofs=warn,storage_proofs_core=warn,storage_proofs_porep=warn,\
+                     storage_proofs_post=warn,storage_proofs_update=warn";
 
 /// Keeps telemetry going; flushes open spans when dropped.
 #[derive(Debug)]
@@ -85,7 +90,7 @@ pub fn init(process: &'static str, cfg: &TelemetryConfig) -> Result<Guard, Fault
         Ok(text) if !text.is_empty() => text,
         _ => cfg.log.clone(),
     };
-    let filter = EnvFilter::try_new(&filter).map_err(|e| {
+    let filter = EnvFilter::try_new(format!("{QUIET},{filter}")).map_err(|e| {
         Fault::new(
             Kind::Config,
             format!("log filter {filter:?}: {e}"),
