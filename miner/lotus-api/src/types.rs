@@ -279,7 +279,7 @@ impl SectorInfo {
             commit_msg: Lotus(s.commit),
             retries: s.failures.into(),
             to_upgrade: false,
-            replica_update_message: Lotus(None),
+            replica_update_message: Lotus(s.update.and_then(|u| u.message)),
             last_err: record.last_error.or(s.reason).unwrap_or_default(),
             log: record.log.into_iter().map(SectorLog::from).collect(),
             seal_proof: seal_proof_type(size),
