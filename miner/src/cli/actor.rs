@@ -1,12 +1,13 @@
 use cid::multibase::Base;
 use clap::Subcommand;
-use lotus_actors::{encode, miner};
+use lotus_actors::{BytesDe, encode, miner};
 use lotus_messages::{Controls, MessageKind, Roles, preference};
 use lotus_node_client::api::{MinerInfo, TipSetKey};
 use lotus_node_client::json::{address_text, parse_address};
 use lotus_node_client::{Node, NodeError};
 use lotus_runtime::Fault;
 use lotus_types::{Address, Kind, TokenAmount};
+use multiaddr::Multiaddr;
 use serde::Serialize;
 
 use super::order::{Spend, fil, spend};
@@ -17,6 +18,8 @@ use crate::run::from_node;
 const HEAD: &TipSetKey = &TipSetKey::HEAD;
 /// Bytes of a peer id at most. Source: builtin-actors, policy.rs, MAX_PEER_ID_LENGTH.
 const PEER_ID_MAX: usize = 128;
+/// Bytes of all multiaddresses at most. Source: builtin-actors, policy.rs, MAX_MULTIADDR_DATA.
+const MULTIADDRS_MAX: usize = 1024;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ActorCommand {
@@ -40,6 +43,18 @@ pub(super) enum ActorCommand {
     SetPeerId {
         /// Peer id in base58, such as 12D3KooW...
         peer_id: String,
+        /// Do it; without this the amounts are shown
+        #[arg(long)]
+        really_do_it: bool,
+    },
+    /// Publish where clients reach this provider; replaces what was published
+    SetAddrs {
+        /// Multiaddresses, such as /dns4/sp.example/tcp/24001 or /ip4/203.0.113.7/tcp/24001
+        #[arg(required_unless_present = "unset")]
+        addresses: Vec<Multiaddr>,
+        /// Publish none
+        #[arg(long, conflicts_with = "addresses")]
+        unset: bool,
         /// Do it; without this the amounts are shown
         #[arg(long)]
         really_do_it: bool,
@@ -110,7 +125,49 @@ pub(super) async fn actor(cx: &Cx, command: ActorCommand) -> Result<(), Fault> {
             };
             spend(cx, message, really_do_it).await
         }
+        ActorCommand::SetAddrs {
+            addresses,
+            unset: _,
+            really_do_it,
+        } => {
+            let message = set_addrs(actor, &info, &addresses)?;
+            spend(cx, message, really_do_it).await
+        }
     }
+}
+
+fn set_addrs(miner: Address, info: &MinerInfo, addresses: &[Multiaddr]) -> Result<Spend, Fault> {
+    let bytes: usize = addresses.iter().map(Multiaddr::len).sum();
+    if bytes > MULTIADDRS_MAX || addresses.iter().any(Multiaddr::is_empty) {
+        return Err(Fault::new(
+            Kind::Data,
+            format!("the chain takes {MULTIADDRS_MAX} bytes of addresses, none of them empty"),
+            "give fewer or shorter multiaddresses",
+        ));
+    }
+    let list = |all: Vec<String>| match all.is_empty() {
+        true => "none".to_owned(),
+        false => all.join(", "),
+    };
+    let old = info.multiaddrs.iter().map(|raw| {
+        let known = Multiaddr::try_from(raw.clone());
+        known.map_or_else(|e| format!("unreadable ({e})"), |a| a.to_string())
+    });
+    let new = addresses.iter().map(ToString::to_string);
+    Ok(Spend {
+        name: "set-addrs",
+        action: vec![
+            ("Old addresses".into(), list(old.collect())),
+            ("New addresses".into(), list(new.collect())),
+        ],
+        from: None,
+        miner,
+        method: miner::CHANGE_MULTIADDRS,
+        params: encode(&miner::ChangeMultiaddrsParams {
+            new_multi_addrs: addresses.iter().map(|a| BytesDe(a.to_vec())).collect(),
+        }),
+        max_fee: None,
+    })
 }
 
 /// An address that may act for the miner.

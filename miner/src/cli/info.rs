@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 
 use hub_proto::v1::{IdentityRequest, SafeToRestartRequest, WatchCapacityRequest};
 use lotus_node_client::api::TipSetKey;
+use lotus_node_client::json::address_text;
 use lotus_runtime::Fault;
 use serde::Serialize;
 
@@ -180,7 +181,7 @@ async fn on_chain(cx: &Cx) -> Result<OnChain, Fault> {
         network_power: power.total_power.quality_adj_power.to_string(),
         has_min_power: power.has_min_power,
         available_balance: format!("{} FIL", available.map_err(|e| from_node(&e))?),
-        worker: info.worker.to_string(),
+        worker: address_text(&info.worker),
         worker_balance: format!("{balance} FIL"),
     })
 }
