@@ -6,7 +6,9 @@ use serde::Serialize;
 
 use super::on_chain::OnChain;
 use super::sectors_act::{ActCommand, run};
-use super::{Cx, bytes, from_status, print, print_json, sectors_extend, table, time};
+use super::{
+    Cx, bytes, from_status, print, print_json, sectors_expired, sectors_extend, table, time,
+};
 use crate::api::MAX_PAGE;
 use crate::control::{self, Opened};
 
@@ -41,6 +43,7 @@ pub(super) enum SectorsCommand {
     },
     /// Let sectors live longer: shows which, until when, and the cost
     Extend(sectors_extend::ExtendArgs),
+    Expired(sectors_expired::ExpiredArgs),
     #[command(flatten)]
     Act(ActCommand),
 }
@@ -136,6 +139,7 @@ pub(super) async fn sectors(cx: &Cx, command: SectorsCommand) -> Result<(), Faul
     match command {
         SectorsCommand::List => list(cx).await,
         SectorsCommand::Extend(args) => sectors_extend::extend(cx, args).await,
+        SectorsCommand::Expired(args) => sectors_expired::expired(cx, args).await,
         SectorsCommand::Status {
             number,
             log,
