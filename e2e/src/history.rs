@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use cid::Cid;
 use lotus_actors::miner::{
-    PRE_COMMIT_SECTOR_BATCH2, PROVE_COMMIT_SECTORS3, PreCommitSectorBatchParams2,
-    ProveCommitSectors3Params, ProveCommitSectors3Return,
+    PRE_COMMIT_SECTOR_BATCH2, PROVE_COMMIT_SECTORS3, PROVE_REPLICA_UPDATES3,
+    PreCommitSectorBatchParams2, ProveCommitSectors3Params, ProveCommitSectors3Return,
+    ProveReplicaUpdates3Params, ProveReplicaUpdates3Return,
 };
 use lotus_node_client::Node;
 use lotus_node_client::api::{Message, MessageReceipt, TipSetKey};
@@ -27,7 +28,7 @@ pub struct Landed {
 }
 
 impl Landed {
-    /// The sectors that the message pre-committed or activated.
+    /// The sectors that the message pre-committed, activated or upgraded.
     pub fn sectors(&self) -> Result<Vec<u64>, Failed> {
         let Some(receipt) = self.receipt.as_ref().filter(|r| r.exit_code == 0) else {
             return Ok(Vec::new());
@@ -45,6 +46,13 @@ impl Landed {
                     lotus_actors::decode(&receipt.r#return).map_err(bad)?;
                 let activated = done.activation_results.successes(&p.sector_activations);
                 activated.iter().map(|s| s.sector_number).collect()
+            }
+            PROVE_REPLICA_UPDATES3 => {
+                let p: ProveReplicaUpdates3Params = lotus_actors::decode(params).map_err(bad)?;
+                let done: ProveReplicaUpdates3Return =
+                    lotus_actors::decode(&receipt.r#return).map_err(bad)?;
+                let upgraded = done.activation_results.successes(&p.sector_updates);
+                upgraded.iter().map(|s| s.sector).collect()
             }
             _ => Vec::new(),
         })

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use lotus_actors::miner::PROVE_REPLICA_UPDATES3;
 use lotus_e2e::{Failed, Net, history, secs};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -18,31 +19,35 @@ const QUIET: Duration = secs(20);
 /// How long everything may take to be proven once the kills are over.
 const SETTLED: Duration = secs(300);
 
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Sectors that are sealed while the hub dies at every write of its journal, and as many
-    /// again while it dies at random moments
+    /// Sectors that are sealed while the hub dies at every write of its journal, as many that are
+    /// upgraded meanwhile, and as many that are sealed while it dies at random moments
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=50))]
     crash_sectors: u16,
     /// Kills at random moments
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(0..=2000))]
     crash_moments: u32,
-    /// Most kills at writes of the journal
+    /// Most kills at writes of the journal on each of the two paths
     #[arg(long, default_value_t = 400, value_parser = clap::value_parser!(u32).range(0..=5000))]
     crash_writes: u32,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct Report {
     pub(crate) ok: bool,
     seed: u64,
     /// All in all.
     kills: u32,
-    /// Of these, at a write of the journal (`fdatasync`).
-    kills_at_writes: u32,
+    /// Of these, at a write of the journal (`fdatasync`) on the commit path.
+    kills_at_commit_writes: u32,
+    /// Of these, at one on the path of upgrades.
+    kills_at_snap_writes: u32,
     /// Of these, at a random moment.
     kills_at_moments: u32,
     pieces: usize,
+    /// Sectors that the chain upgraded: one for each piece of that path.
+    upgraded: usize,
     /// Pieces that are not in a proven sector at the end. Must be 0.
     lost: usize,
     /// Pieces that are in more than one place. Must be 0.
@@ -54,65 +59,42 @@ pub(crate) struct Report {
     seconds: f64,
 }
 
+/// The net under kills.
+struct Run {
+    net: Net,
+    options: Options,
+    random: StdRng,
+    /// Pieces of the deals so far.
+    made: BTreeSet<String>,
+    /// The hub that was killed last.
+    dead: u32,
+}
+
 pub(crate) async fn run(options: &Options, seed: u64) -> Result<Report, Failed> {
     let start = Instant::now();
     strace().await?;
     let net = Net::start(&pieces::config()).await?;
     net.ready(secs(120)).await?;
-    let mut random = StdRng::seed_from_u64(seed);
-
-    // The first half of the deals, hand-over included, under kills at writes.
-    let mut made = BTreeSet::new();
-    let mut kills_at_writes = 0;
-    let mut dead = 0;
-    {
-        let mut client = StdRng::seed_from_u64(seed.wrapping_add(1));
-        let deals = deals(&net, 0..options.crash_sectors, &mut client);
-        let die = async {
-            while kills_at_writes < options.crash_writes {
-                if let Some(pid) = die_at_write(&net, dead).await? {
-                    kills_at_writes += 1;
-                    dead = pid;
-                }
-                // Proven sectors go on writing: rounds, deadlines.
-                let look = kills_at_writes % 10 == 0;
-                if look && all_proven(&net, options.crash_sectors).await {
-                    break;
-                }
-            }
-            Ok::<(), Failed>(())
-        };
-        let (cids, ()) = tokio::try_join!(deals, die)?;
-        made.extend(cids);
-    }
-    eprintln!("{kills_at_writes} kills at writes of the journal");
-
-    // The second half at random moments.
-    {
-        let mut client = StdRng::seed_from_u64(seed.wrapping_add(2));
-        let deals = deals(
-            &net,
-            options.crash_sectors..2 * options.crash_sectors,
-            &mut client,
-        );
-        let die = async {
-            for _ in 0..options.crash_moments {
-                up(&net, dead).await?;
-                let moment = random.random_range(0..3_000);
-                tokio::time::sleep(Duration::from_millis(moment)).await;
-                dead = net.kill9("hub").await?;
-            }
-            Ok::<(), Failed>(())
-        };
-        let (cids, ()) = tokio::try_join!(deals, die)?;
-        made.extend(cids);
-    }
+    let mut run = Run {
+        net,
+        options: options.clone(),
+        random: StdRng::seed_from_u64(seed),
+        made: BTreeSet::new(),
+        dead: 0,
+    };
+    let commit = run.at_writes().await?;
+    eprintln!("{commit} kills at writes of the journal on the commit path");
+    run.pledge().await?;
+    let snap = run.at_writes().await?;
+    eprintln!("{snap} kills at writes of the journal on the path of upgrades");
+    run.at_moments().await?;
+    let Run {
+        net, made, dead, ..
+    } = run;
 
     up(&net, dead).await?;
-    let wanted = made.len();
     let settled = net.wait("every piece to be proven", SETTLED, async |n| {
-        let all = pieces::sectors(n).await.ok()?;
-        (pieces::proven(&all).len() == wanted).then_some(())
+        all_proven(n, made.len()).await.then_some(())
     });
     if let Err(e) = settled.await {
         eprintln!("{e}");
@@ -123,25 +105,108 @@ pub(crate) async fn run(options: &Options, seed: u64) -> Result<Report, Failed> 
     for piece in all.iter().flat_map(|s| &s.pieces) {
         *places.entry(&piece.piece_cid).or_default() += 1;
     }
-    let (messages, duplicate_messages) = effects(&net).await?;
+    let chain = effects(&net).await?;
+    net.stop().await?;
     let report = Report {
         seed,
-        kills: kills_at_writes + options.crash_moments,
-        kills_at_writes,
+        kills: commit + snap + options.crash_moments,
+        kills_at_commit_writes: commit,
+        kills_at_snap_writes: snap,
         kills_at_moments: options.crash_moments,
-        pieces: wanted,
+        pieces: made.len(),
+        upgraded: chain.upgraded,
         lost: made.iter().filter(|p| !proven.contains_key(*p)).count(),
         doubled: places.values().filter(|n| **n > 1).count(),
-        messages,
-        duplicate_messages,
+        messages: chain.messages,
+        duplicate_messages: chain.doubled,
         seconds: start.elapsed().as_secs_f64(),
         ok: false,
     };
-    net.stop().await?;
-    Ok(Report {
-        ok: report.lost == 0 && report.doubled == 0 && report.duplicate_messages == 0,
-        ..report
-    })
+    let ok = report.lost == 0
+        && report.doubled == 0
+        && report.duplicate_messages == 0
+        && report.upgraded == usize::from(options.crash_sectors);
+    Ok(Report { ok, ..report })
+}
+
+impl Run {
+    /// Deals, hand-over included, while the hub dies at each write of its journal.
+    async fn at_writes(&mut self) -> Result<u32, Failed> {
+        let Self {
+            net,
+            options,
+            random,
+            made,
+            dead,
+        } = self;
+        let wanted = made.len() + usize::from(options.crash_sectors);
+        let deals = deals(net, made.len(), options.crash_sectors, random);
+        let die = async {
+            let mut kills = 0;
+            while kills < options.crash_writes {
+                if let Some(pid) = die_at_write(net, *dead).await? {
+                    kills += 1;
+                    *dead = pid;
+                }
+                // Proven sectors go on writing: rounds, deadlines.
+                if kills % 10 == 0 && all_proven(net, wanted).await {
+                    break;
+                }
+            }
+            Ok::<_, Failed>(kills)
+        };
+        let (cids, kills) = tokio::try_join!(deals, die)?;
+        made.extend(cids);
+        Ok(kills)
+    }
+
+    /// Committed capacity, which the next deals upgrade. Nothing dies meanwhile.
+    async fn pledge(&mut self) -> Result<(), Failed> {
+        up(&self.net, self.dead).await?;
+        let wanted = self.made.len();
+        let proven = "the pieces so far to be proven";
+        let settled = self.net.wait(proven, SETTLED, async |n| {
+            all_proven(n, wanted).await.then_some(())
+        });
+        settled.await?;
+        let repo = self.net.root().join("miner").display().to_string();
+        let count = self.options.crash_sectors.to_string();
+        let args = ["sectors", "pledge", "--count", &count, "--repo", &repo];
+        self.net.run("lotus-miner", &args).await?;
+        let wanted = usize::from(self.options.crash_sectors);
+        let there = "committed capacity to be available";
+        let available = self.net.wait(there, SETTLED, async |n| {
+            let all = pieces::sectors(n).await.ok()?;
+            let available = all.iter().filter(|s| s.state == "Available");
+            (available.count() == wanted).then_some(())
+        });
+        available.await
+    }
+
+    /// Deals while the hub dies at random moments.
+    async fn at_moments(&mut self) -> Result<(), Failed> {
+        let Self {
+            net,
+            options,
+            random,
+            made,
+            dead,
+        } = self;
+        let mut moments = StdRng::seed_from_u64(random.random());
+        let deals = deals(net, made.len(), options.crash_sectors, random);
+        let die = async {
+            for _ in 0..options.crash_moments {
+                up(net, *dead).await?;
+                let moment = moments.random_range(0..3_000);
+                tokio::time::sleep(Duration::from_millis(moment)).await;
+                *dead = net.kill9("hub").await?;
+            }
+            Ok::<(), Failed>(())
+        };
+        let (cids, ()) = tokio::try_join!(deals, die)?;
+        made.extend(cids);
+        Ok(())
+    }
 }
 
 /// Whether the tool is there by which a process dies just as it writes.
@@ -157,19 +222,20 @@ async fn strace() -> Result<(), Failed> {
 
 async fn deals(
     net: &Net,
-    numbers: std::ops::Range<u16>,
+    first: usize,
+    count: u16,
     random: &mut StdRng,
 ) -> Result<Vec<String>, Failed> {
     let mut cids = Vec::new();
-    for n in numbers {
+    for n in first..first + usize::from(count) {
         cids.push(pieces::deal(net, n, random).await?);
     }
     Ok(cids)
 }
 
-async fn all_proven(net: &Net, sectors: u16) -> bool {
+async fn all_proven(net: &Net, pieces: usize) -> bool {
     match pieces::sectors(net).await {
-        Ok(all) => pieces::proven(&all).len() == usize::from(sectors),
+        Ok(all) => pieces::proven(&all).len() == pieces,
         Err(_) => false,
     }
 }
@@ -222,8 +288,15 @@ async fn die_at_write(net: &Net, before: u32) -> Result<Option<u32>, Failed> {
     Ok(Some(pid))
 }
 
-/// Messages on the chain, and how often one had an effect that another had before it.
-async fn effects(net: &Net) -> Result<(usize, usize), Failed> {
+struct Chain {
+    messages: usize,
+    upgraded: usize,
+    /// Effects that another message had before.
+    doubled: usize,
+}
+
+/// What the messages on the chain did.
+async fn effects(net: &Net) -> Result<Chain, Failed> {
     let landed = history::landed(&net.node()?).await?;
     let mut nonces = BTreeSet::new();
     let mut sectors = BTreeSet::new();
@@ -239,5 +312,10 @@ async fn effects(net: &Net) -> Result<(usize, usize), Failed> {
             }
         }
     }
-    Ok((landed.len(), doubled))
+    let upgrades = sectors.iter().filter(|(m, _)| *m == PROVE_REPLICA_UPDATES3);
+    Ok(Chain {
+        messages: landed.len(),
+        upgraded: upgrades.count(),
+        doubled,
+    })
 }

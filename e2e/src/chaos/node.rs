@@ -73,7 +73,7 @@ pub(crate) async fn run(options: &Options, seed: u64) -> Result<Report, Failed> 
     let wanted = usize::from(options.node_sectors);
     for n in 0.. {
         if n < options.node_sectors {
-            made.insert(pieces::deal(&net, n, &mut random).await?);
+            made.insert(pieces::deal(&net, n.into(), &mut random).await?);
         }
         faults.next(&net).await;
         let proven = pieces::proven(&pieces::sectors(&net).await?).len();

@@ -48,12 +48,15 @@ pub(crate) fn config() -> NetConfig {
     // A retry after a minute is right for 30-second epochs, not for these.
     let retry = "LOTUS_MINER__SEALING__RETRY_FIRST_SECS";
     cfg.hub_env.insert(retry.into(), "1".into());
+    // Nor are 900 epochs with the old replica after an upgrade: reorgs here are short.
+    let finality = "LOTUS_MINER__SEALING__FINALITY_EPOCHS";
+    cfg.hub_env.insert(finality.into(), "30".into());
     cfg
 }
 
 /// Makes a deal for random bytes, the `n`-th. While the provider is down it is asked again with
 /// the same deal id. Returns the piece CID.
-pub(crate) async fn deal(net: &Net, n: u16, random: &mut StdRng) -> Result<String, Failed> {
+pub(crate) async fn deal(net: &Net, n: usize, random: &mut StdRng) -> Result<String, Failed> {
     let mut bytes = vec![0; PIECE_BYTES];
     random.fill(&mut bytes[..]);
     let file = net.root().join(format!("piece-{n}"));
