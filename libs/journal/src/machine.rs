@@ -108,9 +108,6 @@ impl<M: Machine> fmt::Debug for Machines<M> {
     }
 }
 
-/// Instances read in one go by [`Machines::all`] and effects by [`Machines::pending`].
-const PAGE: usize = 4096;
-
 /// Next effect id of every machine, kept apart from the effects so that ids are never reused.
 const NEXT_EFFECT: Map<String, u64> = Map::new("machine.next_effect");
 
@@ -220,21 +217,26 @@ impl<M: Machine> Machines<M> {
         self.collect(&M::STATES)
     }
 
+    /// Calls `f` with every instance, in key order, and keeps none.
+    pub fn each<E: From<JournalError>>(
+        &self,
+        f: impl FnMut(M::Key, M::State) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.journal.read(|view| view.each(&M::STATES, f))
+    }
+
     fn collect<K: JournalKey, V: Serialize + DeserializeOwned>(
         &self,
         map: &Map<K, V>,
     ) -> Result<Entries<K, V>, JournalError> {
+        let mut out = Vec::new();
         self.journal.read(|view| {
-            let mut out: Vec<(K, V)> = Vec::new();
-            loop {
-                let page = view.scan(map, out.last().map(|(k, _)| k), PAGE)?;
-                let end = page.len() < PAGE;
-                out.extend(page);
-                if end {
-                    return Ok(out);
-                }
-            }
-        })
+            view.each(map, |k, v| {
+                out.push((k, v));
+                Ok::<_, JournalError>(())
+            })
+        })?;
+        Ok(out)
     }
 }
 

@@ -360,6 +360,23 @@ impl View {
             .map_or(Ok(Vec::new()), |t| map.scan_in(&t, after, limit))
     }
 
+    /// Calls `f` with every entry, in key order, and keeps none: there may be millions.
+    pub fn each<K: JournalKey, V: Serialize + DeserializeOwned, E: From<JournalError>>(
+        &self,
+        map: &Map<K, V>,
+        mut f: impl FnMut(K, V) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let Some(table) = self.table(map)? else {
+            return Ok(());
+        };
+        for item in table.iter().map_err(JournalError::from)? {
+            let (k, v) = item.map_err(JournalError::from)?;
+            let (k, v) = map.pair(k.value(), v.value())?;
+            f(k, v)?;
+        }
+        Ok(())
+    }
+
     /// The entry with the largest key.
     pub fn last<K: JournalKey, V: Serialize + DeserializeOwned>(
         &self,
