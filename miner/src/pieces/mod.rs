@@ -191,13 +191,14 @@ impl Pieces {
         dir: PathBuf,
         cfg: PiecesConfig,
     ) -> Result<Arc<Self>, JournalError> {
-        let machines = Machines::new(journal);
+        let machines = Machines::<PieceMachine>::new(journal);
         let mut live = HashMap::new();
-        for (key, offer) in machines.all()? {
+        machines.each(|key, offer| {
             if let Some(entry) = Live::of(&offer) {
                 live.insert(key, entry);
             }
-        }
+            Ok::<_, JournalError>(())
+        })?;
         Ok(Arc::new(Self {
             machines,
             events,

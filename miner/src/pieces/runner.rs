@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use lotus_dataplane::{DataError, HttpPull, fetch_fd, http_client, pull_http};
-use lotus_journal::{EffectId, JournalError, Pending};
+use lotus_journal::{EffectId, JournalError, Machine as _, Pending};
 use lotus_runtime::{Backoff, Fault, trace};
 use lotus_types::{DealKey, Kind, PieceInfo};
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -77,7 +77,10 @@ impl PieceRunner {
     pub async fn run(self, stop: CancellationToken) -> Result<(), Fault> {
         let this = Arc::new(self);
         let fault = |e: JournalError| Fault::new(e.kind(), e.to_string(), e.fix());
-        this.reconcile().map_err(fault)?;
+        let reconciled = this.clone();
+        blocking(move || reconciled.reconcile())
+            .await
+            .map_err(fault)?;
         let mut running: HashMap<Id, EffectId> = HashMap::new();
         let mut tasks: JoinSet<()> = JoinSet::new();
         loop {
@@ -115,12 +118,18 @@ impl PieceRunner {
 
     /// Tells hand-offs what became of their sectors while nobody listened.
     fn reconcile(&self) -> Result<(), JournalError> {
-        for (key, offer) in self.pieces.machines.all()? {
-            if let Phase::Placed(place) | Phase::Active(place) = offer.phase {
-                self.follow_sector(&key, place.sector)?;
+        self.pieces.machines.each(|key, offer| {
+            let (Phase::Placed(place) | Phase::Active(place)) = offer.phase else {
+                return Ok(());
+            };
+            let event = self.placer.sector(place.sector).event();
+            // Nearly all know it already, and a write waits for the disk even if it changes
+            // nothing.
+            match event.filter(|e| PieceMachine::step(Some(&offer), e).is_some()) {
+                Some(event) => self.pieces.apply(&key, &event, None).map(|_| ()),
+                None => Ok(()),
             }
-        }
-        Ok(())
+        })
     }
 
     fn follow_sector(&self, key: &DealKey, sector: u64) -> Result<(), JournalError> {
@@ -525,7 +534,7 @@ impl PieceRunner {
                 for (other, _) in deals_of(&name, |from| {
                     v.scan(&BY_CID, Some(from), MAX_DEALS_OF_A_PIECE)
                 })? {
-                    let state = v.get(&<PieceMachine as lotus_journal::Machine>::STATES, &other)?;
+                    let state = v.get(&PieceMachine::STATES, &other)?;
                     if other != key && state.is_some_and(|o: Offer| o.phase.is_live()) {
                         return Ok(true);
                     }
