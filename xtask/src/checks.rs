@@ -33,7 +33,9 @@ struct Dependency {
 
 /// Layers of the workspace, top first. A crate may use crates of lower layers, and of its own
 /// where `peers` says so. Source: docs/ARCHITECTURE.md.
-const LAYERS: [(&str, &[&str]); 7] = [
+const LAYERS: [(&str, &[&str]); 8] = [
+    // Measures what the tests run.
+    ("measurements", &["bench"]),
     ("tools", &["e2e", "xtask"]),
     ("binaries", &["miner", "markets", "supervisor", "devnet"]),
     (
@@ -243,6 +245,8 @@ mod tests {
             ("libs/piece-index", "hub-proto", true),
             ("libs/car", "hub-proto", false),
             ("e2e", "libs/car", true),
+            ("bench", "e2e", true),
+            ("e2e", "bench", false),
             ("services/deals", "services/retrieval", false),
             ("services/deals", "miner", false),
             ("libs/types", "hub-proto", false),

@@ -1,4 +1,4 @@
-//! The one-command tools of the workspace: `cargo xtask demo|test|peers|ci|gen`.
+//! The one-command tools of the workspace: `cargo xtask demo|chaos|bench|test|peers|ci|gen`.
 
 mod checks;
 mod counted;
@@ -34,6 +34,13 @@ enum Command {
     #[command(disable_help_flag = true)]
     Chaos {
         /// Options: --crash, --node, --proving, --mining, --seed N, --json and more.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// Build everything and measure it; `--help` shows what.
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// What to measure, and its options: sealing --only PARTS, --sectors N,N, --json and more.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
@@ -89,6 +96,7 @@ fn main() -> ExitCode {
     let done = match Args::parse().command {
         Command::Demo { args } => demo(&root, args),
         Command::Chaos { args } => chaos(&root, args),
+        Command::Bench { args } => bench(&root, args),
         Command::Test { args } => test(&root, args),
         Command::Peers { json } => run_peers(&root, json),
         Command::Ci { no_test } => ci(&root, no_test),
@@ -141,6 +149,11 @@ fn demo(root: &Path, args: Vec<OsString>) -> Result<(), Failed> {
 fn chaos(root: &Path, args: Vec<OsString>) -> Result<(), Failed> {
     build(root)?;
     sh::exec(&target(root)?.join("release/lotus-chaos"), args)
+}
+
+fn bench(root: &Path, args: Vec<OsString>) -> Result<(), Failed> {
+    build(root)?;
+    sh::exec(&target(root)?.join("release/lotus-bench"), args)
 }
 
 fn test(root: &Path, args: Vec<OsString>) -> Result<(), Failed> {
