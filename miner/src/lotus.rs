@@ -11,7 +11,7 @@ use lotus_messages::AddressConfig;
 use lotus_node_client::Node;
 use lotus_node_client::api::TipSet;
 use lotus_node_client::json::parse_address;
-use lotus_sealing::{SealingError, SectorRecord};
+use lotus_sealing::{SealingError, SectorRecord, SectorState};
 use lotus_types::{ActorId, SectorId, SectorNumber, SectorSize};
 use lotus_workers::{JobInfo, WorkerInfo};
 
@@ -61,8 +61,8 @@ impl Hub for LotusHub {
         }
     }
 
-    fn sectors(&self) -> Vec<SectorRecord> {
-        self.sealer.sealing.sectors()
+    fn sectors(&self) -> Vec<(SectorNumber, SectorState)> {
+        self.sealer.sealing.states()
     }
 
     fn sector(&self, number: SectorNumber) -> Result<Option<SectorRecord>, SealingError> {

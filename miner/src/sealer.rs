@@ -145,10 +145,10 @@ impl Placer for Sealer {
     }
 
     fn sector(&self, number: u64) -> SectorFate {
-        match self.sealing.sector(SectorNumber(number)) {
-            Ok(Some(r)) => fate(r.sector.state, r.sector.reason.as_deref()),
+        match self.sealing.state(SectorNumber(number)) {
+            Some((state, reason)) => fate(state, reason.as_deref()),
             // Nothing is known, so nothing is lost.
-            Ok(None) | Err(_) => SectorFate::Sealing(String::new()),
+            None => SectorFate::Sealing(String::new()),
         }
     }
 }
@@ -301,12 +301,9 @@ fn unexpected(output: &Output) -> NoPlace {
 }
 
 impl SectorBook for Sealer {
-    fn list(&self, after: Option<u64>, limit: usize) -> Vec<SectorInfo> {
-        let sectors = self.sealing.sectors();
-        let wanted = sectors
-            .into_iter()
-            .filter(|r| after.is_none_or(|a| r.number.0 > a));
-        wanted.take(limit).map(|r| info(r, false)).collect()
+    fn list(&self, after: Option<u64>, limit: usize) -> Result<Vec<SectorInfo>, JournalError> {
+        let page = self.sealing.list(after.map(SectorNumber), limit)?;
+        Ok(page.into_iter().map(|r| info(r, false)).collect())
     }
 
     fn get(&self, number: u64, log: bool) -> Result<Option<SectorInfo>, JournalError> {
@@ -334,7 +331,7 @@ impl Safety for Sealer {
                 None => b.what,
             });
         }
-        for r in self.sealing.sectors() {
+        for r in self.sealing.busy() {
             // The steps that take long and begin anew after a restart.
             if let SectorState::PreCommit1
             | SectorState::PreCommit2

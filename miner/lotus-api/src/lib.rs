@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use lotus_node_client::Node;
 use lotus_node_client::api::TipSet;
-use lotus_sealing::{SealingError, SectorRecord};
+use lotus_sealing::{SealingError, SectorRecord, SectorState};
 use lotus_types::{ActorId, Address, SectorId, SectorNumber, SectorSize};
 use lotus_workers::{JobInfo, WorkerInfo};
 
@@ -37,8 +37,8 @@ pub trait Hub: Send + Sync + 'static {
     fn sector_size(&self) -> SectorSize;
     /// Who sends which messages.
     fn senders(&self) -> Senders;
-    /// Every sector, without logs.
-    fn sectors(&self) -> Vec<SectorRecord>;
+    /// The state of every sector.
+    fn sectors(&self) -> Vec<(SectorNumber, SectorState)>;
     /// One sector, with its log.
     fn sector(&self, number: SectorNumber) -> Result<Option<SectorRecord>, SealingError>;
     /// Where sectors are kept. Reads folders: it blocks.

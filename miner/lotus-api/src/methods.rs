@@ -140,20 +140,20 @@ methods! { cx:
     }
     Read SectorsList() {
         let all = cx.hub.sectors();
-        all.into_iter().map(|r| r.number).collect::<Vec<_>>()
+        all.into_iter().map(|(number, _)| number).collect::<Vec<_>>()
     }
     Read SectorsListInStates(states: Vec<String>) {
         let all = cx.hub.sectors().into_iter();
-        let wanted = all.filter(|r| states.iter().any(|s| s == r.sector.state.as_str()));
-        wanted.map(|r| r.number).collect::<Vec<_>>()
+        let wanted = all.filter(|(_, state)| states.iter().any(|s| s == state.as_str()));
+        wanted.map(|(number, _)| number).collect::<Vec<_>>()
     }
     Read SectorsStatus(number: SectorNumber, on_chain: bool) {
         sector(&cx, number, on_chain).await?
     }
     Read SectorsSummary() {
         let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
-        for record in cx.hub.sectors() {
-            *sums.entry(record.sector.state.as_str()).or_default() += 1;
+        for (_, state) in cx.hub.sectors() {
+            *sums.entry(state.as_str()).or_default() += 1;
         }
         sums
     }

@@ -48,7 +48,7 @@ impl Shared {
             changes.mark_unchanged();
             heads.borrow_and_update();
             let turn = self.batching.lock().await;
-            let Some(s) = self.get(n).filter(|s| s.state == kind.state()) else {
+            let Some(s) = self.busy(n).filter(|s| s.state == kind.state()) else {
                 return Ok(None);
             };
             let wait = match s.seat.batch {
@@ -94,7 +94,7 @@ impl Shared {
         let head = self.chain_head()?;
         let base_fee = &head.min_ticket_block().parent_base_fee;
         let cheap = *base_fee < TokenAmount::from_atto(self.cfg.batch_above_base_fee_attofil);
-        let waiting = waiting(&self.cfg, kind, &lock(&self.mirror));
+        let waiting = waiting(&self.cfg, kind, lock(&self.mirror).busy());
         Ok(flush(
             Rules::of(&self.cfg, kind),
             &waiting,
@@ -108,6 +108,7 @@ impl Shared {
     fn members(&self, kind: BatchKind, batch: u64) -> Vec<(SectorNumber, Sector)> {
         let mirror = lock(&self.mirror);
         let members = mirror
+            .busy()
             .iter()
             .filter(|(_, s)| s.state == kind.state() && s.seat.batch == Some(batch));
         members.map(|(n, s)| (*n, s.clone())).collect()
@@ -126,7 +127,7 @@ impl Shared {
         let mut fits = Vec::new();
         for n in batch {
             let proof = self.stored(n, Stored::Proof).await?.map_or(0, |p| p.len());
-            let pieces = self.get(n).map_or(0, |s| s.pieces.len());
+            let pieces = self.busy(n).map_or(0, |s| s.pieces.len());
             bytes += proof + SECTOR_BYTES + pieces * PIECE_BYTES;
             if bytes as u64 > self.cfg.commit_batch_max_bytes && !fits.is_empty() {
                 break;

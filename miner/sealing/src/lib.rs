@@ -17,6 +17,7 @@ mod config;
 mod error;
 mod heavy;
 pub mod machine;
+mod mirror;
 mod operate;
 mod params;
 mod pieces;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use lotus_node_client::api::TipSetKey;
-use lotus_types::{Epoch, PieceInfo, SectorNumber, TokenAmount};
+use lotus_types::{PieceInfo, SectorNumber, TokenAmount};
 use serde::{Deserialize, Serialize};
 
 use crate::batch::{BatchKind, Waiting, waiting};
@@ -40,7 +40,7 @@ impl Sealing {
         wanted: &'static str,
     ) -> Result<(), SealingError> {
         let s = &self.0;
-        let sector = s.get(number).ok_or(SealingError::NoSector(number))?;
+        let sector = s.get(number)?.ok_or(SealingError::NoSector(number))?;
         if s.apply(number, event, None, Also::Nothing).await? {
             return Ok(());
         }
@@ -55,7 +55,7 @@ impl Sealing {
     /// sector that never was on chain go into another.
     pub async fn remove(&self, number: SectorNumber) -> Result<(), SealingError> {
         let s = &self.0;
-        let sector = s.get(number).ok_or(SealingError::NoSector(number))?;
+        let sector = s.get(number)?.ok_or(SealingError::NoSector(number))?;
         if sector.state != SectorState::FailedUnrecoverable {
             s.unneeded(number, &sector).await?;
         }
@@ -72,7 +72,7 @@ impl Sealing {
     /// What is lost when the sector is terminated or removed now.
     pub async fn stake(&self, number: SectorNumber) -> Result<Stake, SealingError> {
         let s = &self.0;
-        let sector = s.get(number).ok_or(SealingError::NoSector(number))?;
+        let sector = s.get(number)?.ok_or(SealingError::NoSector(number))?;
         let at = TipSetKey::HEAD;
         let info = s.live_info(number, &at).await?;
         let pre = s
@@ -119,7 +119,7 @@ impl Sealing {
     /// The sectors that wait for others to share a message with.
     #[must_use]
     pub fn waiting(&self, kind: BatchKind) -> Vec<Waiting> {
-        waiting(&self.0.cfg, kind, &lock(&self.0.mirror))
+        waiting(&self.0.cfg, kind, lock(&self.0.mirror).busy())
     }
 
     /// Sends the message of those that wait now. Returns the sectors.
@@ -158,7 +158,13 @@ impl Shared {
     }
 
     pub(crate) fn choose(&self, piece: &PieceInfo, upgrade: &Upgrade) -> Choice {
-        choose(self.size, &self.cfg, &lock(&self.mirror), piece, upgrade)
+        choose(
+            self.size,
+            &self.cfg,
+            lock(&self.mirror).busy(),
+            piece,
+            upgrade,
+        )
     }
 
     /// What a piece asks of a sector that is on chain, and a sector to upgrade: the one that ends
@@ -168,18 +174,12 @@ impl Shared {
         piece: &PieceInfo,
         terms: &Terms,
     ) -> Result<Upgrade, SealingError> {
-        let mut open: Vec<(Epoch, SectorNumber, Sector)> = lock(&self.mirror)
-            .iter()
-            .filter(|(_, s)| {
-                matches!(
-                    s.state,
-                    SectorState::Available | SectorState::SnapDealsWaitDeals
-                )
-            })
-            .filter_map(|(n, s)| Some((s.expiration?, *n, s.clone())))
-            .collect();
-        if open.is_empty() {
-            return Ok(Upgrade::default());
+        {
+            let mirror = lock(&self.mirror);
+            let takes = |s: &Sector| s.state == SectorState::SnapDealsWaitDeals;
+            if mirror.available().is_empty() && !mirror.busy().values().any(takes) {
+                return Ok(Upgrade::default());
+            }
         }
         let head = self.chain_head()?;
         let mut upgrade = Upgrade {
@@ -199,9 +199,14 @@ impl Shared {
             });
         }
         if !matches!(self.choose(piece, &upgrade), Choice::Into(..)) {
-            open.retain(|(_, _, s)| s.state == SectorState::Available && upgrade.fits(s));
-            open.sort_by_key(|(end, n, _)| (*end, *n));
-            for (_, n, _) in open.into_iter().take(CANDIDATES) {
+            let candidates: Vec<SectorNumber> = lock(&self.mirror)
+                .available()
+                .iter()
+                .filter(|(end, _)| upgrade.fits(*end))
+                .map(|(_, n)| *n)
+                .take(CANDIDATES)
+                .collect();
+            for n in candidates {
                 if self.live_info(n, &head.key()).await?.is_none() {
                     continue;
                 }

@@ -43,11 +43,8 @@ pub(crate) struct Upgrade {
 const UPGRADE_TIME: EpochDelta = EpochDelta(2_880);
 
 impl Upgrade {
-    /// Whether the sector lives long enough, and not too long.
-    pub(crate) fn fits(&self, s: &Sector) -> bool {
-        let Some(end) = s.expiration else {
-            return false;
-        };
+    /// Whether a sector with this end lives long enough, and not too long.
+    pub(crate) fn fits(&self, end: Epoch) -> bool {
         let left = end - self.head;
         let claim = self
             .claim
@@ -72,7 +69,8 @@ pub(crate) fn choose(
     waiting.sort_by_key(|(n, s)| (room(size, s), **n));
     for (n, s) in &waiting {
         if s.pieces.len() < max_pieces(cfg)
-            && (s.state == SectorState::WaitDeals || upgrade.fits(s))
+            && (s.state == SectorState::WaitDeals
+                || s.expiration.is_some_and(|end| upgrade.fits(end)))
             && let Some(offset) = fit(size, s, piece)
         {
             return Choice::Into(**n, offset);
@@ -303,7 +301,8 @@ mod tests {
             (0, Some((5_121, 9_000)), false),
             (0, Some((100, 7_999)), false),
         ] {
-            assert_eq!(want(end, claim).fits(&sectors[&n]), fits, "{end} {claim:?}");
+            let want = want(end, claim);
+            assert_eq!(want.fits(Epoch(9_000)), fits, "{end} {claim:?}");
         }
         let choose = |cfg: &SealingConfig, sectors: &_, want: &Upgrade| {
             choose(SIZE, cfg, sectors, &piece, want)

@@ -94,7 +94,7 @@ impl Shared {
         let number = pending.key;
         let span = tracing::info_span!("seal", sector = %number, effect = ?pending.effect);
         // The trace of the sector's first deal; those of the others link to it.
-        let pieces = self.get(number).map(|s| s.pieces).unwrap_or_default();
+        let pieces = self.busy(number).map(|s| s.pieces).unwrap_or_default();
         if let Some((first, others)) = pieces.split_first() {
             trace::set_parent(&span, &first.trace);
             for piece in others {
@@ -135,12 +135,12 @@ impl Shared {
         effect: Effect,
         id: EffectId,
     ) -> Result<(), SealingError> {
-        let sector = self.get(number).ok_or(SealingError::NoSector(number))?;
-        if sector.state.effect() != Some(effect) {
+        let sector = self.busy(number);
+        let Some(sector) = sector.filter(|s| s.state.effect() == Some(effect)) else {
             // The sector moved on by another way, such as `seal_now`.
             let shared = self.clone();
             return self.blocking(move || Ok(shared.machines.settle(id)?)).await;
-        }
+        };
         let done = tokio::select! {
             done = self.effect(number, &sector, effect) => done?,
             () = self.moved(number, effect) => None,
@@ -158,7 +158,7 @@ impl Shared {
     async fn moved(&self, number: SectorNumber, effect: Effect) {
         let mut changes = self.changes.subscribe();
         while self
-            .get(number)
+            .busy(number)
             .is_some_and(|s| s.state.effect() == Some(effect))
         {
             if changes.changed().await.is_err() {
@@ -223,7 +223,7 @@ impl Shared {
             changes.mark_unchanged();
             let height = head.borrow_and_update().as_ref().map(|h| h.height);
             let now = unix_ms();
-            let wait = match self.get(n) {
+            let wait = match self.busy(n) {
                 Some(s) if s.state.takes_pieces() => {
                     match due(self.size, &self.cfg, &s, height, now) {
                         Due::Now => return Some(Event::StartPacking),

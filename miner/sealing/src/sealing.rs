@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use lotus_chain::Follower;
-use lotus_journal::{Journal, JournalError, Tx};
+use lotus_journal::{Journal, JournalError, Machine as _, Tx};
 use lotus_messages::Sender;
 use lotus_node_client::Node;
 use lotus_runtime::trace;
@@ -11,7 +11,7 @@ use lotus_types::{ActorId, Commitment, DealKey, PieceCid, PieceInfo, SectorNumbe
 use lotus_workers::{Output, Pool, Progress, Task, WorkError};
 use tokio::sync::watch;
 
-use crate::machine::{Event, Sector, SectorPiece, SectorState, Terms};
+use crate::machine::{Event, Sector, SectorPiece, SectorState, Sectors, Terms};
 use crate::pieces::{self, Choice};
 use crate::record::{LOG, LOG_LIMIT, LogEntry, SectorChange, SectorRecord};
 use crate::runner::Runner;
@@ -190,7 +190,7 @@ impl Sealing {
     pub async fn pledge(&self) -> Result<SectorNumber, SealingError> {
         let s = &self.0;
         let _turn = s.placing.lock().await;
-        let sealing = pieces::in_use(&lock(&s.mirror));
+        let sealing = pieces::in_use(lock(&s.mirror).busy());
         if s.cfg.max_sealing_sectors > 0 && sealing >= s.cfg.max_sealing_sectors as usize {
             return Err(SealingError::NoRoom { sealing });
         }
@@ -213,12 +213,44 @@ impl Sealing {
         Ok(journal.read(|v| v.get::<_, _>(&PLACED, key))?)
     }
 
-    /// Every sector, by number, without logs.
+    /// The state of every sector, by number.
     #[must_use]
-    pub fn sectors(&self) -> Vec<SectorRecord> {
-        let mirror = lock(&self.0.mirror).clone();
+    pub fn states(&self) -> Vec<(SectorNumber, SectorState)> {
+        lock(&self.0.mirror).states()
+    }
+
+    /// The state of a sector, and the reason that goes with it.
+    #[must_use]
+    pub fn state(&self, number: SectorNumber) -> Option<(SectorState, Option<String>)> {
+        let mirror = lock(&self.0.mirror);
+        let (state, reason) = mirror.state(number)?;
+        Some((state, reason.map(str::to_owned)))
+    }
+
+    /// The sectors that are worked on or wait for something, by number, without logs.
+    #[must_use]
+    pub fn busy(&self) -> Vec<SectorRecord> {
+        let busy = lock(&self.0.mirror).busy().clone();
+        self.records(busy)
+    }
+
+    /// The first `limit` sectors with numbers above `after`, without logs.
+    pub fn list(
+        &self,
+        after: Option<SectorNumber>,
+        limit: usize,
+    ) -> Result<Vec<SectorRecord>, JournalError> {
+        let journal = self.0.machines.journal();
+        let page = journal.read(|v| v.scan(&Sectors::STATES, after.as_ref(), limit))?;
+        Ok(self.records(page))
+    }
+
+    fn records(
+        &self,
+        sectors: impl IntoIterator<Item = (SectorNumber, Sector)>,
+    ) -> Vec<SectorRecord> {
         let live = lock(&self.0.lives);
-        mirror
+        sectors
             .into_iter()
             .map(|(number, sector)| record(number, sector, live.get(&number), Vec::new()))
             .collect()
@@ -226,7 +258,7 @@ impl Sealing {
 
     /// One sector with its log.
     pub fn sector(&self, number: SectorNumber) -> Result<Option<SectorRecord>, SealingError> {
-        let Some(sector) = self.0.get(number) else {
+        let Some(sector) = self.0.get(number)? else {
             return Ok(None);
         };
         let first = sector.events.saturating_sub(LOG_LIMIT);
@@ -246,13 +278,11 @@ impl Sealing {
         let s = &self.0;
         let (sealing, room, upgradable) = {
             let mirror = lock(&s.mirror);
-            let waiting = mirror.values().filter(|x| x.state.takes_pieces());
+            let busy = mirror.busy();
+            let waiting = busy.values().filter(|x| x.state.takes_pieces());
             let room: u64 = waiting.map(|x| pieces::room(s.size, x)).sum();
-            let upgradable = mirror
-                .values()
-                .filter(|x| x.state == SectorState::Available)
-                .count();
-            (pieces::in_use(&mirror) as u64, room, upgradable as u64)
+            let upgradable = mirror.available().len();
+            (pieces::in_use(busy) as u64, room, upgradable as u64)
         };
         let by_limit = match u64::from(s.cfg.max_sealing_sectors) {
             0 => u64::MAX,
@@ -281,7 +311,7 @@ impl Sealing {
     /// Closes a waiting sector now. One that is closed already stays as it is.
     pub async fn seal_now(&self, number: SectorNumber) -> Result<(), SealingError> {
         let s = &self.0;
-        s.get(number).ok_or(SealingError::NoSector(number))?;
+        s.get(number)?.ok_or(SealingError::NoSector(number))?;
         s.apply(number, Event::StartPacking, None, Also::Nothing)
             .await?;
         Ok(())
@@ -292,8 +322,7 @@ impl Sealing {
     pub fn replica(&self, number: SectorNumber, comm_r: &Commitment) -> Replica {
         let s = &self.0;
         let id = s.id(number);
-        let update = s.get(number).and_then(|x| x.update?.commitments);
-        if update.is_some_and(|c| c.comm_r == *comm_r) {
+        if lock(&s.mirror).updated(number) == Some(*comm_r) {
             return Replica {
                 sealed: s.storage.updated(id),
                 cache: s.storage.updated_cache(id),

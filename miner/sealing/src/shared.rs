@@ -1,6 +1,6 @@
 //! What the handle and the runner share: the journaled sectors and their mirror in memory.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::machine::{Event, Sector, SectorState, Sectors, returned};
+use crate::mirror::Mirror;
 use crate::record::{LOG, LOG_LIMIT, LogEntry, SectorChange};
 use crate::storage::{put_in_place, sync_tree};
 use crate::{Observer, PieceFiles, SealingConfig, SealingDeps, SealingError, Storage, Work};
@@ -89,8 +90,8 @@ pub(crate) struct Shared {
     observer: Arc<dyn Observer>,
     /// Held while a change is committed and mirrored, so that both have one order.
     writing: Mutex<()>,
-    /// The journal's sectors, to read without a transaction.
-    pub(crate) mirror: Mutex<BTreeMap<SectorNumber, Sector>>,
+    /// What is asked often of the journal's sectors.
+    pub(crate) mirror: Mutex<Mirror>,
     pub(crate) lives: Mutex<HashMap<SectorNumber, Live>>,
     /// One piece is placed at a time.
     pub(crate) placing: tokio::sync::Mutex<()>,
@@ -112,8 +113,12 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn open(deps: SealingDeps) -> Result<Self, SealingError> {
-        let machines = Machines::new(deps.journal);
-        let mirror = machines.all()?.into_iter().collect();
+        let machines = Machines::<Sectors>::new(deps.journal);
+        let mut mirror = Mirror::default();
+        machines.each(|number, sector| {
+            mirror.put(number, sector);
+            Ok::<_, JournalError>(())
+        })?;
         Ok(Self {
             machines,
             node: deps.node,
@@ -148,8 +153,17 @@ impl Shared {
         }
     }
 
-    pub(crate) fn get(&self, number: SectorNumber) -> Option<Sector> {
-        lock(&self.mirror).get(&number).cloned()
+    /// A sector that is not idle.
+    pub(crate) fn busy(&self, number: SectorNumber) -> Option<Sector> {
+        lock(&self.mirror).busy().get(&number).cloned()
+    }
+
+    /// A sector.
+    pub(crate) fn get(&self, number: SectorNumber) -> Result<Option<Sector>, SealingError> {
+        match self.busy(number) {
+            Some(sector) => Ok(Some(sector)),
+            None => Ok(self.machines.get(&number)?),
+        }
     }
 
     /// Changes what is known of a sector in memory.
@@ -264,7 +278,7 @@ impl Shared {
         for (number, event, step) in steps {
             let from = step.before.map(|s| s.state);
             let to = step.after.state;
-            lock(&self.mirror).insert(number, step.after);
+            lock(&self.mirror).put(number, step.after);
             if from != Some(to) {
                 lock(&self.lives).remove(&number);
                 lock(&self.published).remove(&number);
@@ -351,7 +365,7 @@ impl Shared {
                 sync_tree(from)?;
             }
             let _one_at_a_time = lock(&shared.files);
-            if shared.get(number).is_some_and(|s| s.state == state) {
+            if shared.busy(number).is_some_and(|s| s.state == state) {
                 for (from, to) in &files {
                     put_in_place(from, to)?;
                 }

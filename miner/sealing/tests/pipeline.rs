@@ -142,7 +142,7 @@ async fn a_hub_that_stops_anywhere_goes_on_where_it_was() {
         "each message had effect once"
     );
     let hub = Hub::start(&world);
-    assert_eq!(hub.sealing.sectors().len(), 1);
+    assert_eq!(hub.sealing.states().len(), 1);
     // A state may be skipped when the chain knows already what it would wait for.
     let walked = walked(&hub, n);
     let happy: Vec<_> = HAPPY

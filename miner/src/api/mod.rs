@@ -54,7 +54,7 @@ type Streamed<T> = Answer<Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>>
 /// The sectors, for reading.
 pub trait SectorBook: Send + Sync + 'static {
     /// Sectors with a number above `after`.
-    fn list(&self, after: Option<u64>, limit: usize) -> Vec<SectorInfo>;
+    fn list(&self, after: Option<u64>, limit: usize) -> Result<Vec<SectorInfo>, JournalError>;
     /// One sector, with its log if wanted.
     fn get(&self, number: u64, log: bool) -> Result<Option<SectorInfo>, JournalError>;
 }

@@ -9,7 +9,10 @@ use super::{Answer, Api, from_journal, not_found};
 impl Sectors for Api {
     async fn list(&self, request: Request<ListSectorsRequest>) -> Answer<ListSectorsResponse> {
         let request = request.into_inner();
-        let sectors = self.sectors.list(request.after, page(request.limit));
+        let sectors = self
+            .sectors
+            .list(request.after, page(request.limit))
+            .map_err(|e| from_journal(&e))?;
         Ok(Response::new(ListSectorsResponse { sectors }))
     }
 

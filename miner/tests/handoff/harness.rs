@@ -93,8 +93,8 @@ impl Unsealer for Sectors {
 }
 
 impl SectorBook for Sectors {
-    fn list(&self, _: Option<u64>, _: usize) -> Vec<SectorInfo> {
-        Vec::new()
+    fn list(&self, _: Option<u64>, _: usize) -> Result<Vec<SectorInfo>, JournalError> {
+        Ok(Vec::new())
     }
     fn get(&self, _: u64, _: bool) -> Result<Option<SectorInfo>, JournalError> {
         Ok(None)

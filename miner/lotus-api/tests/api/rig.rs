@@ -155,15 +155,17 @@ impl Hub for Fake {
             ..Senders::default()
         }
     }
-    fn sectors(&self) -> Vec<SectorRecord> {
+    fn sectors(&self) -> Vec<(SectorNumber, SectorState)> {
         vec![
-            record(7, SectorState::Proving),
-            record(8, SectorState::PreCommit1),
-            record(9, SectorState::WaitDeals),
+            (SectorNumber(7), SectorState::Proving),
+            (SectorNumber(8), SectorState::PreCommit1),
+            (SectorNumber(9), SectorState::WaitDeals),
         ]
     }
     fn sector(&self, number: SectorNumber) -> Result<Option<SectorRecord>, SealingError> {
-        Ok(self.sectors().into_iter().find(|r| r.number == number))
+        let all = self.sectors();
+        let found = all.into_iter().find(|(n, _)| *n == number);
+        Ok(found.map(|(n, state)| record(n.0, state)))
     }
     fn storage(&self) -> std::io::Result<Vec<StoragePath>> {
         Ok(vec![StoragePath {
