@@ -10,7 +10,7 @@ use lotus_proving::{MiningConfig, ProvingConfig};
 use lotus_runtime::Fault;
 use lotus_runtime::admin::AdminConfig;
 use lotus_runtime::telemetry::TelemetryConfig;
-use lotus_sealing::SealingConfig;
+use lotus_sealing::{SealingConfig, StorageConfig};
 use lotus_types::{ActorId, Kind, SectorSize};
 use lotus_workers::WorkersConfig;
 use serde::{Deserialize, Serialize};
@@ -40,6 +40,8 @@ pub struct MinerConfig {
     pub messages: MessagesConfig,
     /// Sealing.
     pub sealing: SealingConfig,
+    /// Storage paths.
+    pub storage: StorageConfig,
     /// WindowPoSt.
     pub proving: ProvingConfig,
     /// Block production.

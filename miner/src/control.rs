@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::bind_unix;
+use crate::control_storage::StorageControl;
 use crate::operations::Operations;
 use crate::orders;
 
@@ -36,6 +37,8 @@ pub struct Control {
     pub rounds: Rounds,
     /// Messages.
     pub sender: Sender,
+    /// Storage paths.
+    pub(crate) storage: StorageControl,
     /// Workers and backups.
     pub operations: Operations,
 }
@@ -130,6 +133,7 @@ impl Control {
         let listener = bind_unix(socket)?;
         let messages = orders::routes(self.sender.clone());
         let operations = self.operations.clone().router();
+        let storage = self.storage.clone().router();
         let app = Router::new()
             .route("/v1/sectors/pledge", post(pledge))
             .route("/v1/sectors/{number}/seal", post(seal))
@@ -143,7 +147,8 @@ impl Control {
             .merge(crate::control_proving::routes())
             .with_state(Arc::new(self))
             .merge(messages)
-            .merge(operations);
+            .merge(operations)
+            .merge(storage);
         axum::serve(listener, app)
             .with_graceful_shutdown(stop.cancelled_owned())
             .await

@@ -14,6 +14,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 mod control_proving;
+mod control_storage;
 pub mod events;
 pub mod lotus;
 pub mod operations;

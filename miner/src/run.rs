@@ -28,6 +28,7 @@ use crate::backup;
 use crate::capacity::Capacity;
 use crate::config::MinerConfig;
 use crate::control::Control;
+use crate::control_storage::StorageControl;
 use crate::events::EventLog;
 use crate::lotus::LotusHub;
 use crate::operations::Operations;
@@ -152,7 +153,8 @@ pub async fn run(repo: Repo, cfg: MinerConfig, stop: CancellationToken) -> Resul
         cfg.pieces.clone(),
     )
     .map_err(journal_fault)?;
-    let storage = Storage::open(repo.storage())?;
+    let storage = Storage::open(journal.clone(), &repo.storage(), size, cfg.storage.clone())
+        .map_err(|e| Fault::new(e.kind(), e.to_string(), e.fix()))?;
     let (sealing, seal) = Sealing::new(SealingDeps {
         journal: journal.clone(),
         node: node.clone(),
@@ -201,7 +203,7 @@ pub async fn run(repo: Repo, cfg: MinerConfig, stop: CancellationToken) -> Resul
     let sealer = Arc::new(Sealer {
         sealing: sealing.clone(),
         pool: pool.clone(),
-        storage,
+        storage: storage.clone(),
         miner: actor,
         size,
         activity,
@@ -242,6 +244,8 @@ pub async fn run(repo: Repo, cfg: MinerConfig, stop: CancellationToken) -> Resul
     let work = work.run(stop.clone());
     parts.spawn("workers", async move { work.await.map_err(Fault::from) });
     parts.spawn_endless("sealing", seal.run(stop.clone()));
+    let look_after = storage.clone().run(health.clone(), stop.clone());
+    parts.spawn_endless("storage", look_after);
     parts.spawn_endless("window_post", window_post.clone().run(stop.clone()));
     let quiet = backup::quiet_after_restore(journal.clone(), follower.head(), health.clone());
     let (mining, end) = (mining.run(stop.clone()), stop.clone());
@@ -278,6 +282,10 @@ pub async fn run(repo: Repo, cfg: MinerConfig, stop: CancellationToken) -> Resul
         window_post,
         rounds: Rounds::new(journal.clone()),
         sender,
+        storage: StorageControl {
+            storage,
+            miner: actor,
+        },
         operations: Operations {
             pool: pool.clone(),
             journal,

@@ -15,7 +15,7 @@ use lotus_proving::{Activity, SectorFiles};
 use lotus_sealing::machine::{Allocation, Notify, SealTicket};
 use lotus_sealing::{
     Observer, PieceFiles, Sealing, SealingError, SectorChange, SectorRecord, SectorState, Storage,
-    Terms,
+    StorageError, Terms,
 };
 use lotus_types::{
     ActorId, Commitment, DealKey, Epoch, Kind, PieceCid, PieceInfo, SectorId, SectorNumber,
@@ -170,12 +170,7 @@ impl Unsealer for Sealer {
             return Err(not_now(format!("sector {number} has no ticket on record")));
         };
         let id = self.id(number);
-        let scratch = self.storage.scratch(id).join("unseal");
-        let io = |e: std::io::Error| NoPlace {
-            kind: Kind::Fatal,
-            message: format!("{}: {e}", scratch.display()),
-        };
-        std::fs::create_dir_all(&scratch).map_err(io)?;
+        let scratch = self.on_disk(move |s| s.begin_unseal(id)).await?;
         let offset = place.offset / FR32.1 * FR32.0;
         let done = match sector.update.and_then(|u| u.commitments) {
             Some(update) => {
@@ -221,12 +216,29 @@ impl Unsealer for Sealer {
                 .await
             }
         };
-        std::fs::remove_dir_all(&scratch).map_err(io)?;
+        self.on_disk(move |s| s.end_unseal(id)).await?;
         done
     }
 }
 
 impl Sealer {
+    /// Asks the storage on a thread that may block.
+    async fn on_disk<R: Send + 'static>(
+        &self,
+        f: impl FnOnce(&Storage) -> Result<R, StorageError> + Send + 'static,
+    ) -> Result<R, NoPlace> {
+        let storage = self.storage.clone();
+        let done = tokio::task::spawn_blocking(move || f(&storage)).await;
+        let done = done.map_err(|e| NoPlace {
+            kind: Kind::Fatal,
+            message: e.to_string(),
+        })?;
+        done.map_err(|e| NoPlace {
+            kind: e.kind(),
+            message: format!("{e} ({})", e.fix()),
+        })
+    }
+
     async fn do_unseal(&self, task: Task) -> Result<(), NoPlace> {
         match self.heavy(task).await? {
             Output::Done => Ok(()),

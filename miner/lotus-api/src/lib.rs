@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use lotus_node_client::Node;
 use lotus_node_client::api::TipSet;
-use lotus_sealing::{SealingError, SectorRecord, SectorState};
+use lotus_sealing::{PathMeta, SealingError, SectorRecord, SectorState};
 use lotus_types::{ActorId, Address, SectorId, SectorNumber, SectorSize};
 use lotus_workers::{JobInfo, WorkerInfo};
 
@@ -41,8 +41,8 @@ pub trait Hub: Send + Sync + 'static {
     fn sectors(&self) -> Vec<(SectorNumber, SectorState)>;
     /// One sector, with its log.
     fn sector(&self, number: SectorNumber) -> Result<Option<SectorRecord>, SealingError>;
-    /// Where sectors are kept. Reads folders: it blocks.
-    fn storage(&self) -> std::io::Result<Vec<StoragePath>>;
+    /// Where sectors are kept.
+    fn storage(&self) -> Vec<StoragePath>;
     /// What workers do, and what waits for them.
     fn jobs(&self) -> Vec<JobInfo>;
     /// The attached workers.
@@ -75,22 +75,21 @@ pub struct Senders {
 /// A folder with sectors.
 #[derive(Clone, Debug)]
 pub struct StoragePath {
-    /// Names it for as long as it is there.
-    pub name: String,
+    /// Its id.
+    pub id: String,
     /// Where it is.
     pub path: PathBuf,
-    /// The sectors in it, and which files of each: the sum of [`file_type`]s.
+    /// What it is for; unknown of a path that was not there yet.
+    pub settings: Option<PathMeta>,
+    /// Bytes of its disk.
+    pub capacity: u64,
+    /// Bytes that its disk has free.
+    pub available: u64,
+    /// Bytes of those that are promised.
+    pub reserved: u64,
+    /// Bytes that sectors take, in a path with a limit.
+    pub used: u64,
+    /// The sectors in it, and which files of each: the sum of
+    /// [`FileType::bit`](lotus_sealing::FileType::bit)s.
     pub sectors: Vec<(SectorId, u32)>,
-}
-
-/// Files of a sector. Source: lotus storage/sealer/storiface/filetype.go.
-pub mod file_type {
-    /// The replica.
-    pub const SEALED: u32 = 2;
-    /// Its trees.
-    pub const CACHE: u32 = 4;
-    /// The replica of an upgraded sector.
-    pub const UPDATE: u32 = 8;
-    /// Its trees.
-    pub const UPDATE_CACHE: u32 = 16;
 }

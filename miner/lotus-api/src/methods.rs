@@ -21,7 +21,7 @@ use crate::error::RpcError;
 use crate::machine::Machine;
 use crate::types::{
     AddressConfig, ApiVersion, Decl, FsStat, SchedDiag, SectorInfo, StorageInfo, WorkerJob,
-    WorkerStats, storage_id, worker_id,
+    WorkerStats, worker_id,
 };
 use crate::{Hub, StoragePath};
 
@@ -159,20 +159,20 @@ methods! { cx:
     }
     Read Session() { cx.session }
     Read StartTime() { cx.started.to_string() }
-    Admin StorageInfo(id: String) { StorageInfo::new(&storage_path(&cx, &id).await?) }
+    Admin StorageInfo(id: String) { StorageInfo::new(storage_path(&cx, &id)?) }
     Admin StorageList() {
         let decls = |path: &StoragePath| {
             let all = path.sectors.iter();
             all.map(|(id, files)| Decl::new(*id, *files)).collect::<Vec<_>>()
         };
-        let paths = storage(&cx).await?;
-        paths.iter().map(|p| (storage_id(p), decls(p))).collect::<BTreeMap<_, _>>()
+        let paths = cx.hub.storage();
+        paths.iter().map(|p| (p.id.clone(), decls(p))).collect::<BTreeMap<_, _>>()
     }
     Admin StorageLocal() {
-        let paths = storage(&cx).await?;
-        paths.iter().map(|p| (storage_id(p), p.path.clone())).collect::<BTreeMap<_, _>>()
+        let paths = cx.hub.storage().into_iter();
+        paths.map(|p| (p.id, p.path)).collect::<BTreeMap<_, _>>()
     }
-    Admin StorageStat(id: String) { FsStat::of(&storage_path(&cx, &id).await?)? }
+    Admin StorageStat(id: String) { FsStat::of(&storage_path(&cx, &id)?) }
     Read Version() {
         ApiVersion {
             version: concat!(env!("CARGO_PKG_VERSION"), "+lotus-hub").into(),
@@ -244,15 +244,9 @@ async fn sector(
     Ok(info)
 }
 
-async fn storage(cx: &Context) -> Result<Vec<StoragePath>, RpcError> {
-    let hub = cx.hub.clone();
-    let read = tokio::task::spawn_blocking(move || hub.storage()).await;
-    Ok(read.map_err(|e| RpcError::failed(e.to_string()))??)
-}
-
-async fn storage_path(cx: &Context, id: &str) -> Result<StoragePath, RpcError> {
-    let mut paths = storage(cx).await?.into_iter();
+fn storage_path(cx: &Context, id: &str) -> Result<StoragePath, RpcError> {
+    let mut paths = cx.hub.storage().into_iter();
     paths
-        .find(|p| storage_id(p).to_string() == id)
+        .find(|p| p.id == id)
         .ok_or_else(|| RpcError::failed(format!("no storage path {id}")))
 }

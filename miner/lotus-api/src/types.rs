@@ -312,10 +312,7 @@ impl Decl {
     }
 }
 
-pub(crate) fn storage_id(path: &StoragePath) -> Uuid {
-    uuid_of("storage", &path.name)
-}
-
+/// `storiface.StorageInfo`.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct StorageInfo {
@@ -336,27 +333,35 @@ pub(crate) struct StorageInfo {
 }
 
 impl StorageInfo {
-    pub(crate) fn new(path: &StoragePath) -> Self {
-        Self {
-            id: storage_id(path).to_string(),
+    pub(crate) fn new(path: StoragePath) -> Self {
+        let mut info = Self {
+            id: path.id,
             // Other hosts can not fetch sectors from here.
             urls: Vec::new(),
-            // What `lotus-miner storage attach` of Lotus gives; there is nothing to weigh it with.
-            weight: 10,
+            weight: 0,
             max_storage: 0,
-            can_seal: true,
-            can_store: true,
+            can_seal: false,
+            can_store: false,
             groups: Vec::new(),
             allow_to: Vec::new(),
             allow_types: Vec::new(),
             deny_types: Vec::new(),
             allow_miners: Vec::new(),
             deny_miners: Vec::new(),
+        };
+        // A path that was not there yet: nothing is sealed or kept in it.
+        if let Some(s) = path.settings {
+            (info.weight, info.max_storage) = (s.weight, s.max_storage);
+            (info.can_seal, info.can_store) = (s.can_seal, s.can_store);
+            (info.groups, info.allow_to) = (s.groups, s.allow_to);
+            (info.allow_types, info.deny_types) = (s.allow_types, s.deny_types);
+            (info.allow_miners, info.deny_miners) = (s.allow_miners, s.deny_miners);
         }
+        info
     }
 }
 
-/// Bytes of the file system below a storage path.
+/// `fsutil.FsStat`: bytes of the file system below a storage path.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct FsStat {
@@ -370,18 +375,21 @@ pub(crate) struct FsStat {
 }
 
 impl FsStat {
-    pub(crate) fn of(path: &StoragePath) -> std::io::Result<Self> {
-        let s = rustix::fs::statvfs(&path.path)?;
-        let free = s.f_bavail.saturating_mul(s.f_frsize);
-        Ok(Self {
-            capacity: s.f_blocks.saturating_mul(s.f_frsize),
-            available: free,
-            fs_available: free,
-            // Paths have no limit of their own, so nothing is counted against one.
-            reserved: 0,
-            max: 0,
-            used: 0,
-        })
+    pub(crate) fn of(path: &StoragePath) -> Self {
+        let max = path.settings.as_ref().map_or(0, |s| s.max_storage);
+        let free = path.available.saturating_sub(path.reserved);
+        let left = match max {
+            0 => u64::MAX,
+            max => max.saturating_sub(path.used).saturating_sub(path.reserved),
+        };
+        Self {
+            capacity: path.capacity,
+            available: free.min(left),
+            fs_available: path.available,
+            reserved: path.reserved,
+            max,
+            used: path.used,
+        }
     }
 }
 

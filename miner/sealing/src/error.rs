@@ -6,6 +6,7 @@ use lotus_node_client::NodeError;
 use lotus_types::{DealKey, Epoch, Kind, PaddedSize, SectorNumber, SectorSize};
 use lotus_workers::WorkError;
 
+use crate::StorageError;
 use crate::machine::SectorState;
 
 /// Why sealing could not do what it was asked.
@@ -26,6 +27,9 @@ pub enum SealingError {
     /// A file could not be read, written or moved.
     #[error("sector files: {0}")]
     Files(#[from] io::Error),
+    /// No path takes files, or the path that has them is not there.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
     /// Every sector that takes pieces is full and no more may be opened now.
     #[error("no sector can take the piece now: {sealing} sectors are being sealed")]
     NoRoom {
@@ -100,6 +104,7 @@ impl SealingError {
             Self::Node(e) => e.kind(),
             Self::Send(e) => e.kind(),
             Self::Work(e) => e.kind(),
+            Self::Storage(e) => e.kind(),
             Self::Files(e) if e.kind() == io::ErrorKind::StorageFull => Kind::Capacity,
             Self::Files(_) => Kind::Fatal,
             Self::NoRoom { .. } => Kind::Capacity,
@@ -122,6 +127,7 @@ impl SealingError {
             Self::Node(e) => e.fix(),
             Self::Send(e) => e.fix(),
             Self::Work(e) => e.fix(),
+            Self::Storage(e) => e.fix(),
             Self::Files(_) => {
                 "check the disk of the sectors: space, permissions, health; it is tried again"
                     .into()

@@ -9,6 +9,7 @@ use lotus_workers::{Output, PieceFile, Progress, Task, WorkError};
 use crate::SealingError;
 use crate::machine::{Event, Sector};
 use crate::shared::{Also, Shared, Stored, unix_ms};
+use crate::storage::{FileType, FileTypes, Part};
 
 /// What came of a task.
 pub(crate) enum Done {
@@ -23,6 +24,7 @@ impl Shared {
         n: SectorNumber,
         task: Task,
     ) -> Result<Done, SealingError> {
+        self.storage.check(self.id(n))?;
         let shared = self.clone();
         let progress: Progress = Arc::new(move |part| {
             shared.live(n, |l| l.progress = Some(part.clamp(0.0, 1.0)));
@@ -34,7 +36,11 @@ impl Shared {
                 step,
                 kind: Kind::Data | Kind::Fatal | Kind::Chain,
                 message,
-            }) => Ok(Done::Failed(format!("{step}: {message}"))),
+            }) => {
+                // Unless what it looked at was not there.
+                self.storage.check(self.id(n))?;
+                Ok(Done::Failed(format!("{step}: {message}")))
+            }
             Err(e) => Err(e.into()),
         }
     }
@@ -76,8 +82,7 @@ impl Shared {
             Done::Output(Output::Done) => {}
             Done::Output(other) => return Ok(unexpected(&other)),
         }
-        let unsealed = self.storage.unsealed(id);
-        self.put_in_place(n, s.state, vec![(made, unsealed)])
+        self.put_in_place(n, s.state, vec![(made, Part::Unsealed)])
             .await?;
         Ok(Event::PiecesWritten)
     }
@@ -114,8 +119,8 @@ impl Shared {
             Done::Output(other) => return Ok((unexpected(&other), Also::Nothing)),
         };
         let places = vec![
-            (cache, self.storage.cache(id)),
-            (sealed, self.storage.sealed(id)),
+            (cache, Part::File(FileType::Cache)),
+            (sealed, Part::File(FileType::Sealed)),
         ];
         self.put_in_place(n, s.state, places).await?;
         Ok((Event::PreCommit1Done, Also::Store(Stored::Labels, labels)))
@@ -210,6 +215,7 @@ impl Shared {
             Done::Output(Output::Done) => {}
             Done::Output(other) => return Ok((unexpected(&other), Also::Nothing)),
         }
+        self.keep(n, FileTypes::REPLICA).await?;
         let cleaned = self.delete(move |storage| storage.clean(id)).await;
         Ok(match cleaned {
             Ok(()) => {

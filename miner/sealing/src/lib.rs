@@ -5,6 +5,7 @@
 //! - [`Sealing`]: places pieces into sectors and answers questions about sectors.
 //! - [`Runner`]: performs the effects: heavy work in worker processes, messages through
 //!   [`lotus_messages::Sender`], everything else by asking the chain.
+//! - [`Storage`]: where the files of sectors are.
 //!
 //! A state changes for the worse only on evidence: an answer of the chain, a proof that fails, a
 //! file that is wrong. A peer that does not answer changes nothing; the effect is tried again
@@ -37,4 +38,7 @@ pub use operate::Stake;
 pub use record::{LogEntry, SectorChange, SectorRecord};
 pub use runner::Runner;
 pub use sealing::{Capacity, Observer, PieceFiles, Placement, Replica, Sealing, SealingDeps, Work};
-pub use storage::Storage;
+pub use storage::{
+    FileType, FileTypes, HeldView, MoveView, NewMeta, NewPath, PathId, PathMeta, PathView, Refusal,
+    Storage, StorageConfig, StorageError,
+};

@@ -100,10 +100,6 @@ pub struct Capacity {
     pub sealing_sectors: u32,
 }
 
-/// Disk space that sealing one sector takes, in sectors: replica, data, trees and labels. Eleven
-/// layers of labels at 32 GiB; the small sizes have two.
-const SPACE_PER_SECTOR: u64 = 16;
-
 /// Places pieces and answers questions. Clones share one state.
 #[derive(Clone)]
 pub struct Sealing(pub(crate) Arc<Shared>);
@@ -288,7 +284,7 @@ impl Sealing {
             0 => u64::MAX,
             limit => limit.saturating_sub(sealing),
         };
-        let by_disk = s.storage.free_bytes() / (s.size.bytes() * SPACE_PER_SECTOR);
+        let by_disk = s.storage.sealable();
         let by_kind = if s.cfg.make_new_sector_for_deals {
             u64::MAX
         } else {

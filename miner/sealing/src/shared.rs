@@ -1,7 +1,6 @@
 //! What the handle and the runner share: the journaled sectors and their mirror in memory.
 
 use std::collections::{BTreeSet, HashMap};
-use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -19,8 +18,10 @@ use tokio_util::task::TaskTracker;
 use crate::machine::{Event, Sector, SectorState, Sectors, returned};
 use crate::mirror::Mirror;
 use crate::record::{LOG, LOG_LIMIT, LogEntry, SectorChange};
-use crate::storage::{put_in_place, sync_tree};
-use crate::{Observer, PieceFiles, SealingConfig, SealingDeps, SealingError, Storage, Work};
+use crate::storage::{FileTypes, Part, sync_tree};
+use crate::{
+    Observer, PieceFiles, SealingConfig, SealingDeps, SealingError, Storage, StorageError, Work,
+};
 
 /// A journaled placement.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -357,17 +358,18 @@ impl Shared {
         self: &Arc<Self>,
         number: SectorNumber,
         state: SectorState,
-        files: Vec<(PathBuf, PathBuf)>,
+        files: Vec<(PathBuf, Part)>,
     ) -> Result<(), SealingError> {
         let shared = self.clone();
+        let id = self.id(number);
         self.blocking(move || {
             for (from, _) in &files {
                 sync_tree(from)?;
             }
             let _one_at_a_time = lock(&shared.files);
             if shared.busy(number).is_some_and(|s| s.state == state) {
-                for (from, to) in &files {
-                    put_in_place(from, to)?;
+                for (from, part) in &files {
+                    shared.storage.put(id, *part, from)?;
                 }
             }
             Ok(())
@@ -378,7 +380,7 @@ impl Shared {
     /// Deletes files.
     pub(crate) async fn delete(
         self: &Arc<Self>,
-        delete: impl FnOnce(&Storage) -> io::Result<()> + Send + 'static,
+        delete: impl FnOnce(&Storage) -> Result<(), StorageError> + Send + 'static,
     ) -> Result<(), SealingError> {
         let shared = self.clone();
         self.blocking(move || {
@@ -386,6 +388,22 @@ impl Shared {
             Ok(delete(&shared.storage)?)
         })
         .await
+    }
+
+    /// Brings files of a sealed sector to where sectors are kept.
+    pub(crate) async fn keep(
+        self: &Arc<Self>,
+        number: SectorNumber,
+        files: FileTypes,
+    ) -> Result<(), SealingError> {
+        let id = self.id(number);
+        if self.storage.is_kept(id, files)? {
+            return Ok(());
+        }
+        let _turn = self.storage.turn().await?;
+        let shared = self.clone();
+        self.blocking(move || Ok(shared.storage.keep(id, files, &shared.stop)?))
+            .await
     }
 
     /// Runs something that blocks on a thread that may.

@@ -18,6 +18,7 @@ use crate::heavy::{Done, unexpected};
 use crate::machine::{Cause, Event, Sector};
 use crate::params::manifest;
 use crate::shared::{Also, Shared, Stored};
+use crate::storage::{FileType, FileTypes, Part};
 
 /// What the chain knows of an upgrade.
 enum OnChain {
@@ -69,8 +70,8 @@ impl Shared {
             Done::Output(other) => return Ok(unexpected(&other)),
         };
         let places = vec![
-            (cache, self.storage.updated_cache(id)),
-            (updated, self.storage.updated(id)),
+            (cache, Part::File(FileType::UpdateCache)),
+            (updated, Part::File(FileType::Update)),
         ];
         self.put_in_place(n, s.state, places).await?;
         Ok(Event::ReplicaUpdated(commitments))
@@ -113,7 +114,10 @@ impl Shared {
         };
         Ok(match self.work(n, task).await? {
             Done::Failed(why) => Event::Failed(why),
-            Done::Output(Output::Done) => Event::UpdateFinalized,
+            Done::Output(Output::Done) => {
+                self.keep(n, FileTypes::UPDATE).await?;
+                Event::UpdateFinalized
+            }
             Done::Output(other) => unexpected(&other),
         })
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use lotus_devnet::{AllocationOrder, Chain, Policy};
 use lotus_node_client::Node;
 use lotus_sealing::machine::Allocation;
-use lotus_sealing::{SectorState, Terms};
+use lotus_sealing::{NewMeta, NewPath, SectorState, Terms};
 use lotus_types::{ActorId, Epoch, PieceInfo};
 use net::{HEAD, Hub, MINER, Net, PATIENCE, deal};
 
@@ -146,4 +146,99 @@ async fn verified_pieces_are_sealed_through_reorgs() {
     assert!(failures.is_empty(), "{failures:?}");
     hub.stop().await;
     net.stop().await;
+}
+
+/// A folder beside the repo, as a path that seals or keeps.
+fn disk(net: &Net, name: &str, can_seal: bool) -> NewPath {
+    let dir = net.dir.path().join(name);
+    std::fs::create_dir(&dir).unwrap();
+    NewPath {
+        dir,
+        init: Some(NewMeta {
+            weight: 10,
+            can_seal,
+            can_store: !can_seal,
+            max_storage: 0,
+            groups: Vec::new(),
+            allow_to: Vec::new(),
+        }),
+        read_only: false,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sector_is_sealed_here_kept_there_moved_on_and_proven_throughout() {
+    let policy = Policy::fast()
+        .with_deadlines(4, 12)
+        .with_block_time_ms(250)
+        .with_seed_delay(3);
+    let net = Net::start(policy).await;
+    let hub = Hub::start(&net, |_| {});
+    // The repo's own path does neither.
+    let home = net.dir.path().join("sectors");
+    let meta = std::fs::read_to_string(home.join("sectorstore.json")).unwrap();
+    let meta = meta.replace("true", "false");
+    std::fs::write(home.join("sectorstore.json"), meta).unwrap();
+    let attach = [("ssd", true), ("hdd", false), ("new-hdd", false)].map(|(name, seals)| {
+        let storage = hub.storage.clone();
+        let new = disk(&net, name, seals);
+        move || storage.attach(&new).unwrap()
+    });
+    let storage = hub.storage.clone();
+    let ids = tokio::task::spawn_blocking(move || {
+        storage.redeclare(None).unwrap();
+        attach.map(|attach| attach())
+    });
+    let [ssd, hdd, new_hdd] = ids.await.unwrap();
+    let gate = hub.work.hold("commit");
+    let n = hub.sealing.pledge().await.unwrap();
+    let id = Hub::id(n);
+    hub.until(n, SectorState::Committing).await;
+    let held = hub.storage.find(n);
+    assert!(held.iter().all(|h| h.path == ssd), "{held:?}");
+    hub.stop().await;
+    drop(gate);
+    let hub = Hub::start(&net, |_| {});
+    hub.until(n, SectorState::Available).await;
+    let kept = hub.storage.find(n);
+    let used: Vec<_> = kept.iter().filter(|h| !h.in_use.is_empty()).collect();
+    assert_eq!(used.len(), 1, "{kept:?}");
+    assert!(used[0].path == hdd || used[0].path == new_hdd, "{kept:?}");
+    assert!(!hub.storage.scratch(id).exists());
+    let to = if used[0].path == hdd { new_hdd } else { hdd };
+    let from = used[0].dir.clone();
+
+    let proven = async |what: &str| {
+        let miner = MINER.address();
+        let begin = node_height(&net.node).await;
+        let through = async {
+            loop {
+                let active = net.node.state_miner_active_sectors(miner, HEAD).await;
+                let faults = net.node.state_miner_faults(miner, HEAD).await.unwrap();
+                assert!(faults.is_empty(), "{what}: {faults:?}");
+                // Each deadline of a period and more has passed.
+                if active.unwrap().len() == 1 && node_height(&net.node).await > begin + 60 {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        let done = tokio::time::timeout(PATIENCE, through).await;
+        done.unwrap_or_else(|_| panic!("{what}: not proven"));
+    };
+    proven("where it is kept").await;
+    let (storage, target) = (hub.storage.clone(), to.clone());
+    let ordered = tokio::task::spawn_blocking(move || storage.order_move(id, &target));
+    ordered.await.unwrap().unwrap();
+    proven("while and after it is moved").await;
+    assert!(hub.storage.moves().is_empty(), "{:?}", hub.storage.moves());
+    let held = hub.storage.find(n);
+    assert!(held.len() == 1 && held[0].path == to, "{held:?}");
+    assert!(!from.join("sealed").join(id.to_string()).exists());
+    hub.stop().await;
+    net.stop().await;
+}
+
+async fn node_height(node: &Node) -> i64 {
+    node.chain_head().await.unwrap().height.0
 }

@@ -102,8 +102,9 @@ fn next(made: &Made, root: &Path) -> String {
         "{}\n{root} was restored.\n\
          Before `lotus-miner run --repo {root}`:\n\
          - the old hub must never run again;\n\
-         - put its pieces/ and storage/ folders back below {root}; sectors that began after the\n  \
-           backup are not known to this hub;\n\
+         - put its pieces/ and storage/ folders back below {root}, and mount its other storage\n  \
+           paths where they were; sectors that began after the backup are not known to this\n  \
+           hub;\n\
          - config.toml is that of the old host: check addresses and [node].\n\
          This hub will not mine for {QUIET} epochs after its first head. If the chain then has a\n\
          block of this miner that its log lacks, it goes on refusing, and says so in\n\

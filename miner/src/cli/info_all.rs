@@ -8,10 +8,11 @@ use tokio::process::Command;
 use super::{Cx, print, print_json};
 
 /// What `info all` asks, in the order of a first look at a hub in trouble.
-const PARTS: [&[&str]; 9] = [
+const PARTS: [&[&str]; 10] = [
     &["info"],
     &["doctor"],
     &["sectors", "list"],
+    &["storage", "list"],
     &["sealing", "jobs"],
     &["sealing", "workers"],
     &["sealing", "sched-diag"],

@@ -19,6 +19,7 @@ mod sectors;
 mod sectors_act;
 mod sectors_expired;
 mod sectors_extend;
+mod storage;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -78,6 +79,9 @@ enum Command {
     /// Look at sectors and push them on
     #[command(subcommand)]
     Sectors(sectors::SectorsCommand),
+    /// Attach and look at the folders that sectors are in, and move sectors between them
+    #[command(subcommand)]
+    Storage(storage::StorageCommand),
     /// Look at the workers: what they do, what waits for them
     #[command(subcommand)]
     Sealing(sealing_jobs::SealingCommand),
@@ -193,6 +197,7 @@ pub fn start(args: Args) -> Result<(), Fault> {
                         more: Some(InfoCommand::All),
                     } => info_all::all(&cx).await,
                     Command::Sectors(command) => sectors::sectors(&cx, command).await,
+                    Command::Storage(command) => storage::storage(&cx, command).await,
                     Command::Sealing(command) => sealing_jobs::sealing(&cx, command).await,
                     Command::Backup(args) => backup::backup(&cx, args).await,
                     Command::Pieces(command) => pieces::pieces(&cx, command).await,
@@ -359,6 +364,14 @@ mod tests {
             "sectors list",
             "sectors status --on-chain-info 7",
             "sectors status --log 7",
+            "storage list",
+            "storage attach /mnt/a",
+            "storage attach /mnt/a --init --store --weight 5 --max-storage 4TiB --groups a,b",
+            "storage attach /mnt/a --read-only",
+            "storage detach 1a2b --really-do-it",
+            "storage redeclare --id 1a2b",
+            "storage find 7",
+            "storage move 7 --to 1a2b",
             "sealing jobs",
             "sealing workers --json",
             "sealing sched-diag",
@@ -379,6 +392,8 @@ mod tests {
         for line in [
             "auth create-token",
             "auth create-token --perm root",
+            "storage attach /mnt/a --store",
+            "storage move 7",
             "sealing abort",
         ] {
             let words = std::iter::once("lotus-miner").chain(line.split(' '));

@@ -151,11 +151,31 @@ async fn the_answers_are_the_hubs() {
     );
 
     let decls = rig.result("StorageList", json!([])).await;
-    let decls = decls.as_object().unwrap().values().next().unwrap();
+    let at = |number: u64, files: u64| json!([{"Miner": 1000, "Number": number, "SectorFileType": files}]);
+    assert_eq!(decls, json!({"hdd": at(7, 6), "not-mounted": at(8, 2)}));
+    let local = rig.result("StorageLocal", json!([])).await;
     assert_eq!(
-        *decls,
-        json!([{"Miner": 1000, "Number": 7, "SectorFileType": 6}])
+        local,
+        json!({"hdd": "/mnt/hdd", "not-mounted": "/mnt/lost"})
     );
+    let info = rig.result("StorageInfo", json!(["hdd"])).await;
+    assert_eq!(
+        (&info["ID"], &info["Weight"]),
+        (&json!("hdd"), &json!(3)),
+        "{info}"
+    );
+    assert_eq!(
+        (&info["CanSeal"], &info["CanStore"], &info["Groups"]),
+        (&json!(false), &json!(true), &json!(["cold"]))
+    );
+    let stat = rig.result("StorageStat", json!(["hdd"])).await;
+    assert_eq!(
+        stat,
+        json!({"Capacity": 10_000, "Available": 600, "FSAvailable": 900, "Reserved": 100,
+            "Max": 1_000, "Used": 300})
+    );
+    let lost = rig.result("StorageInfo", json!(["not-mounted"])).await;
+    assert_eq!(lost["CanStore"], json!(false), "{lost}");
     let jobs = rig.result("WorkerJobs", json!([])).await;
     let stats = rig.result("WorkerStats", json!([])).await;
     let (worker, jobs) = jobs.as_object().unwrap().iter().next().unwrap();

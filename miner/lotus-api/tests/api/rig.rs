@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use lotus_api::{Hub, LotusApi, LotusApiConfig, Senders, StoragePath, file_type};
+use lotus_api::{Hub, LotusApi, LotusApiConfig, Senders, StoragePath};
 use lotus_node_client::api::{SectorExpiration, SectorOnChainInfo, TipSet, TipSetKey};
 use lotus_node_client::{FullNode, Node, NodeError};
 use lotus_proofs::SealedCommitments;
 use lotus_runtime::CancellationToken;
 use lotus_sealing::machine::{Event, SealSeed, SealTicket, step};
-use lotus_sealing::{LogEntry, SealingError, SectorPiece, SectorRecord, SectorState, Terms};
+use lotus_sealing::{
+    FileType, LogEntry, SealingError, SectorPiece, SectorRecord, SectorState, Terms,
+};
 use lotus_tokens::{Perm, Tokens};
 use lotus_types::{
     ActorId, Address, Commitment, DealKey, Epoch, PaddedSize, PieceCid, PieceInfo, SectorId,
@@ -167,12 +169,32 @@ impl Hub for Fake {
         let found = all.into_iter().find(|(n, _)| *n == number);
         Ok(found.map(|(n, state)| record(n.0, state)))
     }
-    fn storage(&self) -> std::io::Result<Vec<StoragePath>> {
-        Ok(vec![StoragePath {
-            name: "t01000/storage".into(),
-            path: PathBuf::from("/tmp"),
-            sectors: vec![(id(7), file_type::SEALED | file_type::CACHE)],
-        }])
+    fn storage(&self) -> Vec<StoragePath> {
+        let settings = json!({
+            "ID": "hdd", "Weight": 3, "CanStore": true, "MaxStorage": 1_000, "Groups": ["cold"],
+        });
+        vec![
+            StoragePath {
+                id: "hdd".into(),
+                path: PathBuf::from("/mnt/hdd"),
+                settings: Some(serde_json::from_value(settings).unwrap()),
+                capacity: 10_000,
+                available: 900,
+                reserved: 100,
+                used: 300,
+                sectors: vec![(id(7), FileType::Sealed.bit() | FileType::Cache.bit())],
+            },
+            StoragePath {
+                id: "not-mounted".into(),
+                path: PathBuf::from("/mnt/lost"),
+                settings: None,
+                capacity: 0,
+                available: 0,
+                reserved: 0,
+                used: 0,
+                sectors: vec![(id(8), FileType::Sealed.bit())],
+            },
+        ]
     }
     fn jobs(&self) -> Vec<JobInfo> {
         vec![

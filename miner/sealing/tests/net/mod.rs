@@ -20,8 +20,10 @@ use lotus_messages::{MessageKind, MessagesConfig, Payer, SendRequest, Sender};
 use lotus_node_client::api::{DeadlineInfo, TipSetKey};
 use lotus_node_client::{Client, Node, NodeConfig};
 use lotus_proofs::{PostSector, Prover as _, Vanilla, WindowPost, commp};
+use lotus_runtime::Health;
 use lotus_sealing::{
     Observer, PieceFiles, Sealing, SealingConfig, SealingDeps, SectorChange, SectorState, Storage,
+    StorageConfig,
 };
 use lotus_types::{
     ActorId, Commitment, DealKey, PieceCid, PieceInfo, SectorId, SectorNumber, SectorSize,
@@ -159,7 +161,13 @@ impl Hub {
             ..SealingConfig::default()
         };
         adjust(&mut cfg);
-        let storage = Storage::open(dir.join("sectors")).unwrap();
+        let quick = StorageConfig {
+            check_secs: 1,
+            keep_moved_secs: 1,
+            ..StorageConfig::default()
+        };
+        let storage = Storage::open(journal.clone(), &dir.join("sectors"), SIZE, quick).unwrap();
+        tasks.spawn(storage.clone().run(Health::default(), stop.clone()));
         let (sealing, runner) = Sealing::new(SealingDeps {
             journal,
             node: net.node.clone(),

@@ -24,7 +24,7 @@ use lotus_node_client::{FullNode, HeadChanges, NodeError};
 use lotus_proofs::{SealingSector, Vanilla, Verifier, comm_d, commp, layout};
 use lotus_sealing::{
     Observer, PieceFiles, Sealing, SealingConfig, SealingDeps, SectorChange, SectorState, Storage,
-    Terms,
+    StorageConfig, Terms,
 };
 use lotus_types::{
     ActorId, Address, Commitment, DealKey, Epoch, EpochDelta, PaddedSize, PieceCid, PieceInfo,
@@ -504,7 +504,13 @@ impl Hub {
             ..SealingConfig::default()
         };
         adjust(&mut cfg);
-        let storage = Storage::open(dir.join("sectors")).unwrap();
+        let storage = Storage::open(
+            journal.clone(),
+            &dir.join("sectors"),
+            SIZE,
+            StorageConfig::default(),
+        )
+        .unwrap();
         let work = Arc::new(Worker::default());
         let (sealing, runner) = Sealing::new(SealingDeps {
             journal: journal.clone(),
@@ -597,14 +603,14 @@ impl Hub {
     pub(crate) async fn stop(self) {
         let Self {
             sealing,
-            storage: _,
+            storage,
             work,
             journal,
             path,
             stop,
             mut tasks,
         } = self;
-        drop((sealing, journal));
+        drop((sealing, storage, journal));
         stop.cancel();
         while tasks.join_next().await.is_some() {}
         // A hub's workers end with it.
