@@ -321,6 +321,8 @@ pub async fn run(repo: Repo, cfg: MinerConfig, stop: CancellationToken) -> Resul
 /// Waits for the stop, or for the first part that ends without it, and then for all parts.
 async fn supervise(mut parts: Parts, stop: CancellationToken) -> Result<(), Fault> {
     let cause = tokio::select! {
+        // First, because parts that end on the stop may be seen together with it.
+        biased;
         () = stop.cancelled() => Ok(()),
         Some((name, ended)) = parts.next() => Err(match ended {
             Err(fault) => Fault::new(fault.kind, format!("{name}: {fault}"), fault.fix),
