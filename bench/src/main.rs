@@ -29,7 +29,7 @@ struct Options {
     /// Sectors that are sealed in each way, after one that does not count
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=50))]
     rounds: u32,
-    /// How many sectors the journal has when the hub starts. 1,500,000 take about 6 GB of disk
+    /// How many sectors the journal has when the hub starts. 1,500,000 need 12 GiB of disk for a while
     #[arg(long, value_delimiter = ',', default_values_t = [10_000, 100_000, 1_500_000],
         value_parser = clap::value_parser!(u64).range(1..=2_000_000))]
     sectors: Vec<u64>,

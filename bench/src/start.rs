@@ -252,14 +252,14 @@ impl Rig {
                 hub.ready.as_secs_f64(),
                 peak >> 20
             );
-            hub.stop(Signal::SIGTERM).await?;
+            self.stop(hub, Signal::SIGTERM).await?;
         }
         let killed = self.start().await?;
-        killed.stop(Signal::SIGKILL).await?;
+        self.stop(killed, Signal::SIGKILL).await?;
         let after_kill = self.start().await?;
         self.look(sectors - 1).await?;
         let ready_after_kill_seconds = after_kill.ready.as_secs_f64();
-        after_kill.stop(Signal::SIGTERM).await?;
+        self.stop(after_kill, Signal::SIGTERM).await?;
         memory.sort_unstable();
         Ok(Starts {
             sectors,
@@ -314,6 +314,17 @@ impl Rig {
             began,
             ready,
         })
+    }
+
+    async fn stop(&self, mut hub: Hub, signal: Signal) -> Result<(), Failed> {
+        kill(hub.pid, signal).map_err(|e| Failed::at("kill", e))?;
+        let ended = tokio::time::timeout(STOP_LIMIT, hub.child.wait()).await;
+        let status = ended.map_err(|_| Failed(format!("{signal} had no effect")))??;
+        if status.success() || signal == Signal::SIGKILL {
+            return Ok(());
+        }
+        let logs = self.net.logs();
+        Err(Failed(format!("the hub ended with {status}\n{logs}")))
     }
 
     /// Asks the hub for a sector that was written.
@@ -375,15 +386,5 @@ impl Hub {
         kib.and_then(|v| v.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok())
             .map(|kib| kib << 10)
             .ok_or_else(|| Failed(format!("status has no {line}")))
-    }
-
-    async fn stop(mut self, signal: Signal) -> Result<(), Failed> {
-        kill(self.pid, signal).map_err(|e| Failed::at("kill", e))?;
-        let ended = tokio::time::timeout(STOP_LIMIT, self.child.wait()).await;
-        let status = ended.map_err(|_| Failed(format!("{signal} had no effect")))??;
-        if status.success() || signal == Signal::SIGKILL {
-            return Ok(());
-        }
-        Err(Failed(format!("the hub ended with {status}")))
     }
 }
