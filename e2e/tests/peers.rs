@@ -62,8 +62,9 @@ async fn lotus_client() {
     let pledged = hub(&net, &["sectors", "pledge"]).await["sector"].clone();
     let number = pledged.to_string();
     let status = async |n: &Net| hub(n, &["sectors", "status", &number]).await;
+    // Committed capacity rests where deals can take it.
     net.wait("a proven sector", secs(300), async |n| {
-        (status(n).await["state"] == "Proving").then_some(())
+        (status(n).await["state"] == "Available").then_some(())
     })
     .await
     .unwrap();
@@ -90,10 +91,10 @@ async fn lotus_client() {
         );
         assert!(found["base"].as_i64().unwrap() > 0);
         assert_eq!(found["sectors"], json!([pledged]));
-        assert_eq!(found["summary"], json!({"Proving": 1}));
+        assert_eq!(found["summary"], json!({"Available": 1}));
         // The same sector by our own command line.
         let sector = &found["status"][0];
-        assert_eq!(sector["State"], "Proving");
+        assert_eq!(sector["State"], "Available");
         assert_eq!(sector["CommR"]["/"], chain["comm_r"]);
         assert_eq!(sector["CommR"]["/"], chain["on_chain"]["comm_r"]);
         assert_eq!(sector["CommitMsg"]["/"], chain["commit_cid"]);
