@@ -33,9 +33,7 @@ impl Runner {
         let mut trouble = Backoff::new(AGAIN.0, AGAIN.1);
         loop {
             let reader = shared.clone();
-            let pending = shared
-                .blocking(move || Ok(reader.machines.pending()?))
-                .await;
+            let pending = shared.blocking(move || Ok(reader.pending()?)).await;
             let pause = match pending {
                 Ok(pending) => {
                     trouble.reset();

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use lotus_journal::{EffectId, JournalError, Machines, Map, Tx};
+use lotus_journal::{EffectId, JournalError, Machines, Map, Pending, Tx};
 use lotus_messages::Sender;
 use lotus_node_client::Node;
 use lotus_node_client::api::{NetworkParams, TipSet, TipSetKey};
@@ -275,7 +275,7 @@ impl Shared {
             }
             Ok::<_, JournalError>(steps)
         })?;
-        let count = steps.len();
+        let mut moved = Vec::with_capacity(steps.len());
         for (number, event, step) in steps {
             let from = step.before.map(|s| s.state);
             let to = step.after.state;
@@ -284,6 +284,10 @@ impl Shared {
                 lock(&self.lives).remove(&number);
                 lock(&self.published).remove(&number);
             }
+            moved.push((number, event, from, to));
+        }
+        drop(order);
+        for (number, event, from, to) in &moved {
             tracing::info!(sector = %number, event = event.name(),
                 from = from.map_or("", SectorState::as_str), to = to.as_str(),
                 "{}", event.message());
@@ -291,13 +295,19 @@ impl Shared {
                 "to" => to.as_str())
             .increment(1);
         }
-        drop(order);
-        if count > 0 {
+        if !moved.is_empty() {
             self.observer.committed();
             self.changes.send_modify(|n| *n = n.wrapping_add(1));
             self.wake.notify_one();
         }
-        Ok(count)
+        Ok(moved.len())
+    }
+
+    /// The journaled effects. None of them is of a step that memory does not show yet: it would
+    /// look as if its sector had moved on, and be dropped.
+    pub(crate) fn pending(&self) -> Result<Vec<Pending<Sectors>>, JournalError> {
+        let _order = lock(&self.writing);
+        self.machines.pending()
     }
 
     /// What is written together with a step: the log, and what hangs on it elsewhere.

@@ -335,6 +335,20 @@ async fn sectors_share_their_messages() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_many_sectors_none_loses_a_step() {
+    let world = World::new();
+    let hub = Hub::start_with(&world, |cfg| cfg.max_sealing_sectors = 0);
+    let mut sectors = Vec::new();
+    for _ in 0..150 {
+        sectors.push(hub.sealing.pledge().await.unwrap());
+    }
+    for n in &sectors {
+        hub.until(*n, SectorState::Available).await;
+    }
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_sector_closes_by_itself() {
     let world = World::new();
     let hub = Hub::start_with(&world, |cfg| cfg.wait_deals_secs = 1);
