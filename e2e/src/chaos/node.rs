@@ -43,7 +43,7 @@ pub(crate) struct Report {
     failed_by_chain: usize,
     /// Pieces that are not in exactly one proven sector. Must be 0.
     lost: usize,
-    /// What was done to the node.
+    /// What was done to the node, by kind.
     faults: BTreeMap<&'static str, u64>,
     /// What failed, the first few.
     failures: Vec<String>,
@@ -157,8 +157,9 @@ impl Faults {
             _ => &[name, &number],
         };
         eprintln!("fault {}", order.join(" "));
-        self.order(net, order).await;
-        *self.count.entry(name).or_default() += 1;
+        if self.order(net, order).await {
+            *self.count.entry(name).or_default() += 1;
+        }
         if name == "delay" {
             // Long enough for a few answers to be late.
             tokio::time::sleep(secs(12)).await;
@@ -167,13 +168,12 @@ impl Faults {
     }
 
     /// An order may be caught in the fault before it; what counts is that the node is back when
-    /// the next one comes.
-    async fn order(&self, net: &Net, order: &[&str]) {
+    /// the next one comes. Whether it was taken.
+    async fn order(&self, net: &Net, order: &[&str]) -> bool {
         let repo = net.root().join("devnet").display().to_string();
         let mut args = vec!["fault", "--repo", &repo];
         args.extend(order);
-        if let Err(e) = net.run("lotus-devnet", &args).await {
-            eprintln!("{e}");
-        }
+        let taken = net.run("lotus-devnet", &args).await;
+        taken.inspect_err(|e| eprintln!("{e}")).is_ok()
     }
 }
