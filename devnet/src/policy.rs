@@ -31,6 +31,8 @@ pub struct Policy {
     pub dispute_window: i64,
     /// Partitions in one PoSt message.
     pub posted_partitions_max: u64,
+    /// Partitions that one message may name otherwise.
+    pub addressed_partitions_max: u64,
     /// Partitions in one deadline.
     pub partitions_per_deadline_max: u64,
     /// Sectors that one message may name.
@@ -105,6 +107,7 @@ impl Policy {
             fault_max_age: 42 * EPOCHS_IN_DAY,
             dispute_window: 1_800,
             posted_partitions_max: 3,
+            addressed_partitions_max: 3_000,
             partitions_per_deadline_max: 3_000,
             addressed_sectors_max: 25_000,
             pre_commit_challenge_delay: 10,
@@ -142,8 +145,8 @@ impl Policy {
     }
 
     /// Another proving period. Challenge look-back and fault cut-off keep their share of a
-    /// deadline (20 and 70 of 60 epochs) and never exceed mainnet's numbers; a fault may last 42
-    /// periods. At least 3 deadlines of at least 6 epochs.
+    /// deadline (20 and 70 of 60 epochs), the dispute window its share of the period (1,800 of
+    /// 2,880), and none exceeds mainnet's numbers; a fault may last 42 periods. At least 3 deadlines of at least 6 epochs.
     #[must_use]
     pub const fn with_deadlines(mut self, deadlines: u64, window: i64) -> Self {
         self.deadlines = if deadlines < 3 { 3 } else { deadlines };
@@ -152,6 +155,8 @@ impl Policy {
         self.challenge_lookback = if w < 60 { w / 3 } else { 20 };
         self.fault_cutoff = if w < 60 { w * 7 / 6 } else { 70 };
         self.fault_max_age = 42 * self.proving_period();
+        let share = self.proving_period() * 5 / 8;
+        self.dispute_window = if share < 1_800 { share } else { 1_800 };
         self
     }
 
@@ -323,7 +328,7 @@ mod tests {
         let disputable: Vec<_> = (0..p.deadlines)
             .filter(|i| p.is_disputable(0, *i, 45))
             .collect();
-        assert_eq!(disputable, [0, 1, 3, 4, 5]);
+        assert_eq!(disputable, [0, 1, 4, 5]);
     }
 
     #[test]

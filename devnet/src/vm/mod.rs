@@ -4,6 +4,7 @@
 //! through the injected verifier.
 
 mod account;
+mod compact;
 mod cron;
 mod gas;
 mod market;
@@ -202,6 +203,7 @@ fn miner_method(call: Call<'_>, method: u64) -> Outcome {
         m::DECLARE_FAULTS => post::declare_faults(call),
         m::DECLARE_FAULTS_RECOVERED => post::declare_recovered(call),
         m::TERMINATE_SECTORS => post::terminate(call),
+        m::COMPACT_PARTITIONS => compact::method(call),
         m::MAX_TERMINATION_FEE => post::max_termination_fee(&call),
         m::EXTEND_SECTOR_EXPIRATION2 => update::extend(call),
         other => unhandled(other),

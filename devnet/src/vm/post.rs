@@ -17,7 +17,7 @@ use super::{Abort, Call, Economy, Outcome, abort, money, sectors};
 use crate::policy::Policy;
 use crate::state::{Deadline, Miner, Partition, State, Submission};
 
-fn deadline_mut(m: &mut Miner, index: u64) -> Result<&mut Deadline, Abort> {
+pub(super) fn deadline_mut(m: &mut Miner, index: u64) -> Result<&mut Deadline, Abort> {
     let i = usize::try_from(index).unwrap_or(usize::MAX);
     match m.deadlines.get_mut(i) {
         Some(d) => Ok(d),

@@ -531,15 +531,19 @@ fn assign(m: &mut Miner, policy: &Policy, now: i64, new: &BitField) -> Result<()
                 "max partitions limit reached for all deadlines"
             );
         };
-        if d.partitions.last().is_none_or(|p| p.sectors.len() >= fill) {
-            d.partitions.push(Partition::default());
-        }
-        if let Some(p) = d.partitions.last_mut() {
-            p.sectors.set(n);
-            p.unproven.set(n);
-        }
+        let part = place(d, fill);
+        part.sectors.set(n);
+        part.unproven.set(n);
     }
     Ok(())
+}
+
+/// The partition that takes the next sector of a deadline: its last, or a new one if that is full.
+pub(super) fn place(d: &mut Deadline, fill: u64) -> &mut Partition {
+    let last = d.partitions.pop_if(|p| p.sectors.len() < fill);
+    d.partitions.push(last.unwrap_or_default());
+    let at = d.partitions.len() - 1;
+    &mut d.partitions[at]
 }
 
 /// The sum of pledges of these sectors, attoFIL.

@@ -2,10 +2,10 @@
 
 pub use fil_actor_miner_state::v18::{
     BASE_REWARD_FOR_DISPUTED_WINDOW_POST, ChangeMultiaddrsParams, ChangeOwnerAddressParams,
-    ChangePeerIDParams, ChangeWorkerAddressParams, CompactCommD, DataActivationNotification,
-    DeclareFaultsParams, DeclareFaultsRecoveredParams, DisputeWindowedPoStParams,
-    ExpirationExtension2, ExtendSectorExpiration2Params, FaultDeclaration,
-    GetControlAddressesReturn, MaxTerminationFeeParams, MaxTerminationFeeReturn,
+    ChangePeerIDParams, ChangeWorkerAddressParams, CompactCommD, CompactPartitionsParams,
+    DataActivationNotification, DeclareFaultsParams, DeclareFaultsRecoveredParams,
+    DisputeWindowedPoStParams, ExpirationExtension2, ExtendSectorExpiration2Params,
+    FaultDeclaration, GetControlAddressesReturn, MaxTerminationFeeParams, MaxTerminationFeeReturn,
     PieceActivationManifest, PieceChange, PoStPartition, PowerPair, PreCommitSectorBatchParams2,
     ProveCommitSectors3Params, ProveCommitSectors3Return, ProveReplicaUpdates3Params,
     ProveReplicaUpdates3Return, RecoveryDeclaration, SectorActivationManifest, SectorChanges,
@@ -37,6 +37,8 @@ pub const DECLARE_FAULTS_RECOVERED: u64 = 11;
 pub const WITHDRAW_BALANCE: u64 = 16;
 /// The multiaddresses that clients dial.
 pub const CHANGE_MULTIADDRS: u64 = 18;
+/// Drops what is known of the ended sectors of partitions, and moves the others together.
+pub const COMPACT_PARTITIONS: u64 = 19;
 /// Makes a pending worker key change effective.
 pub const CONFIRM_CHANGE_WORKER_ADDRESS: u64 = 21;
 /// Pays fee debt from the balance.
@@ -100,6 +102,7 @@ pub const fn method_name(method: u64) -> Option<&'static str> {
         DECLARE_FAULTS_RECOVERED => "DeclareFaultsRecovered",
         WITHDRAW_BALANCE => "WithdrawBalance",
         CHANGE_MULTIADDRS => "ChangeMultiaddrs",
+        COMPACT_PARTITIONS => "CompactPartitions",
         CONFIRM_CHANGE_WORKER_ADDRESS => "ConfirmChangeWorkerAddress",
         REPAY_DEBT => "RepayDebt",
         CHANGE_OWNER_ADDRESS => "ChangeOwnerAddress",
@@ -123,6 +126,7 @@ mod tests {
         for (ours, theirs) in [
             (SUBMIT_WINDOWED_POST, Method::SubmitWindowedPoSt),
             (TERMINATE_SECTORS, Method::TerminateSectors),
+            (COMPACT_PARTITIONS, Method::CompactPartitions),
             (DECLARE_FAULTS, Method::DeclareFaults),
             (DECLARE_FAULTS_RECOVERED, Method::DeclareFaultsRecovered),
             (WITHDRAW_BALANCE, Method::WithdrawBalance),

@@ -17,6 +17,7 @@ mod proving_work;
 mod sealing_jobs;
 mod sectors;
 mod sectors_act;
+mod sectors_compact;
 mod sectors_expired;
 mod sectors_extend;
 mod storage;

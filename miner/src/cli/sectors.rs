@@ -7,7 +7,8 @@ use serde::Serialize;
 use super::on_chain::OnChain;
 use super::sectors_act::{ActCommand, run};
 use super::{
-    Cx, bytes, from_status, print, print_json, sectors_expired, sectors_extend, table, time,
+    Cx, bytes, from_status, print, print_json, sectors_compact, sectors_expired, sectors_extend,
+    table, time,
 };
 use crate::api::MAX_PAGE;
 use crate::control::{self, Opened};
@@ -44,6 +45,8 @@ pub(super) enum SectorsCommand {
     /// Let sectors live longer: shows which, until when, and the cost
     Extend(sectors_extend::ExtendArgs),
     Expired(sectors_expired::ExpiredArgs),
+    /// Drop what the chain knows of ended sectors, and move the rest of their partitions together
+    CompactPartitions(sectors_compact::CompactArgs),
     #[command(flatten)]
     Act(ActCommand),
 }
@@ -139,6 +142,7 @@ pub(super) async fn sectors(cx: &Cx, command: SectorsCommand) -> Result<(), Faul
     match command {
         SectorsCommand::List => list(cx).await,
         SectorsCommand::Extend(args) => sectors_extend::extend(cx, args).await,
+        SectorsCommand::CompactPartitions(args) => sectors_compact::compact(cx, args).await,
         SectorsCommand::Expired(args) => sectors_expired::expired(cx, args).await,
         SectorsCommand::Status {
             number,
