@@ -189,6 +189,10 @@ impl<K: JournalKey, V: Serialize + DeserializeOwned> Map<K, V> {
     }
 }
 
+/// Bytes of the file's pages that are kept in memory. A hub writes a few pages at a time; more
+/// would only make its memory look like a leak.
+const CACHE: usize = 256 << 20;
+
 /// The store: one file, one process at a time. Clones share it.
 #[derive(Clone)]
 pub struct Journal {
@@ -204,7 +208,7 @@ impl fmt::Debug for Journal {
 impl Journal {
     /// Opens the file, or creates it; repairs it after a crash.
     pub fn open(path: &Path) -> Result<Self, JournalError> {
-        match Database::create(path) {
+        match Database::builder().set_cache_size(CACHE).create(path) {
             Ok(db) => Ok(Self { db: Arc::new(db) }),
             Err(redb::DatabaseError::DatabaseAlreadyOpen) => Err(JournalError::Locked {
                 path: path.to_owned(),

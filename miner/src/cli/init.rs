@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use lotus_node_client::api::TipSetKey;
+use lotus_node_client::json::address_text;
 use lotus_node_client::{Client, FullNode as _, NodeConfig, NodeError};
 use lotus_runtime::Fault;
 use lotus_tokens::Tokens;
@@ -143,13 +144,16 @@ pub(super) async fn look_up(cfg: &NodeConfig, actor: ActorId) -> Result<Found, F
     if !node.wallet_has(worker).await.map_err(|e| from_node(&e))? {
         return Err(Fault::new(
             Kind::Config,
-            format!("the node's wallet lacks the key of worker {worker}"),
+            format!(
+                "the node's wallet lacks the key of worker {}",
+                address_text(&worker)
+            ),
             "import it into the node's wallet (`lotus wallet import`): blocks and messages are signed there",
         ));
     }
     Ok(Found {
         size,
-        worker: worker.to_string(),
+        worker: address_text(&worker),
         network,
     })
 }

@@ -138,7 +138,7 @@ enum InfoCommand {
 #[derive(Debug, clap::Args)]
 struct Moved {
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
-    rest: Vec<String>,
+    _rest: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -183,10 +183,8 @@ pub fn start(args: Args) -> Result<(), Fault> {
         Command::Config(ConfigCommand::Check) => check_config(&cx),
         Command::Auth(command) => auth::auth(&cx, &command),
         Command::Restore(args) => backup::restore(&cx, &args),
-        Command::StorageDeals(Moved { rest }) => Err(moved("storage-deals", "deals", &rest)),
-        Command::RetrievalDeals(Moved { rest }) => {
-            Err(moved("retrieval-deals", "retrieval", &rest))
-        }
+        Command::StorageDeals(_) => Err(moved("storage-deals", "deals")),
+        Command::RetrievalDeals(_) => Err(moved("retrieval-deals", "retrieval")),
         other => tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?
@@ -220,13 +218,13 @@ pub fn start(args: Args) -> Result<(), Fault> {
 }
 
 /// Deals and retrievals are of spokes, in processes of their own.
-fn moved(command: &str, service: &str, rest: &[String]) -> Fault {
-    let typed = [&[command.to_owned()], rest].concat().join(" ");
+fn moved(command: &str, service: &str) -> Fault {
     Fault::new(
         Kind::Config,
         format!("`{command}` is no command of the hub: the {service} spoke has it"),
         format!(
-            "run `lotus-markets {typed}` on the host of the {service} spoke;              `lotus-markets --help` lists what it knows"
+            "run it on the host of the {service} spoke: `lotus-markets --help` lists what that \
+             knows. What was handed over to the hub: `lotus-miner pieces list`"
         ),
     )
 }
@@ -407,9 +405,6 @@ mod tests {
         let words = ["lotus-miner", "storage-deals", "list", "--verbose"];
         let e = start(Args::try_parse_from(words).unwrap()).unwrap_err();
         assert_eq!(e.kind, Kind::Config);
-        assert!(
-            e.fix.contains("lotus-markets storage-deals list --verbose"),
-            "{e:?}"
-        );
+        assert!(e.fix.contains("lotus-markets --help"), "{e:?}");
     }
 }
