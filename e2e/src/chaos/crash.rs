@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use lotus_actors::miner::PROVE_REPLICA_UPDATES3;
 use lotus_e2e::{Failed, Net, history, secs};
@@ -12,6 +12,7 @@ use rand::{Rng as _, SeedableRng as _};
 use serde::Serialize;
 use tokio::process::Command;
 
+use crate::boundaries::{Boundaries, boundaries};
 use crate::pieces;
 
 /// A hub that writes nothing for so long waits for the chain.
@@ -21,8 +22,8 @@ const SETTLED: Duration = secs(300);
 
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Sectors that are sealed while the hub dies at every write of its journal, as many that are
-    /// upgraded meanwhile, and as many that are sealed while it dies at random moments
+    /// Sectors that are sealed at a time while the hub dies at writes of its journal, until it has
+    /// died at every step; as many that are upgraded; as many while it dies at random moments
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=50))]
     crash_sectors: u16,
     /// Kills at random moments
@@ -45,6 +46,10 @@ pub(crate) struct Report {
     kills_at_snap_writes: u32,
     /// Of these, at a random moment.
     kills_at_moments: u32,
+    /// Steps that the journal keeps of the sectors, and those of them at which the hub did not die
+    /// once before the sector's next one. The second must be empty.
+    boundaries: usize,
+    boundaries_missed: BTreeSet<String>,
     pieces: usize,
     /// Sectors that the chain upgraded: one for each piece of that path.
     upgraded: usize,
@@ -66,8 +71,12 @@ struct Run {
     random: StdRng,
     /// Pieces of the deals so far.
     made: BTreeSet<String>,
+    /// Sectors that are left for upgrades when all is done.
+    available: usize,
     /// The hub that was killed last.
     dead: u32,
+    /// When it was, every time, Unix milliseconds.
+    deaths: BTreeSet<u64>,
 }
 
 pub(crate) async fn run(options: &Options, seed: u64) -> Result<Report, Failed> {
@@ -80,25 +89,19 @@ pub(crate) async fn run(options: &Options, seed: u64) -> Result<Report, Failed> 
         options: options.clone(),
         random: StdRng::seed_from_u64(seed),
         made: BTreeSet::new(),
+        available: 0,
         dead: 0,
+        deaths: BTreeSet::new(),
     };
-    let commit = run.at_writes().await?;
+    let commit = run.at_writes(&[Order::Deals]).await?;
     eprintln!("{commit} kills at writes of the journal on the commit path");
-    run.pledge().await?;
-    let snap = run.at_writes().await?;
+    let snap = run.at_writes(&[Order::Pledge, Order::Deals]).await?;
     eprintln!("{snap} kills at writes of the journal on the path of upgrades");
     run.at_moments().await?;
-    let Run {
-        net, made, dead, ..
-    } = run;
+    run.settle().await.unwrap_or_else(|e| eprintln!("{e}"));
 
-    up(&net, dead).await?;
-    let settled = net.wait("every piece to be proven", SETTLED, async |n| {
-        all_proven(n, made.len()).await.then_some(())
-    });
-    if let Err(e) = settled.await {
-        eprintln!("{e}");
-    }
+    let found = run.boundaries().await?;
+    let Run { net, made, .. } = run;
     let all = pieces::sectors(&net).await?;
     let proven = pieces::proven(&all);
     let mut places: BTreeMap<&str, usize> = BTreeMap::new();
@@ -113,6 +116,8 @@ pub(crate) async fn run(options: &Options, seed: u64) -> Result<Report, Failed> 
         kills_at_commit_writes: commit,
         kills_at_snap_writes: snap,
         kills_at_moments: options.crash_moments,
+        boundaries: found.hit.len() + found.missed.len(),
+        boundaries_missed: found.missed,
         pieces: made.len(),
         upgraded: chain.upgraded,
         lost: made.iter().filter(|p| !proven.contains_key(*p)).count(),
@@ -125,31 +130,64 @@ pub(crate) async fn run(options: &Options, seed: u64) -> Result<Report, Failed> 
     let ok = report.lost == 0
         && report.doubled == 0
         && report.duplicate_messages == 0
-        && report.upgraded == usize::from(options.crash_sectors);
+        && report.boundaries_missed.is_empty()
+        && report.upgraded >= usize::from(options.crash_sectors);
     Ok(Report { ok, ..report })
 }
 
 impl Run {
-    /// Deals, hand-over included, while the hub dies at each write of its journal.
-    async fn at_writes(&mut self) -> Result<u32, Failed> {
+    /// Sectors, hand-over of their pieces included, while the hub dies at writes of its journal,
+    /// until it has died at every step of the path.
+    async fn at_writes(&mut self, path: &[Order]) -> Result<u32, Failed> {
+        let most = self.options.crash_writes;
+        let mut kills = 0;
+        loop {
+            for order in path {
+                kills += self.round(*order, most.saturating_sub(kills)).await?;
+                self.settle().await?;
+            }
+            let missed = self.boundaries().await?.missed;
+            eprintln!("{kills} kills; not yet at {missed:?}");
+            if missed.is_empty() || kills >= most {
+                return Ok(kills);
+            }
+        }
+    }
+
+    /// Some sectors, and at most so many kills until they are where they belong.
+    async fn round(&mut self, order: Order, most: u32) -> Result<u32, Failed> {
+        let count = self.options.crash_sectors;
+        let (mut pieces, mut available) = (self.made.len(), usize::from(count));
+        match order {
+            Order::Pledge => self.pledge().await?,
+            Order::Deals => (pieces, available) = (pieces + available, 0),
+        }
+        self.available = available;
         let Self {
             net,
-            options,
             random,
             made,
             dead,
+            deaths,
+            ..
         } = self;
-        let wanted = made.len() + usize::from(options.crash_sectors);
-        let deals = deals(net, made.len(), options.crash_sectors, random);
+        let mut moments = StdRng::seed_from_u64(random.random());
+        let deals = async {
+            match order {
+                Order::Pledge => Ok(Vec::new()),
+                Order::Deals => deals(net, made.len(), count, random).await,
+            }
+        };
         let die = async {
             let mut kills = 0;
-            while kills < options.crash_writes {
-                if let Some(pid) = die_at_write(net, *dead).await? {
+            while kills < most {
+                if let Some(pid) = die_at_write(net, *dead, &mut moments).await? {
                     kills += 1;
                     *dead = pid;
+                    deaths.insert(unix_ms());
                 }
                 // Proven sectors go on writing: rounds, deadlines.
-                if kills % 10 == 0 && all_proven(net, wanted).await {
+                if kills % 10 == 0 && at_rest(net, pieces, available).await {
                     break;
                 }
             }
@@ -160,27 +198,24 @@ impl Run {
         Ok(kills)
     }
 
-    /// Committed capacity, which the next deals upgrade. Nothing dies meanwhile.
-    async fn pledge(&mut self) -> Result<(), Failed> {
+    /// Lets every sector come to where it belongs. Nothing dies meanwhile.
+    async fn settle(&self) -> Result<(), Failed> {
         up(&self.net, self.dead).await?;
-        let wanted = self.made.len();
+        let (pieces, available) = (self.made.len(), self.available);
         let proven = "the pieces so far to be proven";
         let settled = self.net.wait(proven, SETTLED, async |n| {
-            all_proven(n, wanted).await.then_some(())
+            at_rest(n, pieces, available).await.then_some(())
         });
-        settled.await?;
+        settled.await
+    }
+
+    /// Committed capacity, which the next deals upgrade.
+    async fn pledge(&self) -> Result<(), Failed> {
         let repo = self.net.root().join("miner").display().to_string();
         let count = self.options.crash_sectors.to_string();
         let args = ["sectors", "pledge", "--count", &count, "--repo", &repo];
         self.net.run("lotus-miner", &args).await?;
-        let wanted = usize::from(self.options.crash_sectors);
-        let there = "committed capacity to be available";
-        let available = self.net.wait(there, SETTLED, async |n| {
-            let all = pieces::sectors(n).await.ok()?;
-            let available = all.iter().filter(|s| s.state == "Available");
-            (available.count() == wanted).then_some(())
-        });
-        available.await
+        Ok(())
     }
 
     /// Deals while the hub dies at random moments.
@@ -191,6 +226,8 @@ impl Run {
             random,
             made,
             dead,
+            deaths,
+            ..
         } = self;
         let mut moments = StdRng::seed_from_u64(random.random());
         let deals = deals(net, made.len(), options.crash_sectors, random);
@@ -200,6 +237,7 @@ impl Run {
                 let moment = moments.random_range(0..3_000);
                 tokio::time::sleep(Duration::from_millis(moment)).await;
                 *dead = net.kill9("hub").await?;
+                deaths.insert(unix_ms());
             }
             Ok::<(), Failed>(())
         };
@@ -207,6 +245,29 @@ impl Run {
         made.extend(cids);
         Ok(())
     }
+
+    /// The steps that the sectors have gone, and at which of them the hub died.
+    async fn boundaries(&self) -> Result<Boundaries, Failed> {
+        let mut logs = Vec::new();
+        for sector in pieces::sectors(&self.net).await? {
+            logs.push(pieces::status(&self.net, sector.number).await?.log);
+        }
+        Ok(boundaries(logs.iter().map(Vec::as_slice), &self.deaths))
+    }
+}
+
+/// Where sectors come from.
+#[derive(Clone, Copy, Debug)]
+enum Order {
+    /// Deals: into new sectors, or as upgrades of those that are available.
+    Deals,
+    /// Committed capacity, which becomes available.
+    Pledge,
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Whether the tool is there by which a process dies just as it writes.
@@ -233,11 +294,13 @@ async fn deals(
     Ok(cids)
 }
 
-async fn all_proven(net: &Net, pieces: usize) -> bool {
-    match pieces::sectors(net).await {
-        Ok(all) => pieces::proven(&all).len() == pieces,
-        Err(_) => false,
-    }
+/// Whether so many pieces are in proven sectors, and so many sectors wait for an upgrade.
+async fn at_rest(net: &Net, pieces: usize, available: usize) -> bool {
+    let Ok(all) = pieces::sectors(net).await else {
+        return false;
+    };
+    let waiting = all.iter().filter(|s| s.state == "Available").count();
+    pieces::proven(&all).len() == pieces && waiting == available
 }
 
 /// Starts the hub, however often it died, and waits until it is ready. Returns its pid.
@@ -259,10 +322,13 @@ async fn up(net: &Net, before: u32) -> Result<u32, Failed> {
     .await
 }
 
-/// Lets the hub die as it enters its next `fdatasync`: the write itself is in the file, nothing
-/// after it was done. `None` when it wrote nothing for a while, else the pid that it had.
-async fn die_at_write(net: &Net, before: u32) -> Result<Option<u32>, Failed> {
+/// Lets the hub die as it enters an `fdatasync`, one of the first after it is ready: the write
+/// itself is in the file, nothing after it was done. `None` when it wrote nothing for a while,
+/// else the pid that it had.
+async fn die_at_write(net: &Net, before: u32, moments: &mut StdRng) -> Result<Option<u32>, Failed> {
     let pid = up(net, before).await?;
+    // Always the first would mostly be that of a mining round.
+    let which = moments.random_range(1..=4);
     let strace = Command::new("strace")
         .args([
             "-f",
@@ -272,7 +338,10 @@ async fn die_at_write(net: &Net, before: u32) -> Result<Option<u32>, Failed> {
             "-e",
             "trace=fsync,fdatasync",
         ])
-        .args(["-e", "inject=fsync,fdatasync:signal=SIGKILL:when=1"])
+        .args([
+            "-e",
+            &format!("inject=fsync,fdatasync:signal=SIGKILL:when={which}"),
+        ])
         .args(["-p", &pid.to_string()])
         .stdin(Stdio::null())
         .kill_on_drop(true)

@@ -1,6 +1,7 @@
 //! Real processes that are killed at random while the chain goes on. `cargo xtask chaos` builds
 //! everything and runs this.
 
+mod boundaries;
 mod crash;
 mod kills;
 mod mining;

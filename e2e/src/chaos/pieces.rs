@@ -28,6 +28,7 @@ pub(crate) struct Piece {
 
 #[derive(Debug, Deserialize)]
 pub(crate) struct Entry {
+    pub(crate) unix_ms: u64,
     pub(crate) event: String,
     pub(crate) from: String,
     pub(crate) to: String,
