@@ -43,6 +43,9 @@ pub enum ChainError {
     /// The state of that tipset was dropped.
     #[error("state of the tipset at height {0} is pruned")]
     Pruned(i64),
+    /// The messages of that block were dropped.
+    #[error("messages of the block at height {0} are pruned")]
+    PrunedMessages(i64),
     /// No such actor.
     #[error("actor not found: {0}")]
     NoActor(Address),
@@ -84,6 +87,7 @@ impl ChainError {
             Self::NoTipSet(_)
             | Self::NoObject(_)
             | Self::Pruned(_)
+            | Self::PrunedMessages(_)
             | Self::NoActor(_)
             | Self::NotFound(_)
             | Self::Mempool(_)
@@ -105,7 +109,9 @@ impl ChainError {
             Self::Policy(_) => "correct the setting".into(),
             Self::Damaged(_) => "remove the repo and start a new chain".into(),
             Self::NoKey(_) => "import the key, or sign with another address".into(),
-            Self::Pruned(_) => "ask about a tipset within finality of the head".into(),
+            Self::Pruned(_) | Self::PrunedMessages(_) => {
+                "ask about a tipset within finality of the head".into()
+            }
             Self::Fault(_) | Self::Stopping => "try again later".into(),
             Self::Mempool(_) | Self::Block(_) => {
                 "correct the message or block; see the text".into()

@@ -59,45 +59,69 @@ impl Landed {
     }
 }
 
-/// Every message from genesis to the head, oldest first, each once.
-pub async fn landed(node: &Node) -> Result<Vec<Landed>, Failed> {
-    let fail = |what: &'static str| move |e| Failed::at(what, e);
-    let mut found: BTreeMap<Cid, Landed> = BTreeMap::new();
-    let mut tipset = node.chain_head().await.map_err(fail("ChainHead"))?;
-    while tipset.height > Epoch(0) {
-        for block in &tipset.cids {
-            let all = node
-                .chain_get_block_messages(*block)
-                .await
-                .map_err(fail("ChainGetBlockMessages"))?;
-            let secpk = all.secpk_messages.into_iter().map(|m| m.message);
-            let messages = all.bls_messages.into_iter().chain(secpk);
-            for (cid, message) in all.cids.into_iter().zip(messages) {
-                let one = Landed {
-                    cid,
-                    height: tipset.height,
-                    message,
-                    receipt: None,
-                };
-                found.insert(cid, one);
+/// Epochs that a reorg may take back.
+const REORG: EpochDelta = EpochDelta(60);
+
+/// The messages on the chain, read piece by piece: a node forgets old ones.
+#[derive(Debug, Default)]
+pub struct History {
+    found: BTreeMap<Cid, Landed>,
+    /// Head of the last reading.
+    head: Epoch,
+}
+
+impl History {
+    /// Reads what came since the last time, and again what a reorg may have changed. To be called
+    /// long before the node forgets, which is at finality.
+    pub async fn read(&mut self, node: &Node) -> Result<(), Failed> {
+        let fail = |what: &'static str| move |e| Failed::at(what, e);
+        let mut tipset = node.chain_head().await.map_err(fail("ChainHead"))?;
+        let (head, floor) = (tipset.height, (self.head - REORG).max(Epoch(0)));
+        let mut new: BTreeMap<Cid, Landed> = BTreeMap::new();
+        while tipset.height > floor {
+            for block in &tipset.cids {
+                let all = node
+                    .chain_get_block_messages(*block)
+                    .await
+                    .map_err(fail("ChainGetBlockMessages"))?;
+                let secpk = all.secpk_messages.into_iter().map(|m| m.message);
+                let messages = all.bls_messages.into_iter().chain(secpk);
+                for (cid, message) in all.cids.into_iter().zip(messages) {
+                    let one = Landed {
+                        cid,
+                        height: tipset.height,
+                        message,
+                        receipt: None,
+                    };
+                    new.insert(cid, one);
+                }
             }
+            let Some(block) = tipset.blocks.first() else {
+                break;
+            };
+            tipset = node
+                .chain_get_tipset(&TipSetKey(block.parents.clone()))
+                .await
+                .map_err(fail("ChainGetTipSet"))?;
         }
-        let Some(block) = tipset.blocks.first() else {
-            break;
-        };
-        tipset = node
-            .chain_get_tipset(&TipSetKey(block.parents.clone()))
-            .await
-            .map_err(fail("ChainGetTipSet"))?;
+        for one in new.values_mut() {
+            let lookup = node
+                .state_search_msg(&TipSetKey::HEAD, one.cid, EpochDelta(-1), false)
+                .await
+                .map_err(fail("StateSearchMsg"))?;
+            one.receipt = lookup.map(|l| l.receipt);
+        }
+        self.found.retain(|_, one| one.height <= floor);
+        self.found.extend(new);
+        self.head = head;
+        Ok(())
     }
-    let mut found: Vec<Landed> = found.into_values().collect();
-    for one in &mut found {
-        let lookup = node
-            .state_search_msg(&TipSetKey::HEAD, one.cid, EpochDelta(-1), false)
-            .await
-            .map_err(fail("StateSearchMsg"))?;
-        one.receipt = lookup.map(|l| l.receipt);
+
+    /// What was read, oldest first, each once.
+    #[must_use]
+    pub fn messages(&self) -> Vec<Landed> {
+        let mut all: Vec<Landed> = self.found.values().cloned().collect();
+        all.sort_by_key(|m| (m.height, m.message.nonce));
+        all
     }
-    found.sort_by_key(|m| (m.height, m.message.nonce));
-    Ok(found)
 }

@@ -6,7 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use lotus_e2e::{Failed, Net, NetConfig, demo, history, secs};
+use lotus_e2e::history::History;
+use lotus_e2e::{Failed, Net, NetConfig, demo, secs};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
@@ -111,7 +112,9 @@ async fn one_sector(net: &Net, report: &demo::Report) {
 /// What the chain holds: each nonce once and none left out, and each sector pre-committed and
 /// activated once.
 async fn one_effect(net: &Net) {
-    let landed = history::landed(&net.node().unwrap()).await.unwrap();
+    let mut history = History::default();
+    history.read(&net.node().unwrap()).await.unwrap();
+    let landed = history.messages();
     let mut nonces: BTreeMap<_, BTreeSet<u64>> = BTreeMap::new();
     let mut sectors: BTreeMap<(u64, u64), usize> = BTreeMap::new();
     for one in &landed {

@@ -87,8 +87,12 @@ impl Chain {
 
     /// A block's messages.
     pub fn chain_get_block_messages(&self, cid: &Cid) -> Result<BlockMessageLists, ChainError> {
-        let found = self.read().blocks.get(cid).map(|b| b.messages.clone());
-        let all = found.ok_or(ChainError::NoObject(*cid))?;
+        let found = self.read().blocks.get(cid).cloned();
+        let block = found.ok_or(ChainError::NoObject(*cid))?;
+        let all = &block.messages;
+        if all.is_empty() && block.header.messages != super::message_root(&[], &[]) {
+            return Err(ChainError::PrunedMessages(block.header.height.0));
+        }
         let is_bls = |m: &SignedMessage| m.signature.sig_type == SignatureType::BLS;
         let bls = all.iter().filter(|m| is_bls(m)).map(|m| m.message.clone());
         let secp = all.iter().filter(|m| !is_bls(m)).map(|m| (**m).clone());

@@ -6,7 +6,8 @@ use std::process::Stdio;
 use std::time::{Duration, Instant, SystemTime};
 
 use lotus_actors::miner::PROVE_REPLICA_UPDATES3;
-use lotus_e2e::{Failed, Net, history, secs};
+use lotus_e2e::history::{History, Landed};
+use lotus_e2e::{Failed, Net, secs};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde::Serialize;
@@ -16,7 +17,9 @@ use crate::boundaries::{Boundaries, boundaries};
 use crate::pieces;
 
 /// A hub that writes nothing for so long waits for the chain.
-const QUIET: Duration = secs(20);
+const QUIET: Duration = secs(4);
+/// The last write of a life. A new sector takes some twenty in a burst.
+const WRITES: u32 = 24;
 /// How long everything may take to be proven once the kills are over.
 const SETTLED: Duration = secs(300);
 
@@ -75,6 +78,8 @@ struct Run {
     available: usize,
     /// The hub that was killed last.
     dead: u32,
+    /// The messages on the chain.
+    history: History,
     /// When it was, every time, Unix milliseconds.
     deaths: BTreeSet<u64>,
 }
@@ -82,7 +87,11 @@ struct Run {
 pub(crate) async fn run(options: &Options, seed: u64) -> Result<Report, Failed> {
     let start = Instant::now();
     strace().await?;
-    let net = Net::start(&pieces::config()).await?;
+    let mut config = pieces::config();
+    // Its writes, two for each block, would take most of the deaths. `--mining` kills it.
+    let mining = "LOTUS_MINER__MINING__ENABLED";
+    config.hub_env.insert(mining.into(), "false".into());
+    let net = Net::start(&config).await?;
     net.ready(secs(120)).await?;
     let mut run = Run {
         net,
@@ -91,6 +100,7 @@ pub(crate) async fn run(options: &Options, seed: u64) -> Result<Report, Failed> 
         made: BTreeSet::new(),
         available: 0,
         dead: 0,
+        history: History::default(),
         deaths: BTreeSet::new(),
     };
     let commit = run.at_writes(&[Order::Deals]).await?;
@@ -101,6 +111,8 @@ pub(crate) async fn run(options: &Options, seed: u64) -> Result<Report, Failed> 
     run.settle().await.unwrap_or_else(|e| eprintln!("{e}"));
 
     let found = run.boundaries().await?;
+    run.history.read(&run.net.node()?).await?;
+    let chain = effects(&run.history.messages())?;
     let Run { net, made, .. } = run;
     let all = pieces::sectors(&net).await?;
     let proven = pieces::proven(&all);
@@ -108,7 +120,6 @@ pub(crate) async fn run(options: &Options, seed: u64) -> Result<Report, Failed> 
     for piece in all.iter().flat_map(|s| &s.pieces) {
         *places.entry(&piece.piece_cid).or_default() += 1;
     }
-    let chain = effects(&net).await?;
     net.stop().await?;
     let report = Report {
         seed,
@@ -169,8 +180,10 @@ impl Run {
             made,
             dead,
             deaths,
+            history,
             ..
         } = self;
+        let node = net.node()?;
         let mut moments = StdRng::seed_from_u64(random.random());
         let deals = async {
             match order {
@@ -181,14 +194,18 @@ impl Run {
         let die = async {
             let mut kills = 0;
             while kills < most {
-                if let Some(pid) = die_at_write(net, *dead, &mut moments).await? {
+                let died = die_at_write(net, *dead, &mut moments).await?;
+                if let Some(pid) = died {
                     kills += 1;
                     *dead = pid;
                     deaths.insert(unix_ms());
                 }
-                // Proven sectors go on writing: rounds, deadlines.
-                if kills % 10 == 0 && at_rest(net, pieces, available).await {
-                    break;
+                // Proven sectors go on writing, for their deadlines.
+                if died.is_none() || kills % 10 == 0 {
+                    history.read(&node).await?;
+                    if at_rest(net, pieces, available).await {
+                        break;
+                    }
                 }
             }
             Ok::<_, Failed>(kills)
@@ -227,8 +244,10 @@ impl Run {
             made,
             dead,
             deaths,
+            history,
             ..
         } = self;
+        let node = net.node()?;
         let mut moments = StdRng::seed_from_u64(random.random());
         let deals = deals(net, made.len(), options.crash_sectors, random);
         let die = async {
@@ -238,6 +257,7 @@ impl Run {
                 tokio::time::sleep(Duration::from_millis(moment)).await;
                 *dead = net.kill9("hub").await?;
                 deaths.insert(unix_ms());
+                history.read(&node).await?;
             }
             Ok::<(), Failed>(())
         };
@@ -306,12 +326,20 @@ async fn at_rest(net: &Net, pieces: usize, available: usize) -> bool {
 /// Starts the hub, however often it died, and waits until it is ready. Returns its pid.
 /// `before` is the pid of the one that died, which the supervisor may not have noticed yet.
 async fn up(net: &Net, before: u32) -> Result<u32, Failed> {
+    started(net, before, true).await
+}
+
+/// As [`up`], but with `ready` false a hub that has just been started will do.
+async fn started(net: &Net, before: u32, ready: bool) -> Result<u32, Failed> {
     let root = net.root().display().to_string();
     let ask = ["start", "hub", "--repo", &root];
     net.wait("the hub to be ready", secs(60), async |n| {
         let hub = n.process("hub").await.ok()?;
-        if hub.ready && hub.pid != Some(before) {
-            return hub.pid;
+        if let Some(pid) = hub
+            .pid
+            .filter(|pid| *pid != before && (hub.ready || !ready))
+        {
+            return Some(pid);
         }
         if hub.state == "backoff" {
             // It may have been started in between, which is an error of the command.
@@ -322,13 +350,13 @@ async fn up(net: &Net, before: u32) -> Result<u32, Failed> {
     .await
 }
 
-/// Lets the hub die as it enters an `fdatasync`, one of the first after it is ready: the write
-/// itself is in the file, nothing after it was done. `None` when it wrote nothing for a while,
-/// else the pid that it had.
+/// Lets the hub die as it enters an `fdatasync`, one of the first of its life: the write itself is
+/// in the file, nothing after it was done. `None` when it wrote too little for a while, else the
+/// pid that it had.
 async fn die_at_write(net: &Net, before: u32, moments: &mut StdRng) -> Result<Option<u32>, Failed> {
-    let pid = up(net, before).await?;
-    // Always the first would mostly be that of a mining round.
-    let which = moments.random_range(1..=4);
+    // A hub that starts goes on with its sectors before it is ready.
+    let pid = started(net, before, false).await?;
+    let which = moments.random_range(1..=WRITES);
     let strace = Command::new("strace")
         .args([
             "-f",
@@ -365,12 +393,11 @@ struct Chain {
 }
 
 /// What the messages on the chain did.
-async fn effects(net: &Net) -> Result<Chain, Failed> {
-    let landed = history::landed(&net.node()?).await?;
+fn effects(landed: &[Landed]) -> Result<Chain, Failed> {
     let mut nonces = BTreeSet::new();
     let mut sectors = BTreeSet::new();
     let mut doubled = 0;
-    for one in &landed {
+    for one in landed {
         let m = &one.message;
         if !nonces.insert((m.from, m.nonce)) {
             doubled += 1;

@@ -10,7 +10,7 @@ use lotus_actors::miner::{
     DECLARE_FAULTS, DECLARE_FAULTS_RECOVERED, DISPUTE_WINDOWED_POST, DeclareFaultsParams,
     DeclareFaultsRecoveredParams, SUBMIT_WINDOWED_POST, SubmitWindowedPoStParams,
 };
-use lotus_e2e::history::{self, Landed};
+use lotus_e2e::history::{History, Landed};
 use lotus_e2e::{Failed, Net, NetConfig, secs};
 use lotus_node_client::Node;
 use lotus_node_client::api::{DeadlineInfo, Partition};
@@ -29,6 +29,8 @@ const BAD: usize = 10;
 /// forgets a crash: its back-off of up to half a minute is one epoch of a real network, but
 /// several deadlines here.
 const HUB_KILLS_MS: std::ops::Range<u64> = 45_000..110_000;
+/// Epochs between two readings of the chain's messages, which the devnet keeps for 900.
+const HISTORY: i64 = 300;
 /// How often the chain is looked at for faults: they last at least a proving period.
 const LOOK: Duration = Duration::from_secs(2);
 
@@ -134,7 +136,7 @@ pub(crate) async fn run(options: &Options, seed: u64) -> Result<Report, Failed> 
             () = prove => return Err(Failed::new("no more kills")),
         }
     };
-    let messages = history::landed(&node).await?;
+    let (watched, messages) = watched;
     let seen = Seen::of(&messages, from, to)?;
     let missed = seen.missed(&plan, &di, from, to);
     let active = active(&node).await?;
@@ -229,7 +231,7 @@ fn choose(plan: &Plan, random: &mut StdRng) -> BTreeSet<u64> {
 }
 
 /// Lets the periods pass, damages replicas in the first and repairs them in the second to last.
-/// Returns sectors that were faulty without cause.
+/// Returns sectors that were faulty without cause, and the messages on the chain.
 async fn days(
     net: &Net,
     node: &Node,
@@ -238,7 +240,7 @@ async fn days(
     to: Epoch,
     period: i64,
     random: &mut StdRng,
-) -> Result<BTreeSet<u64>, Failed> {
+) -> Result<(BTreeSet<u64>, Vec<Landed>), Failed> {
     let repo = net.root().join("miner");
     let path = |n: &u64| -> PathBuf { replica(&repo, *n) };
     let mut good = BTreeMap::new();
@@ -260,6 +262,8 @@ async fn days(
     let last = (to.0 - from.0) as f64 / period as f64 - 1.2;
     let mut repair: Vec<(i64, u64)> = bad.iter().map(|n| (at(last - 0.3..last), *n)).collect();
     let mut unexpected = BTreeSet::new();
+    let mut history = History::default();
+    let mut read = from.0;
     loop {
         let (height, faults) = tokio::join!(node.chain_head(), async {
             node.state_miner_faults(MINER.address(), HEAD).await
@@ -279,8 +283,12 @@ async fn days(
             std::fs::write(path(&n), good.get(&n).cloned().unwrap_or_default())?;
             eprintln!("epoch {height}: sector {n} is repaired");
         }
+        if height > read + HISTORY || height > to.0 + 3 {
+            history.read(node).await?;
+            read = height;
+        }
         if height > to.0 + 3 {
-            return Ok(unexpected);
+            return Ok((unexpected, history.messages()));
         }
         tokio::time::sleep(LOOK).await;
     }
