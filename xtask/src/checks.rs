@@ -60,7 +60,8 @@ const LAYERS: [(&str, &[&str]); 8] = [
 
 /// Heavy dependencies and the one folder that may use each, so that replacing one is a change
 /// in one place. Its client half and its server half count as two.
-const OWNERS: [(&str, &[&str]); 16] = [
+const OWNERS: [(&str, &[&str]); 17] = [
+    ("bellperson", &["libs/proofs"]),
     ("filecoin-proofs", &["libs/proofs"]),
     ("filecoin-proofs-api", &["libs/proofs"]),
     ("storage-proofs-core", &["libs/proofs"]),

@@ -1,5 +1,7 @@
+use std::fmt;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use lotus_types::{ActorId, Commitment, PieceInfo, SectorId, SectorNumber, SectorSize};
 
@@ -236,6 +238,64 @@ pub trait Verifier: Send + Sync {
     ) -> Result<(), Refused>;
 }
 
-/// The mode without SNARKs: full Merkle openings, no parameter files.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Vanilla;
+/// How proofs are made and checked. A mode is its own [`Prover`] and [`Verifier`]: they share every
+/// step but the last of a proof, and a network takes the proofs of one mode only.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProofMode {
+    /// No SNARKs: full Merkle openings, no parameter files.
+    #[default]
+    Vanilla,
+    /// SNARKs for WindowPoSt and WinningPoSt; seals and updates as in [`ProofMode::Vanilla`]. What
+    /// a developer's machine affords.
+    Groth16Post,
+    /// SNARKs for everything, as on public networks.
+    Groth16,
+}
+
+impl ProofMode {
+    /// Every mode.
+    pub const ALL: [Self; 3] = [Self::Vanilla, Self::Groth16Post, Self::Groth16];
+
+    /// Its name in settings, on command lines and in logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Vanilla => "vanilla",
+            Self::Groth16Post => "groth16-post",
+            Self::Groth16 => "groth16",
+        }
+    }
+
+    /// Whether a PoSt is a SNARK.
+    pub(crate) const fn post_snarks(self) -> bool {
+        !matches!(self, Self::Vanilla)
+    }
+
+    /// Whether the proof of a seal or of an update is a SNARK.
+    pub(crate) const fn seal_snarks(self) -> bool {
+        matches!(self, Self::Groth16)
+    }
+}
+
+impl fmt::Display for ProofMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for ProofMode {
+    type Err = UnknownMode;
+
+    fn from_str(text: &str) -> Result<Self, UnknownMode> {
+        let mode = Self::ALL.into_iter().find(|m| m.as_str() == text);
+        mode.ok_or_else(|| UnknownMode(text.into()))
+    }
+}
+
+/// A text that names no [`ProofMode`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no proof mode: vanilla, groth16-post or groth16")]
+pub struct UnknownMode(String);

@@ -106,6 +106,33 @@ pub enum ProofError {
         /// What went wrong.
         why: String,
     },
+    /// SNARKs need files that are not there.
+    #[error("{dir} lacks parameter files for {size} sectors: {names}", dir = .dir.display(),
+        names = .names.join(", "))]
+    NoParameters {
+        /// Where they were looked for.
+        dir: PathBuf,
+        /// The size of the sectors.
+        size: SectorSize,
+        /// The missing files.
+        names: Vec<String>,
+        /// Whether the proofs of seals and updates lack theirs.
+        seal: bool,
+    },
+    /// A parameter file that must not be used.
+    #[error("{path}: {why}", path = .path.display())]
+    BadParameters {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// Parameters that are published for everyone, and too large to be made here.
+    #[error("parameters for {0} sectors are not made here: a network works with one set of them")]
+    Published(SectorSize),
+    /// Another process makes parameters.
+    #[error("another process makes parameters in {path}", path = .0.display())]
+    ParametersBusy(PathBuf),
     /// The proof library failed.
     #[error("{step} failed: {why}")]
     Library {
@@ -140,6 +167,10 @@ impl ProofError {
             | Self::BadInput { .. }
             | Self::WrongData { .. }
             | Self::OutOfRange { .. } => Kind::Data,
+            Self::NoParameters { .. } | Self::BadParameters { .. } | Self::Published(_) => {
+                Kind::Config
+            }
+            Self::ParametersBusy(_) => Kind::Capacity,
         }
     }
 
@@ -147,6 +178,19 @@ impl ProofError {
     #[must_use]
     pub fn fix(&self) -> String {
         match self {
+            Self::NoParameters {
+                size, seal, dir, ..
+            } if *size == SectorSize::S2KiB => format!(
+                "run `lotus-miner params generate --sector-size {size}{only}` with {PARAMS_VAR}={dir}",
+                only = if *seal { "" } else { " --post-only" },
+                dir = dir.display()
+            ),
+            Self::NoParameters { size, .. } | Self::Published(size) => fetch_fix(*size),
+            Self::BadParameters { path, .. } => format!(
+                "move {} away, fetch or make it again, and run `lotus-miner params verify`",
+                path.display()
+            ),
+            Self::ParametersBusy(_) => "wait for it to end, then run this again".into(),
             _ if self.kind() == Kind::Capacity => {
                 "free space on the disk of the sector's files; the step is tried again".into()
             }
@@ -183,6 +227,16 @@ impl ProofError {
             source,
         }
     }
+}
+
+/// The variable that names the folder of parameter files, for us as for the proof library.
+pub(crate) const PARAMS_VAR: &str = "FIL_PROOFS_PARAMETER_CACHE";
+
+fn fetch_fix(size: SectorSize) -> String {
+    format!(
+        "fetch them with `lotus fetch-params {size}` (it heeds {PARAMS_VAR} too), then check them \
+         with `lotus-miner params verify --sector-size {size}`"
+    )
 }
 
 fn io_kind(e: &io::Error) -> Kind {
@@ -229,6 +283,9 @@ pub enum Refused {
         /// The challenged leaf, where there is one.
         leaf: Option<u64>,
     },
+    /// The SNARK does not hold for the public inputs, or is none.
+    #[error("the SNARK does not hold: {0}")]
+    Snark(String),
     /// The verifier itself failed. The proof counts as wrong.
     #[error("the verifier failed: {0}")]
     Internal(String),

@@ -7,7 +7,9 @@
 //!
 //! [`Vanilla`] is the mode without SNARKs. Its proofs are full Merkle openings in one canonical
 //! encoding of one exact length, which holds nothing that the verifier can derive from the public
-//! inputs. The verifier recomputes every path, column hash, label and encoding.
+//! inputs. The verifier recomputes every path, column hash, label and encoding. The other
+//! [modes](ProofMode) compress proofs to SNARKs of 192 bytes per partition, which needs the
+//! parameter files that [`params`] finds, verifies and, for the smallest sectors, makes.
 //!
 //! The proof library keeps a cache of graph parents, about 1.75 times the sector's size, in
 //! `FIL_PROOFS_PARENT_CACHE` (else `/var/tmp/filecoin-parents`), and uses one thread for each CPU
@@ -17,15 +19,19 @@ mod api;
 mod commp;
 mod error;
 mod network;
+pub mod params;
 mod pieces;
 mod prove;
+mod snark;
 #[cfg(test)]
 mod tests;
 mod verify;
 
 pub use api::{
-    PlacedPiece, PostSector, Prover, SealedCommitments, SealingSector, Seed, Ticket,
-    UnpaddedOffset, UpdatedSector, Vanilla, Verifier, WindowPost,
+    PlacedPiece, PostSector,
+    ProofMode::{self, Vanilla},
+    Prover, SealedCommitments, SealingSector, Seed, Ticket, UnknownMode, UnpaddedOffset,
+    UpdatedSector, Verifier, WindowPost,
 };
 pub use commp::{CommpWriter, commp, zero_commitment};
 pub use error::{Check, ProofError, Refused};

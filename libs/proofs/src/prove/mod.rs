@@ -1,4 +1,4 @@
-//! The prover: the proof library's sealing steps, and vanilla proofs in our encoding.
+//! The prover: the proof library's sealing steps, and vanilla proofs in our encoding or SNARKs.
 
 mod parents;
 mod post;
@@ -21,11 +21,11 @@ use storage_proofs_porep::stacked::PersistentAux;
 
 use crate::error::is_disk_full;
 use crate::{
-    PlacedPiece, PostSector, ProofError, Prover, SealedCommitments, SealingSector, Seed, Ticket,
-    UnpaddedOffset, UpdatedSector, Vanilla, WindowPost,
+    PlacedPiece, PostSector, ProofError, ProofMode, Prover, SealedCommitments, SealingSector, Seed,
+    Ticket, UnpaddedOffset, UpdatedSector, WindowPost, snark,
 };
 
-impl Prover for Vanilla {
+impl Prover for ProofMode {
     fn pre_commit1(
         &self,
         sector: &SealingSector,
@@ -58,7 +58,11 @@ impl Prover for Vanilla {
         sealed: &Path,
         cache: &Path,
     ) -> Result<Vec<u8>, ProofError> {
-        seal::commit(sector, ticket, seed, layout, commitments, sealed, cache)
+        seal::check_data(sector, layout, commitments)?;
+        if self.seal_snarks() {
+            return snark::seal(sector, ticket, seed, layout, commitments, sealed, cache);
+        }
+        seal::commit(sector, ticket, seed, commitments, sealed, cache)
     }
 
     fn finalize(&self, _sector: &SealingSector, cache: &Path) -> Result<(), ProofError> {
@@ -88,7 +92,7 @@ impl Prover for Vanilla {
         randomness: &[u8; 32],
         sectors: &[PostSector],
     ) -> Result<WindowPost, ProofError> {
-        post::window_post(miner, size, randomness, sectors)
+        post::window_post(*self, miner, size, randomness, sectors)
     }
 
     fn winning_post(
@@ -98,7 +102,7 @@ impl Prover for Vanilla {
         randomness: &[u8; 32],
         sectors: &[PostSector],
     ) -> Result<Vec<u8>, ProofError> {
-        post::winning_post(miner, size, randomness, sectors)
+        post::winning_post(*self, miner, size, randomness, sectors)
     }
 
     fn replica_update(
@@ -116,7 +120,11 @@ impl Prover for Vanilla {
         old_comm_r: &Commitment,
         new: &SealedCommitments,
     ) -> Result<Vec<u8>, ProofError> {
-        update::prove_update(files, old_comm_r, new)
+        if self.seal_snarks() {
+            snark::update(files, old_comm_r, new)
+        } else {
+            update::prove_update(files, old_comm_r, new)
+        }
     }
 
     fn unseal_update(
@@ -135,7 +143,10 @@ impl Prover for Vanilla {
 pub use post::{check_sector, winning_challenge};
 
 /// Calls the proof library: its errors and its panics become ours.
-fn library<T>(step: &'static str, f: impl FnOnce() -> anyhow::Result<T>) -> Result<T, ProofError> {
+pub(crate) fn library<T>(
+    step: &'static str,
+    f: impl FnOnce() -> anyhow::Result<T>,
+) -> Result<T, ProofError> {
     let failed = |why, disk_full| ProofError::Library {
         step,
         why,
@@ -158,7 +169,7 @@ pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
 }
 
 /// The pieces of a layout, as the proof library wants them.
-fn library_pieces(layout: &[PlacedPiece]) -> Vec<filecoin_proofs::PieceInfo> {
+pub(crate) fn library_pieces(layout: &[PlacedPiece]) -> Vec<filecoin_proofs::PieceInfo> {
     layout
         .iter()
         .map(|p| filecoin_proofs::PieceInfo {
@@ -239,7 +250,7 @@ fn clean_cache(cache: &Path, stale: &[CacheKey]) -> Result<(), ProofError> {
 const STORE_PREFIX: &str = "sc-02-data-";
 
 /// Flushes a file to the disk.
-fn sync(path: &Path) -> Result<(), ProofError> {
+pub(crate) fn sync(path: &Path) -> Result<(), ProofError> {
     fs::File::open(path)
         .and_then(|f| f.sync_all())
         .map_err(ProofError::io(path))

@@ -5,7 +5,8 @@ use std::fs;
 use filecoin_hashers::poseidon::PoseidonHasher;
 use filecoin_proofs::constants::SectorShapeBase;
 use filecoin_proofs::{
-    PrivateReplicaInfo, generate_single_vanilla_proof, generate_winning_post_sector_challenge,
+    FallbackPoStSectorProof, PrivateReplicaInfo, generate_single_vanilla_proof,
+    generate_winning_post_sector_challenge,
 };
 use lotus_types::{ActorId, SectorSize};
 use storage_proofs_core::cache_key::CacheKey;
@@ -15,7 +16,7 @@ use super::{STORE_PREFIX, library, put_element, put_opening};
 use crate::network::{prover_id, winning_config, with_tree};
 use crate::verify::codec::ProofKind;
 use crate::verify::post::{PostStatement, field_randomness};
-use crate::{PostSector, ProofError, WindowPost};
+use crate::{PostSector, ProofError, ProofMode, WindowPost, snark};
 
 /// Which of the miner's `eligible` sectors a WinningPoSt must prove: indices into them, in order.
 pub fn winning_challenge(
@@ -35,17 +36,26 @@ pub fn winning_challenge(
 }
 
 pub(super) fn window_post(
+    mode: ProofMode,
     miner: ActorId,
     size: SectorSize,
     randomness: &[u8; 32],
     sectors: &[PostSector],
 ) -> Result<WindowPost, ProofError> {
     let statement = PostStatement::new(ProofKind::Window, miner, size, randomness, sectors.len())?;
-    let mut proof = statement.header.bytes().to_vec();
+    with_tree!(size, window(mode, &statement, sectors))
+}
+
+fn window<Tree: 'static + MerkleTreeTrait<Hasher = PoseidonHasher>>(
+    mode: ProofMode,
+    statement: &PostStatement,
+    sectors: &[PostSector],
+) -> Result<WindowPost, ProofError> {
+    let mut opened = Vec::with_capacity(sectors.len());
     let mut faulty = Vec::new();
     for sector in sectors {
-        match with_tree!(size, prove_sector(&statement, sector)) {
-            Ok(part) => proof.extend_from_slice(&part),
+        match open_sector::<Tree>(statement, sector) {
+            Ok(one) => opened.push(one),
             Err(e) => {
                 tracing::warn!(sector = %sector.number, error = %e, "a sector can not be proven");
                 if !faulty.contains(&sector.number) {
@@ -54,28 +64,53 @@ pub(super) fn window_post(
             }
         }
     }
-    Ok(if faulty.is_empty() {
-        WindowPost::Proved(proof)
-    } else {
-        WindowPost::Faulty(faulty)
-    })
+    if !faulty.is_empty() {
+        return Ok(WindowPost::Faulty(faulty));
+    }
+    finish(mode, statement, sectors, opened).map(WindowPost::Proved)
 }
 
 pub(super) fn winning_post(
+    mode: ProofMode,
     miner: ActorId,
     size: SectorSize,
     randomness: &[u8; 32],
     sectors: &[PostSector],
 ) -> Result<Vec<u8>, ProofError> {
     let statement = PostStatement::new(ProofKind::Winning, miner, size, randomness, sectors.len())?;
+    with_tree!(size, winning(mode, &statement, sectors))
+}
+
+fn winning<Tree: 'static + MerkleTreeTrait<Hasher = PoseidonHasher>>(
+    mode: ProofMode,
+    statement: &PostStatement,
+    sectors: &[PostSector],
+) -> Result<Vec<u8>, ProofError> {
+    let open = |sector: &PostSector| {
+        open_sector::<Tree>(statement, sector).map_err(|e| ProofError::Sector {
+            number: sector.number,
+            why: e.to_string(),
+        })
+    };
+    let opened = sectors.iter().map(open).collect::<Result<_, _>>()?;
+    finish(mode, statement, sectors, opened)
+}
+
+/// The proof of opened sectors.
+fn finish<Tree: 'static + MerkleTreeTrait<Hasher = PoseidonHasher>>(
+    mode: ProofMode,
+    statement: &PostStatement,
+    sectors: &[PostSector],
+    opened: Vec<Opened<Tree>>,
+) -> Result<Vec<u8>, ProofError> {
+    if mode.post_snarks() {
+        let proofs = opened.into_iter().map(|o| o.proof).collect();
+        let public: Vec<_> = sectors.iter().map(|s| (s.number, s.comm_r)).collect();
+        return snark::post(statement, &public, proofs);
+    }
     let mut proof = statement.header.bytes().to_vec();
-    for sector in sectors {
-        let part =
-            with_tree!(size, prove_sector(&statement, sector)).map_err(|e| ProofError::Sector {
-                number: sector.number,
-                why: e.to_string(),
-            })?;
-        proof.extend_from_slice(&part);
+    for one in opened {
+        proof.extend_from_slice(&one.part);
     }
     Ok(proof)
 }
@@ -93,7 +128,7 @@ pub fn check_sector(
         return Ok(());
     };
     let statement = PostStatement::new(ProofKind::Window, miner, size, randomness, 1)?;
-    with_tree!(size, prove_sector(&statement, sector)).map(drop)
+    with_tree!(size, opens(&statement, sector))
 }
 
 /// The replica has its size, and the cache holds what a PoSt opens.
@@ -129,11 +164,19 @@ fn check_replica(size: SectorSize, sector: &PostSector) -> Result<(), ProofError
     })
 }
 
-/// One sector's part, verified.
-fn prove_sector<Tree: 'static + MerkleTreeTrait<Hasher = PoseidonHasher>>(
+/// What a sector shows in a PoSt.
+struct Opened<Tree: MerkleTreeTrait> {
+    /// As the library has it.
+    proof: FallbackPoStSectorProof<Tree>,
+    /// In our encoding.
+    part: Vec<u8>,
+}
+
+/// Opens a sector's challenged leaves, and verifies them.
+fn open_sector<Tree: 'static + MerkleTreeTrait<Hasher = PoseidonHasher>>(
     statement: &PostStatement,
     sector: &PostSector,
-) -> Result<Vec<u8>, ProofError> {
+) -> Result<Opened<Tree>, ProofError> {
     check_replica(statement.header.size, sector)?;
     let proof = library("proving a sector", || {
         let replica = PrivateReplicaInfo::<Tree>::new(
@@ -157,5 +200,13 @@ fn prove_sector<Tree: 'static + MerkleTreeTrait<Hasher = PoseidonHasher>>(
         }
     }
     statement.verify_sector(sector.number, &sector.comm_r, &part)?;
-    Ok(part)
+    Ok(Opened { proof, part })
+}
+
+/// Whether a sector's challenged leaves open.
+fn opens<Tree: 'static + MerkleTreeTrait<Hasher = PoseidonHasher>>(
+    statement: &PostStatement,
+    sector: &PostSector,
+) -> Result<(), ProofError> {
+    open_sector::<Tree>(statement, sector).map(drop)
 }

@@ -161,22 +161,30 @@ fn encode<Tree: 'static + MerkleTreeTrait>(
     })
 }
 
+/// Refuses commitments to other data than the layout's.
+pub(super) fn check_data(
+    sector: &SealingSector,
+    layout: &[PlacedPiece],
+    commitments: &SealedCommitments,
+) -> Result<(), ProofError> {
+    let expected = comm_d(sector.size, layout)?;
+    if expected == commitments.comm_d {
+        return Ok(());
+    }
+    Err(ProofError::WrongData {
+        expected,
+        got: commitments.comm_d,
+    })
+}
+
 pub(super) fn commit(
     sector: &SealingSector,
     ticket: &Ticket,
     seed: &Seed,
-    layout: &[PlacedPiece],
     commitments: &SealedCommitments,
     sealed: &Path,
     cache: &Path,
 ) -> Result<Vec<u8>, ProofError> {
-    let expected = comm_d(sector.size, layout)?;
-    if expected != commitments.comm_d {
-        return Err(ProofError::WrongData {
-            expected,
-            got: commitments.comm_d,
-        });
-    }
     let statement = SealStatement::new(
         sector,
         ticket,

@@ -47,7 +47,7 @@ pub(super) fn replica_update(
     Ok(new)
 }
 
-fn config(files: &UpdatedSector<'_>) -> SectorUpdateConfig {
+pub(crate) fn config(files: &UpdatedSector<'_>) -> SectorUpdateConfig {
     SectorUpdateConfig::from_porep_config(&update_config(files.size))
 }
 

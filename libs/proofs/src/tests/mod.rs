@@ -1,5 +1,6 @@
 //! Sectors are sealed for real; each proof is then attacked.
 
+mod groth16;
 mod large;
 mod post;
 mod seal;

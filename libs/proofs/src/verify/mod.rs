@@ -15,13 +15,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use lotus_types::{ActorId, Commitment, SectorNumber, SectorSize};
 
-use crate::{Refused, SealingSector, Seed, Ticket, Vanilla, Verifier};
+use crate::{ProofMode, Refused, SealingSector, Seed, Ticket, Verifier, snark};
 use codec::ProofKind;
 use post::PostStatement;
 use seal::SealStatement;
 use update::UpdateStatement;
 
-impl Verifier for Vanilla {
+impl Verifier for ProofMode {
     fn verify_seal(
         &self,
         sector: &SealingSector,
@@ -31,7 +31,12 @@ impl Verifier for Vanilla {
         comm_r: &Commitment,
         proof: &[u8],
     ) -> Result<(), Refused> {
-        contain(|| SealStatement::new(sector, ticket, seed, comm_d, comm_r)?.verify(proof))
+        contain(|| {
+            if self.seal_snarks() {
+                return snark::verify_seal(sector, ticket, seed, comm_d, comm_r, proof);
+            }
+            SealStatement::new(sector, ticket, seed, comm_d, comm_r)?.verify(proof)
+        })
     }
 
     fn verify_window_post(
@@ -43,8 +48,15 @@ impl Verifier for Vanilla {
         proof: &[u8],
     ) -> Result<(), Refused> {
         contain(|| {
-            PostStatement::new(ProofKind::Window, miner, size, randomness, sectors.len())?
-                .verify(sectors, proof)
+            verify_post(
+                *self,
+                ProofKind::Window,
+                miner,
+                size,
+                randomness,
+                sectors,
+                proof,
+            )
         })
     }
 
@@ -57,8 +69,15 @@ impl Verifier for Vanilla {
         proof: &[u8],
     ) -> Result<(), Refused> {
         contain(|| {
-            PostStatement::new(ProofKind::Winning, miner, size, randomness, sectors.len())?
-                .verify(sectors, proof)
+            verify_post(
+                *self,
+                ProofKind::Winning,
+                miner,
+                size,
+                randomness,
+                sectors,
+                proof,
+            )
         })
     }
 
@@ -70,7 +89,29 @@ impl Verifier for Vanilla {
         new_comm_d: &Commitment,
         proof: &[u8],
     ) -> Result<(), Refused> {
-        contain(|| UpdateStatement::new(size, old_comm_r, new_comm_r, new_comm_d)?.verify(proof))
+        contain(|| {
+            if self.seal_snarks() {
+                return snark::verify_update(size, old_comm_r, new_comm_r, new_comm_d, proof);
+            }
+            UpdateStatement::new(size, old_comm_r, new_comm_r, new_comm_d)?.verify(proof)
+        })
+    }
+}
+
+fn verify_post(
+    mode: ProofMode,
+    kind: ProofKind,
+    miner: ActorId,
+    size: SectorSize,
+    randomness: &[u8; 32],
+    sectors: &[(SectorNumber, Commitment)],
+    proof: &[u8],
+) -> Result<(), Refused> {
+    let statement = PostStatement::new(kind, miner, size, randomness, sectors.len())?;
+    if mode.post_snarks() {
+        snark::verify_post(&statement, sectors, proof)
+    } else {
+        statement.verify(sectors, proof)
     }
 }
 

@@ -84,6 +84,11 @@ impl PostStatement {
             .collect()
     }
 
+    /// The chain's randomness as the proof library takes it.
+    pub(crate) fn randomness(&self) -> [u8; 32] {
+        self.randomness.into()
+    }
+
     fn sector_nodes(&self) -> usize {
         sector_nodes(self.config.challenge_count, &self.arities)
     }
