@@ -300,6 +300,8 @@ mod tests {
         let parse = |s: &str| Args::try_parse_from(s.split(' '));
         assert!(parse("lotus-devnet run --sector-size 8MiB --deadlines 6").is_ok());
         assert!(parse("lotus-devnet run --sector-size 7MiB").is_err());
+        assert!(parse("lotus-devnet run --proofs groth16-post").is_ok());
+        assert!(parse("lotus-devnet run --proofs none").is_err());
         assert!(parse("lotus-devnet wallet balance t01000 --repo /x").is_ok());
         assert!(parse("lotus-devnet wallet balance nobody").is_err());
         assert!(parse("lotus-devnet auth create-token --perm all").is_err());

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use lotus_devnet::rpc::Server;
 use lotus_devnet::{Chain, ChainError};
-use lotus_proofs::Vanilla;
+use lotus_proofs::params::{self, Circuit};
+use lotus_proofs::{ProofError, ProofMode};
 use lotus_runtime::admin::Admin;
 use lotus_runtime::{CancellationToken, Fault, Health, addr_file, notify, signals, telemetry};
 use lotus_tokens::Tokens;
@@ -48,6 +49,11 @@ pub(crate) struct Options {
     /// Sector size of the miner t01000 [Lotus 2k devnet: 2KiB].
     #[arg(long, value_parser = sector_size)]
     sector_size: Option<SectorSize>,
+    /// Which proofs the chain takes [vanilla]. vanilla: full Merkle openings, no parameter files.
+    /// groth16-post: SNARKs for WindowPoSt and WinningPoSt. groth16: SNARKs for seals and updates
+    /// too, as on public networks. SNARKs need the files that `lotus-miner params` tells of.
+    #[arg(long, value_name = "MODE")]
+    proofs: Option<ProofMode>,
     /// The network's name.
     #[arg(long)]
     network_name: Option<String>,
@@ -71,6 +77,7 @@ impl Options {
         set(&mut policy.pre_commit_challenge_delay, self.seed_delay);
         set(&mut policy.winning_lookback, self.winning_lookback);
         set(&mut chain.sector_size, self.sector_size);
+        set(&mut chain.proofs, self.proofs);
         set(&mut chain.network_name, self.network_name.clone());
         set(&mut cfg.listen, self.listen);
         set(&mut cfg.admin.listen, self.admin_listen);
@@ -97,6 +104,8 @@ pub(crate) fn run(repo: &Path, options: &Options) -> Result<(), Fault> {
 }
 
 async fn serve(repo: &Path, cfg: Config, stop: CancellationToken) -> Result<(), Fault> {
+    let proofs = cfg.chain.proofs;
+    params::require(Circuit::of(proofs), cfg.chain.sector_size).map_err(no_proofs)?;
     // The repo holds keys.
     std::fs::DirBuilder::new()
         .recursive(true)
@@ -104,7 +113,7 @@ async fn serve(repo: &Path, cfg: Config, stop: CancellationToken) -> Result<(), 
         .create(repo)?;
     let chain = {
         let (repo, cfg) = (repo.to_owned(), cfg.chain.clone());
-        let open = move || Chain::open(&repo, cfg, Arc::new(Vanilla));
+        let open = move || Chain::open(&repo, cfg, Arc::new(proofs));
         let opened = tokio::task::spawn_blocking(open).await;
         opened.map_err(|e| Fault::new(Kind::Fatal, e.to_string(), "report this"))?
     }
@@ -120,7 +129,7 @@ async fn serve(repo: &Path, cfg: Config, stop: CancellationToken) -> Result<(), 
     addr_file::write(&run_dir, "api", &addr.to_string())?;
     health.set("rpc", Ok(addr.to_string()));
     tracing::info!(%addr, repo = %repo.display(), miner = "t01000", height = %chain.head().height,
-        block_time_ms = chain.block_time_ms(), "devnet runs");
+        %proofs, block_time_ms = chain.block_time_ms(), "devnet runs");
 
     let mut parts: JoinSet<Result<(), Fault>> = JoinSet::new();
     let down = stop.child_token();
@@ -144,6 +153,10 @@ async fn serve(repo: &Path, cfg: Config, stop: CancellationToken) -> Result<(), 
         down.cancel();
     }
     result
+}
+
+fn no_proofs(e: ProofError) -> Fault {
+    Fault::new(e.kind(), e.to_string(), e.fix())
 }
 
 fn fault(e: ChainError) -> Fault {

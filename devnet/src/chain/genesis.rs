@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use fvm_shared::crypto::signature::{Signature, SignatureType};
 use lotus_actors::{BigInt, actors};
 use lotus_node_client::api::{BeaconEntry, BlockHeader, ElectionProof, Ticket, cbor_cid};
+use lotus_proofs::ProofMode;
 use lotus_types::{ActorId, Address, Epoch, SectorSize, TokenAmount};
 use rand::RngCore;
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,7 @@ pub(super) struct Facts {
     pub(super) policy: Policy,
     pub(super) network_name: String,
     pub(super) sector_size: SectorSize,
+    pub(super) proofs: ProofMode,
     pub(super) genesis_ms: u64,
     pub(super) beacon_seed: [u8; 32],
     pub(super) producer: Key,
@@ -45,6 +47,8 @@ struct StoredFacts {
     policy: Policy,
     network_name: String,
     sector_size: SectorSize,
+    #[serde(default)]
+    proofs: ProofMode,
     genesis_ms: u64,
     beacon_seed: [u8; 32],
     producer: Vec<u8>,
@@ -64,6 +68,7 @@ impl Facts {
             policy: s.policy,
             network_name: s.network_name,
             sector_size: s.sector_size,
+            proofs: s.proofs,
             genesis_ms: s.genesis_ms,
             beacon_seed: s.beacon_seed,
             producer: Key::from_bytes(SignatureType::BLS, &s.producer)
@@ -78,6 +83,7 @@ impl Facts {
             policy: self.policy.clone(),
             network_name: self.network_name.clone(),
             sector_size: self.sector_size,
+            proofs: self.proofs,
             genesis_ms: self.genesis_ms,
             beacon_seed: self.beacon_seed,
             producer: self.producer.to_bytes(),
@@ -110,6 +116,11 @@ impl Facts {
             self.sector_size.to_string(),
             cfg.sector_size.to_string(),
         )?;
+        differs(
+            "proof mode",
+            self.proofs.to_string(),
+            cfg.proofs.to_string(),
+        )?;
         let timeless = |p: &Policy| format!("{:?}", p.clone().with_block_time_ms(1));
         differs("policy", timeless(&self.policy), timeless(&cfg.policy))?;
         Ok(self)
@@ -138,6 +149,7 @@ pub(super) fn found(disk: &Disk, cfg: &ChainConfig) -> Result<Facts, ChainError>
         policy: cfg.policy.clone(),
         network_name: cfg.network_name.clone(),
         sector_size: cfg.sector_size,
+        proofs: cfg.proofs,
         genesis_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
         beacon_seed,
         producer: Key::generate(SignatureType::BLS),

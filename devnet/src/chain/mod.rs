@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use cid::Cid;
 use lotus_actors::BigInt;
 use lotus_node_client::api::{HeadChange, HeadChangeKind, TipSet, TipSetKey, cbor_cid};
-use lotus_proofs::Verifier;
+use lotus_proofs::{ProofMode, Verifier};
 use lotus_types::{Address, SectorSize, TokenAmount};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, watch};
@@ -57,6 +57,9 @@ pub struct ChainConfig {
     pub network_name: String,
     /// Sector size of the miner t01000 that genesis makes.
     pub sector_size: SectorSize,
+    /// Which proofs the chain takes: vanilla, groth16-post or groth16. The SNARKs of the latter
+    /// two need parameter files: `lotus-miner params`.
+    pub proofs: ProofMode,
     /// Whole FIL of the wallet's default key, which owns t01000, and of a second key for clients.
     pub wallet_fil: u64,
     /// Whole FIL of t01000 itself, for deposits and pledges.
@@ -69,6 +72,7 @@ impl Default for ChainConfig {
             policy: Policy::devnet_2k(),
             network_name: "devnet".into(),
             sector_size: SectorSize::S2KiB,
+            proofs: ProofMode::Vanilla,
             wallet_fil: 10_000_000,
             miner_fil: 100_000,
         }
@@ -78,6 +82,7 @@ impl Default for ChainConfig {
 struct Inner {
     policy: Policy,
     network_name: String,
+    proofs: ProofMode,
     block_time_ms: AtomicU64,
     /// The current epoch: the head's height or, after null rounds, above it.
     epoch: AtomicI64,
@@ -157,6 +162,7 @@ impl Chain {
             block_time_ms: AtomicU64::new(cfg.policy.block_time_ms),
             policy: cfg.policy,
             network_name: facts.network_name,
+            proofs: facts.proofs,
 
             beacon_seed: facts.beacon_seed,
             producer: facts.producer,

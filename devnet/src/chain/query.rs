@@ -226,15 +226,16 @@ impl Chain {
         }
     }
 
-    /// Who this node is.
+    /// Who this node is, and which proofs it takes: `lotus-devnet-0.1.0+vanilla`.
     #[must_use]
     pub fn version(&self) -> Version {
-        let version = concat!("lotus-devnet-", env!("CARGO_PKG_VERSION"));
+        let number = env!("CARGO_PKG_VERSION");
+        let version = format!("lotus-devnet-{number}+{}", self.0.proofs);
         Version {
-            version: version.into(),
+            version: version.clone(),
             api_version: API_VERSION,
             block_delay: self.block_time_ms().div_ceil(1000),
-            agent: version.into(),
+            agent: version,
         }
     }
 
