@@ -6,6 +6,7 @@ use std::path::Path;
 use lotus_api::LotusApiConfig;
 use lotus_messages::MessagesConfig;
 use lotus_node_client::NodeConfig;
+use lotus_proofs::ProofMode;
 use lotus_proving::{MiningConfig, ProvingConfig};
 use lotus_runtime::Fault;
 use lotus_runtime::admin::AdminConfig;
@@ -46,6 +47,8 @@ pub struct MinerConfig {
     pub proving: ProvingConfig,
     /// Block production.
     pub mining: MiningConfig,
+    /// Proofs.
+    pub proofs: ProofsConfig,
     /// Worker processes.
     pub workers: WorkersConfig,
     /// Health and metrics.
@@ -62,6 +65,16 @@ pub struct ActorConfig {
     pub actor: String,
     /// Its sector size, such as 32GiB.
     pub sector_size: String,
+}
+
+/// `[proofs]`: how proofs are made. `lotus-miner init` writes what the node's network takes.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ProofsConfig {
+    /// vanilla: full Merkle openings, for a lotus-devnet; no parameter files. groth16-post: SNARKs
+    /// for WindowPoSt and WinningPoSt. groth16: SNARKs for everything, as every other network
+    /// wants. SNARKs need parameter files: see `lotus-miner params`.
+    pub mode: ProofMode,
 }
 
 /// `[api]`: gRPC, beside the Unix socket `run/hub.sock`.

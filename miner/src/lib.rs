@@ -17,6 +17,7 @@ mod control_proving;
 mod control_storage;
 pub mod events;
 pub mod lotus;
+mod network;
 pub mod operations;
 pub mod orders;
 pub mod pieces;

@@ -12,6 +12,7 @@ use lotus_dataplane::{FdServer, http_router};
 use lotus_messages::Sender;
 use lotus_node_client::api::TipSetKey;
 use lotus_node_client::{Client, FullNode as _, Node, NodeError};
+use lotus_proofs::params::{self, Circuit};
 use lotus_proving::{Activity, LocalFence, Mining, MiningDeps, ProvingDeps, Rounds, WindowPost};
 use lotus_runtime::admin::Admin;
 use lotus_runtime::{Fault, Health, addr_file, notify, telemetry};
@@ -31,6 +32,7 @@ use crate::control::Control;
 use crate::control_storage::StorageControl;
 use crate::events::EventLog;
 use crate::lotus::LotusHub;
+use crate::network;
 use crate::operations::Operations;
 use crate::pieces::{PieceRunner, Pieces, Placer};
 use crate::repo::Repo;
@@ -95,7 +97,9 @@ pub async fn run(repo: Repo, cfg: MinerConfig, stop: CancellationToken) -> Resul
     let _telemetry = telemetry::init("lotus-miner", &cfg.telemetry)?;
     let (repo, journal, generation) = (open.repo.clone(), open.journal.clone(), open.generation);
     let (actor, size) = (cfg.actor()?, cfg.sector_size()?);
-    tracing::info!(%actor, %size, %generation, repo = %repo.root().display(), "hub starts");
+    let proofs = cfg.proofs.mode;
+    params::require(Circuit::of(proofs), size).map_err(|e| network::from_proofs(&e))?;
+    tracing::info!(%actor, %size, %proofs, %generation, repo = %repo.root().display(), "hub starts");
 
     let health = Health::default();
     for part in NEEDED {
@@ -127,6 +131,8 @@ pub async fn run(repo: Repo, cfg: MinerConfig, stop: CancellationToken) -> Resul
 
     let node = Client::connect(&cfg.node).map_err(|e| from_node(&e))?;
     check_node(&node, actor.address(), size).await?;
+    let checked = network::check(&node, proofs, size, CHECK_LIMIT).await?;
+    let unchecked = (!checked).then(|| node.clone());
     let node: Node = node;
     let (follower, follow) = Follower::new(node.clone());
     let (sender, send) = Sender::new(
@@ -141,6 +147,7 @@ pub async fn run(repo: Repo, cfg: MinerConfig, stop: CancellationToken) -> Resul
         log_dir: repo.logs(),
         exe: std::env::current_exe()?,
         telemetry: cfg.telemetry.clone(),
+        proofs,
         generation,
     });
 
@@ -239,6 +246,10 @@ pub async fn run(repo: Repo, cfg: MinerConfig, stop: CancellationToken) -> Resul
         names: HashMap::new(),
     };
     parts.spawn("admin", admin.serve(stop.clone()));
+    if let Some(node) = unchecked {
+        let check = network::check_when_there(node, proofs, size, stop.clone());
+        parts.spawn("network", check);
+    }
     parts.spawn_endless("follower", follow.run(stop.clone()));
     parts.spawn_endless("sender", send.run(stop.clone()));
     let work = work.run(stop.clone());

@@ -167,6 +167,7 @@ impl Hub {
             log_dir: dir.join("log"),
             exe: std::env::current_exe().unwrap(),
             telemetry: Default::default(),
+            proofs: Default::default(),
             generation: Generation(generation),
         });
         let pool_stop = stop.clone();
@@ -397,6 +398,7 @@ async fn refused_beside(dir: &Path, node: &Node) {
         log_dir: dir.join("beside-log"),
         exe: std::env::current_exe().unwrap(),
         telemetry: Default::default(),
+        proofs: Default::default(),
         generation: Generation(1),
     });
     let health = Health::default();

@@ -1,5 +1,7 @@
 use std::net::SocketAddr;
 
+use lotus_proofs::ProofMode;
+use lotus_proofs::params::{self, Circuit};
 use lotus_runtime::Fault;
 use lotus_types::Kind;
 use serde::Serialize;
@@ -8,6 +10,7 @@ use tokio::net::TcpListener;
 use super::init::look_up;
 use super::{Cx, bytes, print, print_json, table};
 use crate::config::MinerConfig;
+use crate::network::from_proofs;
 use crate::repo::Repo;
 
 #[derive(Serialize)]
@@ -71,7 +74,12 @@ pub(super) async fn doctor(cx: &Cx) -> Result<(), Fault> {
                 add("lotus_api.listen", port("lotus_api.listen", listen).await);
             }
         }
+        let parameters = parameters(cfg)?;
+        add("parameters", parameters);
         let found = look_up(&cfg.node, cfg.actor()?).await;
+        if let Ok(found) = &found {
+            add("proofs", proofs(cfg.proofs.mode, found.proofs));
+        }
         add(
             "full node",
             found.map(|f| format!("{}, worker {} can sign", f.network, f.worker)),
@@ -116,6 +124,27 @@ fn disk(repo: &Repo, cfg: &MinerConfig) -> Result<String, Fault> {
             "free space, or lower pieces.keep_free_bytes",
         ))
     }
+}
+
+/// Whether the files of the proofs are there.
+fn parameters(cfg: &MinerConfig) -> Result<Result<String, Fault>, Fault> {
+    let (size, circuits) = (cfg.sector_size()?, Circuit::of(cfg.proofs.mode));
+    Ok(match params::require(circuits, size) {
+        Ok(()) if circuits.is_empty() => Ok("none are needed".into()),
+        Ok(()) => Ok(format!("in {}", params::folder().display())),
+        Err(e) => Err(from_proofs(&e)),
+    })
+}
+
+fn proofs(ours: ProofMode, wanted: ProofMode) -> Result<String, Fault> {
+    if ours == wanted {
+        return Ok(ours.to_string());
+    }
+    Err(Fault::new(
+        Kind::Config,
+        format!("the network takes {wanted} proofs, proofs.mode is {ours}"),
+        format!("set proofs.mode to \"{wanted}\""),
+    ))
 }
 
 async fn port(key: &str, listen: SocketAddr) -> Result<String, Fault> {

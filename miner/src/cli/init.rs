@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use lotus_node_client::api::TipSetKey;
 use lotus_node_client::json::address_text;
 use lotus_node_client::{Client, FullNode as _, NodeConfig, NodeError};
+use lotus_proofs::ProofMode;
 use lotus_runtime::Fault;
 use lotus_tokens::Tokens;
 use lotus_types::{ActorId, Kind, SectorSize};
@@ -10,6 +11,7 @@ use serde::Serialize;
 
 use super::{Cx, print, print_json};
 use crate::config::{ENV_PREFIX, MinerConfig};
+use crate::network::proofs_of;
 use crate::run::from_node;
 
 #[derive(Debug, clap::Args)]
@@ -38,6 +40,7 @@ struct Done {
     sector_size: String,
     worker: String,
     network: String,
+    proofs: ProofMode,
 }
 
 /// Checks the actor on chain and writes config.toml. Done again, it corrects the entries.
@@ -74,6 +77,7 @@ pub(super) async fn init(cx: &Cx, args: InitArgs) -> Result<(), Fault> {
     };
     set(&mut file, "miner", "actor", &args.actor.to_string());
     set(&mut file, "miner", "sector_size", found.size.name());
+    set(&mut file, "proofs", "mode", found.proofs.as_str());
     if args.node_repo.is_some() || args.node_api.is_some() {
         set(&mut file, "node", "repo", &node.repo.display().to_string());
         set(&mut file, "node", "api", &node.api);
@@ -92,15 +96,17 @@ pub(super) async fn init(cx: &Cx, args: InitArgs) -> Result<(), Fault> {
         sector_size: found.size.name().into(),
         worker: found.worker,
         network: found.network,
+        proofs: found.proofs,
     };
     if cx.json {
         return print_json(&done);
     }
     print(&format!(
-        "{} on {}: {} sectors, worker {}\nwrote {}\nnext: lotus-miner run --repo {}",
+        "{} on {}: {} sectors, {} proofs, worker {}\nwrote {}\nnext: lotus-miner run --repo {}",
         done.actor,
         done.network,
         done.sector_size,
+        done.proofs,
         done.worker,
         repo.config().display(),
         done.repo
@@ -112,6 +118,8 @@ pub(super) struct Found {
     pub(super) size: SectorSize,
     pub(super) worker: String,
     pub(super) network: String,
+    /// What the network takes.
+    pub(super) proofs: ProofMode,
 }
 
 /// Looks the actor up, and whether the node can sign for it.
@@ -151,7 +159,9 @@ pub(super) async fn look_up(cfg: &NodeConfig, actor: ActorId) -> Result<Found, F
             "import it into the node's wallet (`lotus wallet import`): blocks and messages are signed there",
         ));
     }
+    let node = node.check().await.map_err(|e| from_node(&e))?;
     Ok(Found {
+        proofs: proofs_of(&node.version),
         size,
         worker: address_text(&worker),
         network,

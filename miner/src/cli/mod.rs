@@ -11,6 +11,7 @@ mod messages;
 mod mining;
 mod on_chain;
 mod order;
+mod params;
 mod pieces;
 mod proving;
 mod proving_work;
@@ -89,6 +90,13 @@ enum Command {
     /// Look at the pieces that were handed over
     #[command(subcommand)]
     Pieces(pieces::PiecesCommand),
+    /// The parameter files of SNARKs: list, verify, make
+    ///
+    /// Proofs with proofs.mode = "vanilla", for a devnet, need none. They are in the folder that
+    /// FIL_PROOFS_PARAMETER_CACHE names, else in /var/tmp/filecoin-proof-parameters, where Lotus
+    /// has them too.
+    #[command(subcommand)]
+    Params(params::ParamsCommand),
     /// Look at WindowPoSt: deadlines, faults, checks, recoveries
     #[command(subcommand)]
     Proving(proving::ProvingCommand),
@@ -182,6 +190,7 @@ pub fn start(args: Args) -> Result<(), Fault> {
         }
         Command::Config(ConfigCommand::Check) => check_config(&cx),
         Command::Auth(command) => auth::auth(&cx, &command),
+        Command::Params(command) => params::params(&cx, &command),
         Command::Restore(args) => backup::restore(&cx, &args),
         Command::StorageDeals(_) => Err(moved("storage-deals", "deals")),
         Command::RetrievalDeals(_) => Err(moved("retrieval-deals", "retrieval")),
@@ -209,6 +218,7 @@ pub fn start(args: Args) -> Result<(), Fault> {
                     | Command::Run
                     | Command::Config(_)
                     | Command::Auth(_)
+                    | Command::Params(_)
                     | Command::Restore(_)
                     | Command::StorageDeals(_)
                     | Command::RetrievalDeals(_) => Ok(()),
@@ -381,6 +391,9 @@ mod tests {
             "backup --offline hub.backup",
             "backup --verify hub.backup",
             "restore hub.backup --really-do-it --repo /new",
+            "params list --sector-size 32GiB",
+            "params verify --json",
+            "params generate --post-only",
             "storage-deals list --verbose",
             "retrieval-deals --help",
         ] {
@@ -393,6 +406,7 @@ mod tests {
             "auth create-token --perm root",
             "storage attach /mnt/a --store",
             "storage move 7",
+            "params generate --sector-size 3KiB",
             "sealing abort",
         ] {
             let words = std::iter::once("lotus-miner").chain(line.split(' '));

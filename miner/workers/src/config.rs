@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use lotus_proofs::ProofMode;
 use lotus_runtime::telemetry::TelemetryConfig;
 use lotus_types::Generation;
 use serde::{Deserialize, Serialize};
@@ -80,6 +81,8 @@ pub struct PoolConfig {
     pub exe: PathBuf,
     /// The hub's telemetry settings, which its workers take over.
     pub telemetry: TelemetryConfig,
+    /// Which proofs the workers make.
+    pub proofs: ProofMode,
     /// The hub's generation: workers of another one are refused.
     pub generation: Generation,
 }

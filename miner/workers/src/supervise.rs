@@ -128,6 +128,7 @@ fn spawn(shared: &Shared, class: Class, name: &str) -> io::Result<Child> {
         .arg("--socket")
         .arg(config.socket())
         .args(["--generation", &config.generation.0.to_string()])
+        .args(["--proofs", config.proofs.as_str()])
         .args(["--name", name]);
     if class == Class::Seal {
         command.args(["--nice", &config.settings.seal_nice.to_string()]);

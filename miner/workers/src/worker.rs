@@ -8,7 +8,7 @@ use hub_proto::worker::v1::{
     to_worker,
 };
 use hyper_util::rt::TokioIo;
-use lotus_proofs::Vanilla;
+use lotus_proofs::ProofMode;
 use lotus_runtime::telemetry::{self, LogFormat, TelemetryConfig};
 use lotus_runtime::{Fault, trace};
 use lotus_types::Kind;
@@ -41,6 +41,9 @@ pub struct WorkerArgs {
     /// The hub's generation: a hub of another one refuses this worker
     #[arg(long)]
     pub generation: u64,
+    /// Which proofs this process makes
+    #[arg(long)]
+    pub proofs: ProofMode,
     /// Name in logs
     #[arg(long, default_value = "worker")]
     pub name: String,
@@ -139,7 +142,7 @@ async fn serve(args: &WorkerArgs) -> Result<(), Fault> {
             message = inbound.message() => match message {
                 Ok(Some(message)) => match message.what {
                     Some(to_worker::What::Task(task)) if task.generation == args.generation => {
-                        start(task, &mut tasks, &mut meters);
+                        start(task, args.proofs, &mut tasks, &mut meters);
                     }
                     Some(to_worker::What::Task(task)) => {
                         let (id, stale) = (task.id, task.generation);
@@ -187,7 +190,12 @@ async fn connect(args: &WorkerArgs) -> Result<Channel, tonic::transport::Error> 
         .await
 }
 
-fn start(task: WireTask, tasks: &mut JoinSet<TaskDone>, meters: &mut HashMap<String, Meter>) {
+fn start(
+    task: WireTask,
+    proofs: ProofMode,
+    tasks: &mut JoinSet<TaskDone>,
+    meters: &mut HashMap<String, Meter>,
+) {
     let spec = match serde_json::from_slice::<Task>(&task.spec) {
         Ok(spec) => spec,
         Err(e) => {
@@ -203,7 +211,7 @@ fn start(task: WireTask, tasks: &mut JoinSet<TaskDone>, meters: &mut HashMap<Str
     trace::set_parent(&span, &task.traceparent);
     tasks.spawn_blocking(move || {
         span.in_scope(|| {
-            let result = std::panic::catch_unwind(|| execute(&Vanilla, &spec));
+            let result = std::panic::catch_unwind(|| execute(&proofs, &spec));
             report(task.id, spec.name(), result)
         })
     });

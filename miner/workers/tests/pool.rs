@@ -105,6 +105,7 @@ fn config(dir: &Path, settings: WorkersConfig) -> PoolConfig {
         log_dir: dir.join("log"),
         exe: std::env::current_exe().unwrap(),
         telemetry: Default::default(),
+        proofs: Default::default(),
         generation: Generation(7),
     }
 }

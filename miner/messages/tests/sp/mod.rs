@@ -131,6 +131,7 @@ impl Hub {
             log_dir: dir.join("log"),
             exe: std::env::current_exe().unwrap(),
             telemetry: Default::default(),
+            proofs: Default::default(),
             generation: Generation(generation),
         });
         let end = stop.clone();
