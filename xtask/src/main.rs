@@ -46,6 +46,14 @@ enum Command {
     },
     /// Build everything and run every test.
     Test {
+        /// Instead, the tests that prove and verify SNARKs. Parameter files that are missing are
+        /// made first: half a minute and 59 MB for proofs of spacetime of 2 KiB sectors
+        #[arg(long)]
+        groth16: bool,
+        /// SNARKs of seals and updates too. Their parameters take more than 11 minutes of two
+        /// cores, 5 GB of memory and over 1.1 GB of disk; each proof takes about a minute
+        #[arg(long, requires = "groth16")]
+        porep: bool,
         /// Options of `cargo test`, such as `-p lotus-car`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
@@ -97,7 +105,12 @@ fn main() -> ExitCode {
         Command::Demo { args } => demo(&root, args),
         Command::Chaos { args } => chaos(&root, args),
         Command::Bench { args } => bench(&root, args),
-        Command::Test { args } => test(&root, args),
+        Command::Test {
+            groth16: true,
+            porep,
+            args,
+        } => test_groth16(&root, porep, args),
+        Command::Test { args, .. } => test(&root, args),
         Command::Peers { json } => run_peers(&root, json),
         Command::Ci { no_test } => ci(&root, no_test),
         Command::Gen => gen_all(&root),
@@ -172,8 +185,29 @@ fn test(root: &Path, args: Vec<OsString>) -> Result<(), Failed> {
         all.extend(programs.map(OsString::from));
     }
     all.extend(args);
+    run_tests(root, all)
+}
+
+fn test_groth16(root: &Path, porep: bool, args: Vec<OsString>) -> Result<(), Failed> {
+    build(root)?;
+    let miner = target(root)?.join("release/lotus-miner");
+    let mut make = vec!["params", "generate", "--sector-size", "2KiB"];
+    // One test at a time: each uses every core.
+    let words =
+        "test --release --workspace --test groth16 --no-fail-fast -- --ignored --test-threads 1";
+    let mut all: Vec<OsString> = words.split(' ').map(OsString::from).collect();
+    if !porep {
+        make.push("--post-only");
+        all.extend(["--skip", "porep"].map(OsString::from));
+    }
+    all.extend(args);
+    sh::run(root, &miner.display().to_string(), make)?;
+    run_tests(root, all)
+}
+
+fn run_tests(root: &Path, args: Vec<OsString>) -> Result<(), Failed> {
     let mut counted = counted::Counted::default();
-    let done = sh::lines(root, "cargo", all, |line| counted.line(line));
+    let done = sh::lines(root, "cargo", args, |line| counted.line(line));
     println!("{counted}");
     done
 }
