@@ -6,7 +6,8 @@ use std::path::Path;
 use std::process::{Output, Stdio};
 
 use lotus_actors::miner::{SUBMIT_WINDOWED_POST, SubmitWindowedPoStParams};
-use lotus_e2e::{Net, NetConfig, history, secs};
+use lotus_e2e::history::History;
+use lotus_e2e::{Net, NetConfig, secs};
 use lotus_node_client::api::TipSetKey;
 use lotus_types::ActorId;
 use serde_json::Value;
@@ -156,7 +157,9 @@ async fn groth16_posts_of_a_pledged_sector_are_taken() {
     net.kill9("hub").await.unwrap();
 
     let mut sizes = Vec::new();
-    for landed in history::landed(&node).await.unwrap() {
+    let mut history = History::default();
+    history.read(&node).await.unwrap();
+    for landed in history.messages() {
         let done = landed.receipt.as_ref().is_some_and(|r| r.exit_code == 0);
         if landed.message.method == SUBMIT_WINDOWED_POST && done {
             let p: SubmitWindowedPoStParams = lotus_actors::decode(&landed.message.params).unwrap();

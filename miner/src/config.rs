@@ -173,6 +173,7 @@ impl MinerConfig {
             .check()
             .map_err(|why| wrong(why, "correct [messages] in config.toml".into()))?;
         cfg.lotus_api.address()?;
+        cfg.workers.address()?;
         let positive = [
             ("api.calls_per_connection", cfg.api.calls_per_connection),
             ("api.max_request_bytes", cfg.api.max_request_bytes),

@@ -121,6 +121,12 @@ impl Repo {
         self.root.join("journal.redb")
     }
 
+    /// Keys of the authority that workers on other hosts are known by.
+    #[must_use]
+    pub fn worker_authority(&self) -> PathBuf {
+        self.root.join("worker-ca")
+    }
+
     /// Logs of the workers.
     #[must_use]
     pub fn logs(&self) -> PathBuf {

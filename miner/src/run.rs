@@ -146,6 +146,7 @@ pub async fn run(repo: Repo, cfg: MinerConfig, stop: CancellationToken) -> Resul
         run_dir: repo.run(),
         log_dir: repo.logs(),
         exe: std::env::current_exe()?,
+        authority: repo.worker_authority(),
         telemetry: cfg.telemetry.clone(),
         proofs,
         generation,

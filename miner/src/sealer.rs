@@ -175,6 +175,7 @@ impl Unsealer for Sealer {
         let done = match sector.update.and_then(|u| u.commitments) {
             Some(update) => {
                 let mut files = UpdateFiles {
+                    sector: id,
                     size: self.size,
                     sealed: self.storage.sealed(id),
                     cache: self.storage.cache(id),
@@ -297,6 +298,7 @@ impl Sealer {
             pc1,
             sealed: files.sealed.clone(),
             cache: files.cache.clone(),
+            attempt: scratch.to_owned(),
         };
         match self.heavy(task).await? {
             Output::Commitments(_) => Ok(()),

@@ -60,7 +60,7 @@ const LAYERS: [(&str, &[&str]); 8] = [
 
 /// Heavy dependencies and the one folder that may use each, so that replacing one is a change
 /// in one place. Its client half and its server half count as two.
-const OWNERS: [(&str, &[&str]); 17] = [
+const OWNERS: [(&str, &[&str]); 19] = [
     ("bellperson", &["libs/proofs"]),
     ("filecoin-proofs", &["libs/proofs"]),
     ("filecoin-proofs-api", &["libs/proofs"]),
@@ -78,6 +78,8 @@ const OWNERS: [(&str, &[&str]); 17] = [
     ("opentelemetry-otlp", &["libs/runtime"]),
     ("metrics-exporter-prometheus", &["libs/runtime"]),
     ("config", &["libs/settings"]),
+    ("rcgen", &["miner/workers"]),
+    ("tokio-rustls", &["miner/workers"]),
 ];
 
 /// Licences that may be linked into a binary under MIT OR Apache-2.0.

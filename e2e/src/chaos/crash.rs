@@ -18,8 +18,8 @@ use crate::pieces;
 
 /// A hub that writes nothing for so long waits for the chain.
 const QUIET: Duration = secs(4);
-/// The last write of a life. A new sector takes some twenty in a burst.
-const WRITES: u32 = 24;
+/// The last write of a life: few, so that the deaths come close to each other.
+const WRITES: u32 = 6;
 /// How long everything may take to be proven once the kills are over.
 const SETTLED: Duration = secs(300);
 

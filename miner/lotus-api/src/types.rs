@@ -508,7 +508,7 @@ pub(crate) struct WorkerStats {
 }
 
 impl WorkerStats {
-    /// Workers run on the hub's own machine.
+    /// Of a worker on another host is shown what it says that it has; the others are on `here`.
     pub(crate) fn new(worker: &WorkerInfo, jobs: &[JobInfo], here: &Machine, proof: i64) -> Self {
         let mut task_counts = BTreeMap::new();
         for job in jobs.iter().filter(|j| j.worker == Some(worker.id)) {
@@ -516,19 +516,32 @@ impl WorkerStats {
             *task_counts.entry(key).or_default() += 1;
         }
         let memory = worker.pid.map_or(0, resident);
+        let resources = match &worker.declared {
+            Some(there) => WorkerResources {
+                mem_physical: there.memory,
+                mem_used: 0,
+                mem_swap: 0,
+                mem_swap_used: 0,
+                cpus: there.cores.into(),
+                gpus: Vec::new(),
+                resources: None,
+            },
+            None => WorkerResources {
+                mem_physical: here.memory,
+                mem_used: here.memory_used,
+                mem_swap: here.swap,
+                mem_swap_used: here.swap_used,
+                cpus: here.cpus,
+                gpus: Vec::new(),
+                resources: None,
+            },
+        };
+        let cpus = resources.cpus;
         Self {
             info: WorkerMachine {
-                hostname: here.hostname.clone(),
+                hostname: worker.host.as_ref().unwrap_or(&here.hostname).clone(),
                 ignore_resources: false,
-                resources: WorkerResources {
-                    mem_physical: here.memory,
-                    mem_used: here.memory_used,
-                    mem_swap: here.swap,
-                    mem_swap_used: here.swap_used,
-                    cpus: here.cpus,
-                    gpus: Vec::new(),
-                    resources: None,
-                },
+                resources,
             },
             tasks: tasks_of(worker.class),
             enabled: true,
@@ -536,7 +549,7 @@ impl WorkerStats {
             mem_used_max: memory,
             gpu_used: 0.0,
             // A worker computes on all processors, or not at all.
-            cpu_use: if task_counts.is_empty() { 0 } else { here.cpus },
+            cpu_use: if task_counts.is_empty() { 0 } else { cpus },
             task_counts,
         }
     }

@@ -144,12 +144,17 @@ impl Shared {
                 "the output of PreCommit1 is not stored".into(),
             ));
         };
+        let shared = self.clone();
+        let attempt = self
+            .blocking(move || Ok(shared.storage.attempt(id, "pre-commit2")?))
+            .await?;
         let task = Task::PreCommit2 {
             sector: id,
             size: self.size,
             pc1,
             sealed: self.storage.sealed(id),
             cache: self.storage.cache(id),
+            attempt,
         };
         Ok(match self.work(n, task).await? {
             Done::Failed(why) => Event::Failed(why),

@@ -32,6 +32,7 @@ impl Shared {
     fn update_files(&self, n: SectorNumber) -> UpdateFiles {
         let id = self.id(n);
         UpdateFiles {
+            sector: id,
             size: self.size,
             sealed: self.storage.sealed(id),
             cache: self.storage.cache(id),

@@ -22,6 +22,7 @@ mod sectors_compact;
 mod sectors_expired;
 mod sectors_extend;
 mod storage;
+mod workers;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -87,6 +88,9 @@ enum Command {
     /// Look at the workers: what they do, what waits for them
     #[command(subcommand)]
     Sealing(sealing_jobs::SealingCommand),
+    /// Let workers on other hosts seal for this hub
+    #[command(subcommand)]
+    Workers(workers::WorkersCommand),
     /// Look at the pieces that were handed over
     #[command(subcommand)]
     Pieces(pieces::PiecesCommand),
@@ -191,6 +195,7 @@ pub fn start(args: Args) -> Result<(), Fault> {
         Command::Config(ConfigCommand::Check) => check_config(&cx),
         Command::Auth(command) => auth::auth(&cx, &command),
         Command::Params(command) => params::params(&cx, &command),
+        Command::Workers(command) => workers::workers(&cx, &command),
         Command::Restore(args) => backup::restore(&cx, &args),
         Command::StorageDeals(_) => Err(moved("storage-deals", "deals")),
         Command::RetrievalDeals(_) => Err(moved("retrieval-deals", "retrieval")),
@@ -219,6 +224,7 @@ pub fn start(args: Args) -> Result<(), Fault> {
                     | Command::Config(_)
                     | Command::Auth(_)
                     | Command::Params(_)
+                    | Command::Workers(_)
                     | Command::Restore(_)
                     | Command::StorageDeals(_)
                     | Command::RetrievalDeals(_) => Ok(()),

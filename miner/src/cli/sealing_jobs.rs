@@ -16,9 +16,10 @@ use crate::operations::Work;
 pub(super) enum SealingCommand {
     /// List what the workers do now and what waits for them
     Jobs,
-    /// List the attached workers
+    /// List the attached workers of this host and of others, with what they have and do
     Workers,
-    /// Show how full each class of workers is, and the queue in the order in which it is done
+    /// Show how full each class of workers is, the queue in the order in which it is done, and why
+    /// a task fits no worker
     SchedDiag,
     /// Give up a task for now
     ///
@@ -142,7 +143,7 @@ fn workers(cx: &Cx, work: &Work) -> Result<(), Fault> {
     let mut out = table(&[
         "Worker",
         "Class",
-        "Process",
+        "Where",
         "Slots",
         "Memory",
         "Attached (UTC)",
@@ -153,7 +154,7 @@ fn workers(cx: &Cx, work: &Work) -> Result<(), Fault> {
         out.add_row([
             w.info.id.to_string(),
             w.info.class.to_string(),
-            w.info.pid.map(|p| p.to_string()).unwrap_or_default(),
+            place(w.info),
             w.info.slots.to_string(),
             w.memory_bytes.map(bytes).unwrap_or_default(),
             time(w.info.since_unix_ms),
@@ -161,6 +162,23 @@ fn workers(cx: &Cx, work: &Work) -> Result<(), Fault> {
         ]);
     }
     print(&out.to_string())
+}
+
+/// Where a worker is, and what one on another host has.
+fn place(w: &WorkerInfo) -> String {
+    let Some(host) = &w.host else {
+        return w.pid.map(|p| format!("process {p}")).unwrap_or_default();
+    };
+    let has = w.declared.as_ref().map(|d| {
+        format!(
+            "\n{} cores, {} memory, {} scratch, {} GPUs",
+            d.cores,
+            bytes(d.memory),
+            bytes(d.scratch),
+            d.gpus
+        )
+    });
+    format!("{host}{}", has.unwrap_or_default())
 }
 
 fn of(jobs: &[JobInfo], worker: u64) -> Vec<&JobInfo> {
@@ -232,6 +250,11 @@ fn diagnosis(cx: &Cx, work: &Work) -> Result<(), Fault> {
     } else {
         let queue: Vec<JobInfo> = queue.into_iter().cloned().collect();
         text = format!("{text}\n{}", job_table(&queue, unix_ms()));
+        for job in &queue {
+            if let Some(why) = &job.blocked {
+                text.push_str(&format!("\n{} fits no worker: {why}", job.id));
+            }
+        }
     }
     print(&text)
 }
@@ -251,6 +274,7 @@ mod tests {
             worker,
             since_unix_ms: 0,
             progress: None,
+            blocked: None,
         }
     }
 
@@ -279,6 +303,8 @@ mod tests {
             class,
             slots: 1,
             pid: None,
+            host: None,
+            declared: None,
             since_unix_ms: 0,
         };
         let work = Work {

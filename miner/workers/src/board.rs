@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::pool::{Job, lock};
-use crate::{Class, Pool, WorkError};
+use crate::{Class, Declared, Pool, WorkError};
 
 /// A task that waits for a worker or is being done, as operators see it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,6 +26,8 @@ pub struct JobInfo {
     pub since_unix_ms: u64,
     /// How far it is, 0 to 1, if its worker can tell.
     pub progress: Option<f64>,
+    /// Why no attached worker can do it, if it waits for that.
+    pub blocked: Option<String>,
 }
 
 /// An attached worker, as operators see it.
@@ -39,6 +41,10 @@ pub struct WorkerInfo {
     pub slots: usize,
     /// Its process, if it is on this host.
     pub pid: Option<u32>,
+    /// Its name, host and address, if it is on another host.
+    pub host: Option<String>,
+    /// What a worker on another host says that it has.
+    pub declared: Option<Declared>,
     /// When it attached, Unix milliseconds.
     pub since_unix_ms: u64,
 }
@@ -66,14 +72,18 @@ impl Board {
         class: Class,
         slots: usize,
         pid: Option<u32>,
+        remote: Option<(String, Declared)>,
     ) -> (u64, CancellationToken) {
         let mut notes = lock(&self.0);
         notes.last_worker += 1;
+        let (host, declared) = remote.unzip();
         let info = WorkerInfo {
             id: notes.last_worker,
             class,
             slots,
             pid,
+            host,
+            declared,
             since_unix_ms: unix_ms(),
         };
         let abort = CancellationToken::new();
@@ -140,7 +150,7 @@ impl Pool {
         let mut jobs: Vec<JobInfo> = running.tasks.values().map(|s| s.info.clone()).collect();
         drop(running);
         jobs.sort_by_key(|j| j.since_unix_ms);
-        let waiting = self.0.queued(Job::info);
+        let waiting = self.0.waiting();
         // One that just went from the queue to a worker is listed once.
         for job in waiting {
             if !jobs.iter().any(|j| j.id == job.id) {
@@ -164,7 +174,7 @@ impl Pool {
         if let Some(done) = self.0.board.abort(task) {
             return done;
         }
-        let waiting = self.0.queued(Job::info);
+        let waiting = self.0.waiting();
         match waiting.iter().find(|j| j.id == task) {
             Some(job) if job.class == Class::Prove => return Err(guarded(task)),
             _ => {}

@@ -1,9 +1,11 @@
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use lotus_proofs::ProofMode;
+use lotus_runtime::Fault;
 use lotus_runtime::telemetry::TelemetryConfig;
-use lotus_types::Generation;
+use lotus_types::{Generation, Kind};
 use serde::{Deserialize, Serialize};
 
 use crate::Class;
@@ -12,6 +14,14 @@ use crate::Class;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct WorkersConfig {
+    /// Address for workers on other hosts, such as 10.0.0.5:2347; empty: off. Port 0 picks a free
+    /// one; `run/workers.addr` has the one in use. Only workers with a bundle of this hub are
+    /// let in (`lotus-miner workers join-bundle`), and all traffic is encrypted.
+    pub listen: String,
+    /// Whether seal workers of this host take the steps that workers on other hosts can do
+    /// (PreCommit1, PreCommit2, the proofs). If not, they do the rest: they write pieces, clean up
+    /// and unseal.
+    pub seal_locally: bool,
     /// Seal worker processes. Each seals one sector step at a time on all cores it gets.
     pub seal_workers: u32,
     /// Prove worker processes. Two, so that a block's proof does not wait for a deadline's.
@@ -38,6 +48,8 @@ pub struct WorkersConfig {
 impl Default for WorkersConfig {
     fn default() -> Self {
         Self {
+            listen: String::new(),
+            seal_locally: true,
             seal_workers: 1,
             prove_workers: 2,
             seal_nice: 10,
@@ -53,6 +65,20 @@ impl Default for WorkersConfig {
 }
 
 impl WorkersConfig {
+    /// The address for workers on other hosts, if they may come.
+    pub fn address(&self) -> Result<Option<SocketAddr>, Fault> {
+        if self.listen.is_empty() {
+            return Ok(None);
+        }
+        self.listen.parse().map(Some).map_err(|e| {
+            Fault::new(
+                Kind::Config,
+                format!("workers.listen {:?}: {e}", self.listen),
+                "set workers.listen to an address such as 10.0.0.5:2347, or to \"\" for off",
+            )
+        })
+    }
+
     pub(crate) const fn count(&self, class: Class) -> u32 {
         match class {
             Class::Seal => self.seal_workers,
@@ -79,6 +105,8 @@ pub struct PoolConfig {
     pub log_dir: PathBuf,
     /// The program that runs as `<exe> worker --class <class> --socket <path> ...`.
     pub exe: PathBuf,
+    /// Directory of the authority that workers on other hosts are known by.
+    pub authority: PathBuf,
     /// The hub's telemetry settings, which its workers take over.
     pub telemetry: TelemetryConfig,
     /// Which proofs the workers make.

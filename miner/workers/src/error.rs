@@ -67,6 +67,19 @@ pub enum WorkError {
         /// What is wrong with it.
         why: String,
     },
+    /// What a worker on another host brought was not taken.
+    #[error("{step}: what the worker brought is not taken: {why}")]
+    NotTaken {
+        /// Name of the task.
+        step: &'static str,
+        /// Who must act.
+        kind: Kind,
+        /// What is wrong with it, or with the hub's disk.
+        why: String,
+    },
+    /// The port for workers on other hosts cannot be served.
+    #[error("workers on other hosts: {0}")]
+    Port(Fault),
     /// The worker socket cannot be served.
     #[error("worker socket {path:?}: {source}")]
     Socket {
@@ -85,7 +98,8 @@ impl WorkError {
             Self::Lost { .. } | Self::Stopping { .. } | Self::Aborted { .. } => Kind::Transport,
             Self::NoTask { .. } | Self::Guarded { .. } => Kind::Data,
             Self::QueueFull { .. } => Kind::Capacity,
-            Self::Failed { kind, .. } => *kind,
+            Self::Failed { kind, .. } | Self::NotTaken { kind, .. } => *kind,
+            Self::Port(fault) => fault.kind,
             Self::BadAnswer { .. } => Kind::Fatal,
             Self::Socket { .. } => Kind::Config,
         }
@@ -112,6 +126,12 @@ impl WorkError {
             Self::Failed { .. } => {
                 "see the worker's log; check free space and the health of the storage".into()
             }
+            Self::NotTaken { .. } => {
+                "nothing: the step is done again; if it repeats, check the hub's free space and \
+                 the worker's log"
+                    .into()
+            }
+            Self::Port(fault) => fault.fix.clone(),
             Self::BadAnswer { .. } => {
                 "install hub and workers from one release of lotus-miner".into()
             }

@@ -60,6 +60,7 @@ pub fn execute(prover: &dyn Prover, task: &Task) -> Result<Output, ProofError> {
             pc1,
             sealed,
             cache,
+            attempt: _,
         } => prover
             .pre_commit2(&sealing(*sector, *size), pc1, sealed, cache)
             .map(Output::Commitments),
@@ -250,7 +251,7 @@ impl Task {
 }
 
 /// Layers of the stacked graph. Source: filecoin-proofs, `constants.rs`, `LAYERS`.
-const fn layers(size: lotus_types::SectorSize) -> u64 {
+pub(crate) const fn layers(size: lotus_types::SectorSize) -> u64 {
     use lotus_types::SectorSize as S;
     match size {
         S::S2KiB | S::S8MiB | S::S512MiB => 2,

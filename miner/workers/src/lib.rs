@@ -11,14 +11,21 @@
 //!   awaited before its task is given to another or reported as lost: two processes never write
 //!   the same files.
 //! - A task carries the hub's generation and the trace context of its caller.
+//! - Workers on other hosts (`lotus-worker run`) attach over mutual TLS. They share no files with
+//!   the hub: what a task reads goes to them and what it makes comes back, into the hub's attempt
+//!   directories, and counts only while the task is theirs.
 
 mod board;
 mod config;
 mod error;
 mod execute;
+mod fit;
 mod pool;
 mod progress;
+mod queues;
+mod remote;
 mod server;
+mod slots;
 mod supervise;
 mod task;
 mod worker;
@@ -27,6 +34,9 @@ pub use board::{JobInfo, WorkerInfo};
 pub use config::{PoolConfig, WorkersConfig};
 pub use error::WorkError;
 pub use execute::execute;
+pub use fit::Declared;
 pub use pool::{Attached, Pool, Progress, Runner};
+pub use remote::agent::{RemoteArgs, remote_main};
+pub use remote::identity::{Authority, Bundle, WorkerName};
 pub use task::{Class, Output, PieceFile, PostFile, Task, UpdateFiles};
 pub use worker::{WorkerArgs, worker_main};

@@ -1,4 +1,4 @@
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,6 +10,11 @@ use tokio_util::task::TaskTracker;
 use lotus_types::SectorId;
 
 use crate::board::{Board, JobInfo, unix_ms};
+use crate::fit::Needs;
+use crate::queues::{Queues, Taker};
+use crate::remote::files::Files;
+use crate::remote::identity::Authority;
+use crate::remote::listen;
 use crate::supervise::ChildHandle;
 use crate::{Class, Output, PoolConfig, Task, WorkError, server, supervise};
 
@@ -58,6 +63,7 @@ impl Pool {
     #[must_use]
     pub fn new(config: PoolConfig) -> (Self, Runner) {
         let shared = Arc::new(Shared {
+            files: Files::new(config.generation),
             config,
             queues: Mutex::default(),
             wake: [Notify::new(), Notify::new()],
@@ -93,27 +99,8 @@ impl Pool {
         progress: Option<Progress>,
     ) -> Result<Output, WorkError> {
         let step = task.name();
-        let class = task.class();
-        let (reply, answer) = oneshot::channel();
-        let spec = serde_json::to_vec(&task).map_err(|e| WorkError::BadAnswer {
-            step,
-            why: e.to_string(),
-        })?;
-        let job = Job {
-            id: format!("{}-{step}", self.0.next_id.fetch_add(1, Ordering::Relaxed)),
-            step,
-            class,
-            rank: task.rank(),
-            limit,
-            repeatable: task.is_repeatable(),
-            sector: task.sector(),
-            queued_unix_ms: unix_ms(),
-            spec,
-            traceparent: lotus_runtime::trace::current(),
-            deaths: 0,
-            progress,
-            reply,
-        };
+        let n = self.0.next_id.fetch_add(1, Ordering::Relaxed);
+        let (job, answer) = Job::new(format!("{n}-{step}"), &task, limit, progress);
         self.0.push(job)?;
         let began = Instant::now();
         let result = answer.await.unwrap_or(Err(WorkError::Stopping { step }));
@@ -145,6 +132,16 @@ impl Runner {
         let listener = server::bind(&shared.config.socket())?;
         let end = shared.stop.clone();
         let mut tasks = tokio::task::JoinSet::new();
+        if let Some(addr) = shared.config.settings.address().map_err(WorkError::Port)? {
+            let authority = Authority::open(&shared.config.authority).map_err(WorkError::Port)?;
+            let tls = authority.server_config().map_err(WorkError::Port)?;
+            // Last, as it tells others the address.
+            let port = listen::bind(addr, &shared.config.run_dir)
+                .await
+                .map_err(WorkError::Port)?;
+            tracing::info!(addr = %port.local_addr().unwrap_or(addr), "workers on other hosts may attach");
+            tasks.spawn(server::serve_remote(shared.clone(), port, authority, tls));
+        }
         tasks.spawn(server::serve(shared.clone(), listener));
         for class in Class::ALL {
             for n in 0..shared.config.settings.count(class) {
@@ -169,7 +166,7 @@ impl Runner {
             tracing::warn!("a worker still hangs on the socket: leaving it behind");
         }
         // Dropping the jobs tells their callers.
-        *shared.queues() = Queues::default();
+        shared.queues().clear();
         Ok(())
     }
 }
@@ -179,13 +176,14 @@ pub(crate) struct Job {
     pub(crate) id: String,
     pub(crate) step: &'static str,
     pub(crate) class: Class,
+    pub(crate) needs: Needs,
     rank: u8,
     /// The longest that a worker may take over it, if that is less than its class' limit.
     pub(crate) limit: Option<Duration>,
     pub(crate) repeatable: bool,
-    sector: Option<SectorId>,
+    pub(crate) sector: Option<SectorId>,
     queued_unix_ms: u64,
-    pub(crate) spec: Vec<u8>,
+    pub(crate) task: Task,
     pub(crate) traceparent: String,
     /// Workers that died over it.
     pub(crate) deaths: u32,
@@ -194,6 +192,33 @@ pub(crate) struct Job {
 }
 
 impl Job {
+    /// A task on its way, and where its output will be.
+    pub(crate) fn new(
+        id: String,
+        task: &Task,
+        limit: Option<Duration>,
+        progress: Option<Progress>,
+    ) -> (Self, oneshot::Receiver<Result<Output, WorkError>>) {
+        let (reply, answer) = oneshot::channel();
+        let job = Self {
+            id,
+            step: task.name(),
+            class: task.class(),
+            needs: Needs::of(task),
+            rank: task.rank(),
+            limit,
+            repeatable: task.is_repeatable(),
+            sector: task.sector(),
+            queued_unix_ms: unix_ms(),
+            task: task.clone(),
+            traceparent: lotus_runtime::trace::current(),
+            deaths: 0,
+            progress,
+            reply,
+        };
+        (job, answer)
+    }
+
     /// How it is shown while it waits.
     pub(crate) fn info(&self) -> JobInfo {
         JobInfo {
@@ -204,34 +229,13 @@ impl Job {
             worker: None,
             since_unix_ms: self.queued_unix_ms,
             progress: None,
+            blocked: None,
         }
     }
 
     pub(crate) fn finish(self, result: Result<Output, WorkError>) {
         if self.reply.send(result).is_err() {
             tracing::debug!(task = self.id, "the caller no longer waits for this task");
-        }
-    }
-}
-
-#[derive(Default)]
-pub(crate) struct Queues {
-    seal: VecDeque<Job>,
-    prove: VecDeque<Job>,
-}
-
-impl Queues {
-    const fn of(&self, class: Class) -> &VecDeque<Job> {
-        match class {
-            Class::Seal => &self.seal,
-            Class::Prove => &self.prove,
-        }
-    }
-
-    const fn of_mut(&mut self, class: Class) -> &mut VecDeque<Job> {
-        match class {
-            Class::Seal => &mut self.seal,
-            Class::Prove => &mut self.prove,
         }
     }
 }
@@ -245,6 +249,8 @@ pub(crate) struct Shared {
     /// Worker processes that this pool started, by pid.
     pub(crate) children: Mutex<HashMap<u32, ChildHandle>>,
     pub(crate) board: Board,
+    /// Files of tasks that workers on other hosts have.
+    pub(crate) files: Files,
     /// Attached streams.
     pub(crate) sessions: TaskTracker,
     pub(crate) stop: CancellationToken,
@@ -286,15 +292,21 @@ impl Shared {
             let after = queue.iter().position(|j| j.rank > job.rank);
             queue.insert(after.unwrap_or(queue.len()), job);
         }
-        self.wake(class).notify_one();
+        // All: which worker it is for is seen when they look.
+        self.wake(class).notify_waiters();
         Ok(())
     }
 
-    /// What `of` says of each task that waits.
-    pub(crate) fn queued<T>(&self, of: impl Fn(&Job) -> T) -> Vec<T> {
+    /// The tasks that wait.
+    pub(crate) fn waiting(&self) -> Vec<JobInfo> {
         let queues = self.queues();
-        let waiting = queues.prove.iter().chain(&queues.seal);
-        waiting.filter(|j| !j.reply.is_closed()).map(of).collect()
+        let waiting = queues.of(Class::Prove).iter().chain(queues.of(Class::Seal));
+        let waiting = waiting.filter(|j| !j.reply.is_closed());
+        let info = |job: &Job| JobInfo {
+            blocked: queues.blocked(job),
+            ..job.info()
+        };
+        waiting.map(info).collect()
     }
 
     /// Takes a waiting task out of its queue.
@@ -311,32 +323,44 @@ impl Shared {
     pub(crate) fn push_back(&self, job: Job) {
         let class = job.class;
         self.queues().of_mut(class).push_front(job);
-        self.wake(class).notify_one();
+        self.wake(class).notify_waiters();
     }
 
-    /// The next task of a class. Cancel-safe: a task leaves the queue only when it is returned.
-    pub(crate) async fn next(&self, class: Class) -> Job {
+    /// The next task for a worker. Cancel-safe: a task leaves the queue only when it is returned.
+    pub(crate) async fn next(&self, class: Class, worker: u64) -> Job {
         loop {
-            let notified = self.wake(class).notified();
-            {
-                let mut queues = self.queues();
-                let queue = queues.of_mut(class);
-                while let Some(job) = queue.pop_front() {
-                    if job.reply.is_closed() {
-                        continue;
-                    }
-                    if !queue.is_empty() {
-                        self.wake(class).notify_one();
-                    }
-                    return job;
-                }
+            let mut notified = std::pin::pin!(self.wake(class).notified());
+            // Before the look, or a task that comes between look and wait would be missed.
+            notified.as_mut().enable();
+            if let Some(job) = self.queues().take(worker) {
+                return job;
             }
             notified.await;
         }
     }
 
+    /// A worker is there.
+    pub(crate) fn join(&self, worker: u64, taker: Taker) {
+        let class = taker.class;
+        self.queues().join(worker, taker);
+        self.count_attached(class, true);
+    }
+
+    /// A worker is gone: what waited for it may go to others.
+    pub(crate) fn leave(&self, worker: u64, class: Class) {
+        self.queues().leave(worker);
+        self.count_attached(class, false);
+        self.wake(class).notify_waiters();
+    }
+
+    /// A worker has done a task, and has room for another.
+    pub(crate) fn done(&self, worker: u64, class: Class, job: &str) {
+        self.queues().end(worker, job);
+        self.wake(class).notify_waiters();
+    }
+
     /// Counts a worker of `class` in (+1) or out (-1).
-    pub(crate) fn count_attached(&self, class: Class, joins: bool) {
+    fn count_attached(&self, class: Class, joins: bool) {
         self.attached.send_modify(|a| {
             let n = a.of_mut(class);
             *n = if joins {

@@ -90,6 +90,8 @@ impl From<&PostFile> for PostSector {
 /// The files of a sector before and after a replica update (snap deal).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpdateFiles {
+    /// The sector.
+    pub sector: SectorId,
     /// Size of the sector.
     pub size: SectorSize,
     /// The replica before the update.
@@ -103,6 +105,14 @@ pub struct UpdateFiles {
 }
 
 impl UpdateFiles {
+    /// Gives each file another path.
+    pub(crate) fn move_to(&mut self, to: &impl Fn(&'static str) -> PathBuf) {
+        self.sealed = to("sealed");
+        self.cache = to("cache");
+        self.updated = to("update");
+        self.updated_cache = to("update-cache");
+    }
+
     pub(crate) fn paths(&self) -> UpdatedSector<'_> {
         UpdatedSector {
             size: self.size,
@@ -163,6 +173,9 @@ pub enum Task {
         sealed: PathBuf,
         /// Cache directory.
         cache: PathBuf,
+        /// Existing directory on the same file system: for what a worker on another host sends,
+        /// before it replaces the two above.
+        attempt: PathBuf,
     },
     /// Makes the seal proof. [`Output::Proof`].
     Commit {
@@ -316,7 +329,13 @@ impl Task {
             | Self::Commit { sector, .. }
             | Self::Finalize { sector, .. }
             | Self::Unseal { sector, .. } => Some(*sector),
-            _ => None,
+            Self::ReplicaUpdate { files, .. }
+            | Self::ProveUpdate { files, .. }
+            | Self::UnsealUpdate { files, .. } => Some(files.sector),
+            Self::AddPieces { .. }
+            | Self::WindowPost { .. }
+            | Self::CheckSectors { .. }
+            | Self::WinningPost { .. } => None,
         }
     }
 
@@ -350,8 +369,9 @@ impl Task {
         }
     }
 
-    /// Whether the pool may give it to another worker when one died over it. `PreCommit2`
-    /// consumes its input, so its caller must go back to `PreCommit1`.
+    /// Whether the pool may give it to another worker when one of this host died over it.
+    /// `PreCommit2` consumes its input, so its caller hears of it. A worker on another host works
+    /// on copies: all that it does can be repeated.
     #[must_use]
     pub const fn is_repeatable(&self) -> bool {
         !matches!(self, Self::PreCommit2 { .. })
@@ -377,16 +397,16 @@ pub enum Output {
 }
 
 /// Bytes as base64 text: a third of their size as a JSON list of numbers.
-mod base64_bytes {
+pub(crate) mod base64_bytes {
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-    pub(super) fn serialize<S: Serializer>(bytes: &[u8], s: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(bytes: &[u8], s: S) -> Result<S::Ok, S::Error> {
         s.serialize_str(&STANDARD.encode(bytes))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<u8>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<u8>, D::Error> {
         STANDARD
             .decode(String::deserialize(d)?)
             .map_err(D::Error::custom)
@@ -442,6 +462,7 @@ mod tests {
             pc1: vec![0, 255, 7],
             sealed: "/s".into(),
             cache: "/c".into(),
+            attempt: "/a".into(),
         };
         let text = serde_json::to_string(&task).unwrap();
         assert_eq!(serde_json::from_str::<Task>(&text).unwrap(), task);

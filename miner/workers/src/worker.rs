@@ -25,9 +25,9 @@ use crate::server::{GENERATION, MESSAGE_LIMIT, PING_EVERY, PING_TIMEOUT};
 use crate::{Class, Output, Task, execute};
 
 /// How often a worker says that it lives and how far its tasks are.
-const BEAT: Duration = Duration::from_secs(1);
+pub(crate) const BEAT: Duration = Duration::from_secs(1);
 /// A hub that does not answer by then is gone.
-const CONNECT_LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 
 /// Arguments of `lotus-miner worker`. The hub fills them in.
 #[derive(Clone, Debug, clap::Args)]
@@ -95,7 +95,7 @@ pub fn worker_main(args: &WorkerArgs) -> Result<(), Fault> {
     result
 }
 
-fn lower_priority(nice: i32) {
+pub(crate) fn lower_priority(nice: i32) {
     let result = getpriority_process(None)
         .and_then(|now| setpriority_process(None, now.max(nice.clamp(0, 19))));
     if let Err(e) = result {
@@ -121,6 +121,7 @@ async fn serve(args: &WorkerArgs) -> Result<(), Fault> {
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").into(),
         slots: 1,
+        ..WorkerHello::default()
     }))
     .await?;
     let mut request = Request::new(ReceiverStream::new(outbound));
@@ -239,18 +240,23 @@ fn report(
             failed(id, e.kind(), e.to_string())
         }
         Err(panic) => {
-            let text = panic
-                .downcast_ref::<String>()
-                .map(String::as_str)
-                .or_else(|| panic.downcast_ref::<&str>().copied())
-                .unwrap_or("no message");
+            let text = panic_text(&*panic);
             tracing::error!(panic = text, "the proof code panicked");
             failed(id, Kind::Fatal, format!("{step} panicked: {text}"))
         }
     }
 }
 
-fn failed(id: String, kind: Kind, error: String) -> TaskDone {
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("no message")
+}
+
+pub(crate) fn failed(id: String, kind: Kind, error: String) -> TaskDone {
     TaskDone {
         task_id: id,
         error,
@@ -260,10 +266,10 @@ fn failed(id: String, kind: Kind, error: String) -> TaskDone {
 }
 
 /// The stream to the hub.
-struct Outbound(mpsc::Sender<FromWorker>);
+pub(crate) struct Outbound(pub(crate) mpsc::Sender<FromWorker>);
 
 impl Outbound {
-    async fn send(&self, what: from_worker::What) -> Result<(), Fault> {
+    pub(crate) async fn send(&self, what: from_worker::What) -> Result<(), Fault> {
         self.0
             .send(FromWorker { what: Some(what) })
             .await

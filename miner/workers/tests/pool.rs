@@ -104,6 +104,7 @@ fn config(dir: &Path, settings: WorkersConfig) -> PoolConfig {
         run_dir: dir.join("run"),
         log_dir: dir.join("log"),
         exe: std::env::current_exe().unwrap(),
+        authority: dir.join("worker-ca"),
         telemetry: Default::default(),
         proofs: Default::default(),
         generation: Generation(7),

@@ -140,6 +140,7 @@ fn job(id_: &str, step: &str, worker: Option<u64>, sector: Option<u64>) -> JobIn
         worker,
         since_unix_ms: 1_700_000_000_000,
         progress: Some(0.5),
+        blocked: None,
     }
 }
 
@@ -209,6 +210,8 @@ impl Hub for Fake {
             class,
             slots: 1,
             pid: Some(std::process::id()),
+            host: None,
+            declared: None,
             since_unix_ms: 0,
         };
         vec![worker(1, Class::Seal), worker(2, Class::Prove)]

@@ -130,6 +130,7 @@ impl Hub {
             run_dir: dir.join("run"),
             log_dir: dir.join("log"),
             exe: std::env::current_exe().unwrap(),
+            authority: dir.join("worker-ca"),
             telemetry: Default::default(),
             proofs: Default::default(),
             generation: Generation(generation),

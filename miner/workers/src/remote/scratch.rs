@@ -1,0 +1,222 @@
+//! A worker's own copies of files, in a directory that is its alone.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
+
+use lotus_runtime::Fault;
+use lotus_types::Kind;
+use rustix::fs::statvfs;
+
+use super::copy::Hash;
+use crate::pool::lock;
+
+/// Where copies are, below the directory that the operator named.
+const COPIES: &str = "lotus-worker";
+
+/// The scratch directory of this process. Copies of an earlier one are deleted: nothing is known
+/// about them.
+pub(super) struct Scratch {
+    root: PathBuf,
+    kept: Mutex<Kept>,
+    _lock: File,
+}
+
+#[derive(Default)]
+struct Kept {
+    in_use: HashSet<String>,
+    /// When each directory was last used.
+    idle: BTreeMap<String, SystemTime>,
+    hashes: HashMap<PathBuf, (u64, (i64, i64), Hash)>,
+    next: u64,
+}
+
+/// A directory with the files of one sector, while a task uses it.
+pub(super) struct Claimed {
+    scratch: Arc<Scratch>,
+    key: String,
+    keep: bool,
+}
+
+impl Scratch {
+    /// Takes the directory for this process.
+    pub(super) fn open(dir: &Path) -> Result<Arc<Self>, Fault> {
+        let fault = |e: io::Error| {
+            Fault::new(
+                Kind::Config,
+                format!("scratch directory {}: {e}", dir.display()),
+                "give --dir a directory on a large and fast disk that this user can write",
+            )
+        };
+        let root = dir.join(COPIES);
+        fs::create_dir_all(&root).map_err(fault)?;
+        let lock = File::create(dir.join("lotus-worker.lock")).map_err(fault)?;
+        if lock.try_lock().is_err() {
+            return Err(Fault::new(
+                Kind::Config,
+                format!("another worker uses {}", dir.display()),
+                "give each worker a --dir of its own",
+            ));
+        }
+        for entry in fs::read_dir(&root).map_err(fault)? {
+            let path = entry.map_err(fault)?.path();
+            fs::remove_dir_all(&path).map_err(fault)?;
+        }
+        Ok(Arc::new(Self {
+            root,
+            kept: Mutex::default(),
+            _lock: lock,
+        }))
+    }
+
+    /// Bytes that tasks can take: what is free, and what is only kept in case it is asked for.
+    pub(super) fn room(&self) -> io::Result<u64> {
+        let idle: u64 = {
+            let kept = lock(&self.kept);
+            kept.idle.keys().map(|k| size_of(&self.root.join(k))).sum()
+        };
+        Ok(self.free()?.saturating_add(idle))
+    }
+
+    fn free(&self) -> io::Result<u64> {
+        let fs = statvfs(&self.root)?;
+        Ok(fs.f_bavail.saturating_mul(fs.f_frsize))
+    }
+
+    /// The directory of a sector for one task, with what is there of earlier ones; an empty one if
+    /// another task is using it. Drops what was not used for longest until `needs` bytes are free.
+    pub(super) fn claim(self: &Arc<Self>, sector: &str, needs: u64) -> io::Result<Claimed> {
+        let mut kept = lock(&self.kept);
+        kept.next += 1;
+        let key = if kept.in_use.insert(sector.to_owned()) {
+            sector.to_owned()
+        } else {
+            let key = format!("{sector}.{}", kept.next);
+            kept.in_use.insert(key.clone());
+            key
+        };
+        kept.idle.remove(&key);
+        // From here on dropping it gives the directory back.
+        let claimed = Claimed {
+            scratch: self.clone(),
+            keep: key == sector,
+            key,
+        };
+        let wanted = needs.saturating_sub(size_of(&claimed.dir()));
+        let room = self.make_room(&mut kept, wanted);
+        // Before `claimed` may be dropped, which takes the lock.
+        drop(kept);
+        room?;
+        fs::create_dir_all(claimed.dir())?;
+        Ok(claimed)
+    }
+
+    fn make_room(&self, kept: &mut Kept, wanted: u64) -> io::Result<()> {
+        while self.free()? < wanted {
+            let oldest = kept.idle.iter().min_by_key(|(_, used)| **used);
+            let oldest = oldest.map(|(key, _)| key.clone());
+            let oldest = oldest.ok_or(io::ErrorKind::StorageFull)?;
+            kept.idle.remove(&oldest);
+            self.delete(kept, &oldest);
+        }
+        Ok(())
+    }
+
+    fn delete(&self, kept: &mut Kept, key: &str) {
+        let dir = self.root.join(key);
+        kept.hashes.retain(|path, _| !path.starts_with(&dir));
+        match fs::remove_dir_all(&dir) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(dir = %dir.display(), error = %e, "can not delete copies");
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Claimed {
+    pub(super) fn dir(&self) -> PathBuf {
+        self.scratch.root.join(&self.key)
+    }
+
+    /// The checksum of a copy that did not change since it was taken.
+    pub(super) fn known(&self, file: &Path) -> Option<Hash> {
+        let meta = fs::symlink_metadata(file).ok()?;
+        let (len, mtime, hash) = *lock(&self.scratch.kept).hashes.get(file)?;
+        (meta.len() == len && (meta.mtime(), meta.mtime_nsec()) == mtime).then_some(hash)
+    }
+
+    pub(super) fn remember(&self, file: &Path, hash: Hash) {
+        if let Ok(meta) = fs::symlink_metadata(file) {
+            let mtime = (meta.mtime(), meta.mtime_nsec());
+            let known = (meta.len(), mtime, hash);
+            lock(&self.scratch.kept).hashes.insert(file.into(), known);
+        }
+    }
+
+    /// Nothing of it is wanted any more.
+    pub(super) fn discard(&mut self) {
+        self.keep = false;
+    }
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        let mut kept = lock(&self.scratch.kept);
+        kept.in_use.remove(&self.key);
+        if self.keep {
+            kept.idle.insert(self.key.clone(), SystemTime::now());
+        } else {
+            self.scratch.delete(&mut kept, &self.key);
+        }
+    }
+}
+
+/// Bytes on disk below a directory of slots.
+fn size_of(dir: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(dir) else {
+        return 0;
+    };
+    let size = |path: PathBuf| match fs::symlink_metadata(&path) {
+        Ok(meta) if meta.is_dir() => size_of(&path),
+        Ok(meta) => meta.blocks().saturating_mul(512),
+        Err(_) => 0,
+    };
+    entries.flatten().map(|e| size(e.path())).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_are_kept_for_the_next_task_and_dropped_for_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let scratch = Scratch::open(dir.path()).unwrap();
+        assert!(Scratch::open(dir.path()).is_err(), "one process");
+        let first = scratch.claim("s-1", 0).unwrap();
+        let file = first.dir().join("sealed");
+        fs::write(&file, "replica").unwrap();
+        first.remember(&file, [7; 32]);
+        // The sector is in use: another task gets another directory, which is not kept.
+        let second = scratch.claim("s-1", 0).unwrap();
+        let other = second.dir();
+        assert_ne!(first.dir(), other);
+        drop(second);
+        assert!(!other.exists());
+        drop(first);
+        let again = scratch.claim("s-1", 0).unwrap();
+        assert_eq!(again.known(&file), Some([7; 32]));
+        fs::write(&file, "another replica").unwrap();
+        assert_eq!(again.known(&file), None, "changed");
+        drop(again);
+        assert!(scratch.room().unwrap() > 0);
+        // More than any disk has: what is kept goes first.
+        assert!(scratch.claim("s-2", u64::MAX).is_err());
+        assert!(!file.exists());
+    }
+}
