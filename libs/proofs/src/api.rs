@@ -206,7 +206,8 @@ pub trait Verifier: Send + Sync {
         proof: &[u8],
     ) -> Result<(), Refused>;
 
-    /// Whether `proof` shows that the partition's replicas are stored.
+    /// Whether `proof` shows that the partition's replicas are stored. A SNARK of a PoSt does not
+    /// know the miner: `randomness` must be drawn with the miner's address, as chains do.
     fn verify_window_post(
         &self,
         miner: ActorId,
