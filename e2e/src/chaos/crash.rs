@@ -18,8 +18,8 @@ use crate::pieces;
 
 /// A hub that writes nothing for so long waits for the chain.
 const QUIET: Duration = secs(4);
-/// The last write of a life: few, so that the deaths come close to each other.
-const WRITES: u32 = 6;
+/// The last write of a life: enough to reach from a start or a deal into the middle of sealing, and few enough to be reached.
+const WRITES: u32 = 12;
 /// How long everything may take to be proven once the kills are over.
 const SETTLED: Duration = secs(300);
 
@@ -33,7 +33,7 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(0..=2000))]
     crash_moments: u32,
     /// Most kills at writes of the journal on each of the two paths
-    #[arg(long, default_value_t = 400, value_parser = clap::value_parser!(u32).range(0..=5000))]
+    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u32).range(0..=5000))]
     crash_writes: u32,
 }
 
