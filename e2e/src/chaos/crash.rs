@@ -18,8 +18,9 @@ use crate::pieces;
 
 /// A hub that writes nothing for so long waits for the chain.
 const QUIET: Duration = secs(4);
-/// The last write of a life: enough to reach from a start or a deal into the middle of sealing, and few enough to be reached.
-const WRITES: u32 = 12;
+/// The last write of a life, counted from its start and from when it is ready: a hub that starts
+/// goes on with its sectors at once, and a deal that comes later takes some twenty writes.
+const WRITES: (u32, u32) = (6, 20);
 /// How long everything may take to be proven once the kills are over.
 const SETTLED: Duration = secs(300);
 
@@ -27,7 +28,7 @@ const SETTLED: Duration = secs(300);
 pub(crate) struct Options {
     /// Sectors that are sealed at a time while the hub dies at writes of its journal, until it has
     /// died at every step; as many that are upgraded; as many while it dies at random moments
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=50))]
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=50))]
     crash_sectors: u16,
     /// Kills at random moments
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(0..=2000))]
@@ -354,9 +355,9 @@ async fn started(net: &Net, before: u32, ready: bool) -> Result<u32, Failed> {
 /// in the file, nothing after it was done. `None` when it wrote too little for a while, else the
 /// pid that it had.
 async fn die_at_write(net: &Net, before: u32, moments: &mut StdRng) -> Result<Option<u32>, Failed> {
-    // A hub that starts goes on with its sectors before it is ready.
-    let pid = started(net, before, false).await?;
-    let which = moments.random_range(1..=WRITES);
+    let ready = moments.random();
+    let pid = started(net, before, ready).await?;
+    let which = moments.random_range(1..=if ready { WRITES.1 } else { WRITES.0 });
     let strace = Command::new("strace")
         .args([
             "-f",
