@@ -94,7 +94,7 @@ pub(crate) fn peers(root: &Path, target: &Path, json: bool) -> Result<(), Failed
     });
     let report = Report::new(rows.collect());
     if json {
-        let text = serde_json::to_string_pretty(&report).map_err(|e| Failed::new(e.to_string()))?;
+        let text = serde_json::to_string(&report).map_err(|e| Failed::new(e.to_string()))?;
         println!("{text}");
     } else {
         for r in &report.peers {
