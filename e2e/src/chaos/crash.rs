@@ -57,8 +57,11 @@ pub(crate) struct Report {
     boundaries: usize,
     boundaries_missed: BTreeSet<String>,
     pieces: usize,
-    /// Sectors that the chain upgraded. Must not be 0.
+    /// Sectors without data that were ordered, those of them that the chain upgraded, and those
+    /// that still wait for it. The last two must make the first, and some be upgraded.
+    pledged: usize,
     upgraded: usize,
+    available: usize,
     /// Pieces that are not in a proven sector at the end. Must be 0.
     lost: usize,
     /// Pieces that are in more than one place. Must be 0.
@@ -77,6 +80,8 @@ struct Run {
     random: StdRng,
     /// Pieces of the deals so far.
     made: BTreeSet<String>,
+    /// Sectors without data that were ordered.
+    pledged: usize,
     /// Sectors that are left for upgrades when all is done.
     available: usize,
     /// The hub that was killed last.
@@ -101,6 +106,7 @@ pub(crate) async fn run(options: &Options, seed: u64) -> Result<Report, Failed> 
         options: options.clone(),
         random: StdRng::seed_from_u64(seed),
         made: BTreeSet::new(),
+        pledged: 0,
         available: 0,
         dead: 0,
         history: History::default(),
@@ -116,7 +122,9 @@ pub(crate) async fn run(options: &Options, seed: u64) -> Result<Report, Failed> 
     let found = run.boundaries().await?;
     run.history.read(&run.net.node()?).await?;
     let chain = effects(&run.history.messages())?;
-    let Run { net, made, .. } = run;
+    let Run {
+        net, made, pledged, ..
+    } = run;
     let all = pieces::sectors(&net).await?;
     let proven = pieces::proven(&all);
     let mut places: BTreeMap<&str, usize> = BTreeMap::new();
@@ -133,7 +141,9 @@ pub(crate) async fn run(options: &Options, seed: u64) -> Result<Report, Failed> 
         boundaries: found.hit.len() + found.missed.len(),
         boundaries_missed: found.missed,
         pieces: made.len(),
+        pledged,
         upgraded: chain.upgraded,
+        available: all.iter().filter(|s| s.state == "Available").count(),
         lost: made.iter().filter(|p| !proven.contains_key(*p)).count(),
         doubled: places.values().filter(|n| **n > 1).count(),
         messages: chain.messages,
@@ -145,7 +155,8 @@ pub(crate) async fn run(options: &Options, seed: u64) -> Result<Report, Failed> 
         && report.doubled == 0
         && report.duplicate_messages == 0
         && report.boundaries_missed.is_empty()
-        && report.upgraded > 0;
+        && report.upgraded > 0
+        && report.upgraded + report.available == report.pledged;
     Ok(Report { ok, ..report })
 }
 
@@ -173,7 +184,10 @@ impl Run {
         let count = self.options.crash_sectors;
         let (mut pieces, mut available) = (self.made.len(), usize::from(count));
         match order {
-            Order::Pledge => self.pledge().await?,
+            Order::Pledge => {
+                self.pledge().await?;
+                self.pledged += usize::from(count);
+            }
             Order::Deals => (pieces, available) = (pieces + available, 0),
         }
         self.available = available;

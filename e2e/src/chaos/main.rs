@@ -47,7 +47,8 @@ struct Kind {
     /// Epochs under kills, reorgs and null rounds; then a second hub and restored backups
     #[arg(long)]
     mining: bool,
-    /// The hub dies at each write of its journal and at random moments, while sectors are sealed
+    /// The hub dies at writes of its journal, until it did at every step of sealing and upgrading,
+    /// and at random moments
     #[arg(long = "crash")]
     crash: bool,
     /// The full node misbehaves while sectors are sealed
