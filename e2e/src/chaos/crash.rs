@@ -338,7 +338,7 @@ async fn deals(
 }
 
 /// Whether so many pieces are in proven sectors, and at least so many sectors wait for an upgrade:
-/// a deal that comes while the node does not tell enough to choose one gets a new sector.
+/// a deal that comes before a sector's first WindowPoSt gets a new one.
 async fn at_rest(net: &Net, pieces: usize, available: usize) -> bool {
     let Ok(all) = pieces::sectors(net).await else {
         return false;
