@@ -145,7 +145,8 @@ pub trait Prover: Send + Sync {
         len: u64,
     ) -> Result<(), ProofError>;
 
-    /// Proves one partition. Missing, unreadable or wrong sectors are an outcome, not an error.
+    /// Proves one partition. Missing, unreadable or wrong sectors are an outcome, not an error. In
+    /// [`ProofMode::Vanilla`] the proof is the sectors' openings.
     fn window_post(
         &self,
         miner: ActorId,
@@ -154,14 +155,36 @@ pub trait Prover: Send + Sync {
         sectors: &[PostSector],
     ) -> Result<WindowPost, ProofError>;
 
+    /// The second step of [`Prover::window_post`] alone: the proof of sectors that were opened, as
+    /// [`ProofMode::Vanilla`] proves them. It needs no file of a sector. What it returns is
+    /// verified.
+    fn window_post_of(
+        &self,
+        miner: ActorId,
+        size: SectorSize,
+        randomness: &[u8; 32],
+        sectors: &[(SectorNumber, Commitment)],
+        openings: &[u8],
+    ) -> Result<Vec<u8>, ProofError>;
+
     /// Proves the sectors that [`winning_challenge`](crate::winning_challenge) chose, in its
-    /// order.
+    /// order. In [`ProofMode::Vanilla`] the proof is the sectors' openings.
     fn winning_post(
         &self,
         miner: ActorId,
         size: SectorSize,
         randomness: &[u8; 32],
         sectors: &[PostSector],
+    ) -> Result<Vec<u8>, ProofError>;
+
+    /// The second step of [`Prover::winning_post`] alone, as [`Prover::window_post_of`].
+    fn winning_post_of(
+        &self,
+        miner: ActorId,
+        size: SectorSize,
+        randomness: &[u8; 32],
+        sectors: &[(SectorNumber, Commitment)],
+        openings: &[u8],
     ) -> Result<Vec<u8>, ProofError>;
 
     /// Encodes `unsealed` (new data, laid out by `layout`) into the replica `files.updated`.

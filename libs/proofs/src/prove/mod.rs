@@ -1,7 +1,7 @@
 //! The prover: the proof library's sealing steps, and vanilla proofs in our encoding or SNARKs.
 
 mod parents;
-mod post;
+pub(crate) mod post;
 pub(crate) mod seal;
 mod unseal;
 pub(crate) mod update;
@@ -14,12 +14,14 @@ use std::path::Path;
 
 use filecoin_hashers::Hasher;
 use filecoin_hashers::poseidon::{PoseidonDomain, PoseidonHasher};
-use lotus_types::{ActorId, Commitment, SectorSize};
+use lotus_types::{ActorId, Commitment, SectorNumber, SectorSize};
 use storage_proofs_core::cache_key::CacheKey;
 use storage_proofs_core::merkle::MerkleProofTrait;
 use storage_proofs_porep::stacked::PersistentAux;
 
 use crate::error::is_disk_full;
+use crate::verify::codec::ProofKind;
+use crate::verify::post::PostStatement;
 use crate::{
     PlacedPiece, PostSector, ProofError, ProofMode, Prover, SealedCommitments, SealingSector, Seed,
     Ticket, UnpaddedOffset, UpdatedSector, WindowPost, snark,
@@ -92,7 +94,25 @@ impl Prover for ProofMode {
         randomness: &[u8; 32],
         sectors: &[PostSector],
     ) -> Result<WindowPost, ProofError> {
-        post::window_post(*self, miner, size, randomness, sectors)
+        match post::open_window(miner, size, randomness, sectors)? {
+            WindowPost::Proved(openings) if self.post_snarks() => self
+                .window_post_of(miner, size, randomness, &public(sectors), &openings)
+                .map(WindowPost::Proved),
+            done => Ok(done),
+        }
+    }
+
+    fn window_post_of(
+        &self,
+        miner: ActorId,
+        size: SectorSize,
+        randomness: &[u8; 32],
+        sectors: &[(SectorNumber, Commitment)],
+        openings: &[u8],
+    ) -> Result<Vec<u8>, ProofError> {
+        let kind = ProofKind::Window;
+        let statement = PostStatement::new(kind, miner, size, randomness, sectors.len())?;
+        post::prove(*self, &statement, sectors, openings)
     }
 
     fn winning_post(
@@ -102,7 +122,24 @@ impl Prover for ProofMode {
         randomness: &[u8; 32],
         sectors: &[PostSector],
     ) -> Result<Vec<u8>, ProofError> {
-        post::winning_post(*self, miner, size, randomness, sectors)
+        let openings = post::open_winning(miner, size, randomness, sectors)?;
+        if self.post_snarks() {
+            return self.winning_post_of(miner, size, randomness, &public(sectors), &openings);
+        }
+        Ok(openings)
+    }
+
+    fn winning_post_of(
+        &self,
+        miner: ActorId,
+        size: SectorSize,
+        randomness: &[u8; 32],
+        sectors: &[(SectorNumber, Commitment)],
+        openings: &[u8],
+    ) -> Result<Vec<u8>, ProofError> {
+        let kind = ProofKind::Winning;
+        let statement = PostStatement::new(kind, miner, size, randomness, sectors.len())?;
+        post::prove(*self, &statement, sectors, openings)
     }
 
     fn replica_update(
@@ -141,6 +178,11 @@ impl Prover for ProofMode {
 }
 
 pub use post::{check_sector, winning_challenge};
+
+/// What the verifier knows of sectors.
+fn public(sectors: &[PostSector]) -> Vec<(SectorNumber, Commitment)> {
+    sectors.iter().map(|s| (s.number, s.comm_r)).collect()
+}
 
 /// Calls the proof library: its errors and its panics become ours.
 pub(crate) fn library<T>(

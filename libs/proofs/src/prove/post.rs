@@ -8,15 +8,17 @@ use filecoin_proofs::{
     FallbackPoStSectorProof, PrivateReplicaInfo, generate_single_vanilla_proof,
     generate_winning_post_sector_challenge,
 };
-use lotus_types::{ActorId, SectorSize};
+use lotus_types::{ActorId, Commitment, SectorNumber, SectorSize};
 use storage_proofs_core::cache_key::CacheKey;
-use storage_proofs_core::merkle::MerkleTreeTrait;
+use storage_proofs_core::merkle::{MerkleProof, MerkleTreeTrait};
+use storage_proofs_post::fallback;
 
 use super::{STORE_PREFIX, library, put_element, put_opening};
 use crate::network::{prover_id, winning_config, with_tree};
-use crate::verify::codec::ProofKind;
+use crate::verify::codec::{ProofKind, element};
+use crate::verify::merkle::library_path;
 use crate::verify::post::{PostStatement, field_randomness};
-use crate::{PostSector, ProofError, ProofMode, WindowPost, snark};
+use crate::{PostSector, ProofError, ProofMode, Refused, WindowPost, snark};
 
 /// Which of the miner's `eligible` sectors a WinningPoSt must prove: indices into them, in order.
 pub fn winning_challenge(
@@ -35,27 +37,19 @@ pub fn winning_challenge(
     })
 }
 
-pub(super) fn window_post(
-    mode: ProofMode,
+/// The openings of a partition's sectors: its vanilla proof.
+pub(super) fn open_window(
     miner: ActorId,
     size: SectorSize,
     randomness: &[u8; 32],
     sectors: &[PostSector],
 ) -> Result<WindowPost, ProofError> {
     let statement = PostStatement::new(ProofKind::Window, miner, size, randomness, sectors.len())?;
-    with_tree!(size, window(mode, &statement, sectors))
-}
-
-fn window<Tree: 'static + MerkleTreeTrait<Hasher = PoseidonHasher>>(
-    mode: ProofMode,
-    statement: &PostStatement,
-    sectors: &[PostSector],
-) -> Result<WindowPost, ProofError> {
-    let mut opened = Vec::with_capacity(sectors.len());
+    let mut openings = statement.header.bytes().to_vec();
     let mut faulty = Vec::new();
     for sector in sectors {
-        match open_sector::<Tree>(statement, sector) {
-            Ok(one) => opened.push(one),
+        match with_tree!(size, open_sector(&statement, sector)) {
+            Ok(part) => openings.extend_from_slice(&part),
             Err(e) => {
                 tracing::warn!(sector = %sector.number, error = %e, "a sector can not be proven");
                 if !faulty.contains(&sector.number) {
@@ -64,55 +58,93 @@ fn window<Tree: 'static + MerkleTreeTrait<Hasher = PoseidonHasher>>(
             }
         }
     }
-    if !faulty.is_empty() {
-        return Ok(WindowPost::Faulty(faulty));
-    }
-    finish(mode, statement, sectors, opened).map(WindowPost::Proved)
+    Ok(if faulty.is_empty() {
+        WindowPost::Proved(openings)
+    } else {
+        WindowPost::Faulty(faulty)
+    })
 }
 
-pub(super) fn winning_post(
-    mode: ProofMode,
+/// The openings of a block's sectors: its vanilla proof.
+pub(super) fn open_winning(
     miner: ActorId,
     size: SectorSize,
     randomness: &[u8; 32],
     sectors: &[PostSector],
 ) -> Result<Vec<u8>, ProofError> {
     let statement = PostStatement::new(ProofKind::Winning, miner, size, randomness, sectors.len())?;
-    with_tree!(size, winning(mode, &statement, sectors))
-}
-
-fn winning<Tree: 'static + MerkleTreeTrait<Hasher = PoseidonHasher>>(
-    mode: ProofMode,
-    statement: &PostStatement,
-    sectors: &[PostSector],
-) -> Result<Vec<u8>, ProofError> {
-    let open = |sector: &PostSector| {
-        open_sector::<Tree>(statement, sector).map_err(|e| ProofError::Sector {
+    let mut openings = statement.header.bytes().to_vec();
+    for sector in sectors {
+        let part = with_tree!(size, open_sector(&statement, sector));
+        let part = part.map_err(|e| ProofError::Sector {
             number: sector.number,
             why: e.to_string(),
-        })
-    };
-    let opened = sectors.iter().map(open).collect::<Result<_, _>>()?;
-    finish(mode, statement, sectors, opened)
+        })?;
+        openings.extend_from_slice(&part);
+    }
+    Ok(openings)
 }
 
-/// The proof of opened sectors.
-fn finish<Tree: 'static + MerkleTreeTrait<Hasher = PoseidonHasher>>(
+/// The proof of sectors that were opened.
+pub(super) fn prove(
     mode: ProofMode,
     statement: &PostStatement,
-    sectors: &[PostSector],
-    opened: Vec<Opened<Tree>>,
+    sectors: &[(SectorNumber, Commitment)],
+    openings: &[u8],
 ) -> Result<Vec<u8>, ProofError> {
     if mode.post_snarks() {
-        let proofs = opened.into_iter().map(|o| o.proof).collect();
-        let public: Vec<_> = sectors.iter().map(|s| (s.number, s.comm_r)).collect();
-        return snark::post(statement, &public, proofs);
+        // They are not verified once more: a SNARK of wrong ones is none, and it is verified.
+        return with_tree!(
+            statement.header.size,
+            compress(statement, sectors, openings)
+        );
     }
-    let mut proof = statement.header.bytes().to_vec();
-    for one in opened {
-        proof.extend_from_slice(&one.part);
+    statement.verify(sectors, openings)?;
+    Ok(openings.to_vec())
+}
+
+fn compress<Tree: 'static + MerkleTreeTrait<Hasher = PoseidonHasher>>(
+    statement: &PostStatement,
+    sectors: &[(SectorNumber, Commitment)],
+    openings: &[u8],
+) -> Result<Vec<u8>, ProofError> {
+    let opened = read_openings::<Tree>(statement, sectors, openings)?;
+    snark::post(statement, sectors, opened)
+}
+
+/// Openings as the proof library has them.
+pub(crate) fn read_openings<Tree: MerkleTreeTrait<Hasher = PoseidonHasher>>(
+    statement: &PostStatement,
+    sectors: &[(SectorNumber, Commitment)],
+    openings: &[u8],
+) -> Result<Vec<FallbackPoStSectorProof<Tree>>, Refused> {
+    let mut nodes = statement.open(sectors.len(), openings)?;
+    let mut opened = Vec::with_capacity(sectors.len());
+    for (number, comm_r) in sectors {
+        let comm_c = nodes.element("comm_c")?;
+        let comm_r_last = nodes.element("comm_r_last")?;
+        let mut inclusion_proofs = Vec::new();
+        for leaf in statement.challenges(*number) {
+            let index = usize::try_from(leaf).map_err(|_| Refused::PublicInput("leaf index"))?;
+            let node = nodes.element("replica leaf")?;
+            let path = library_path(index, &statement.arities, &mut nodes)?;
+            inclusion_proofs.push(MerkleProof::from_parts(node, comm_r_last, path));
+        }
+        let sector = fallback::SectorProof {
+            inclusion_proofs,
+            comm_c,
+            comm_r_last,
+        };
+        opened.push(FallbackPoStSectorProof {
+            sector_id: number.0.into(),
+            comm_r: element(comm_r.0, "comm_r")?,
+            vanilla_proof: fallback::Proof {
+                sectors: vec![sector],
+            },
+        });
     }
-    Ok(proof)
+    nodes.end()?;
+    Ok(opened)
 }
 
 /// Whether a sector can be proven: its files are there and, with `randomness`, the leaves that
@@ -128,7 +160,7 @@ pub fn check_sector(
         return Ok(());
     };
     let statement = PostStatement::new(ProofKind::Window, miner, size, randomness, 1)?;
-    with_tree!(size, opens(&statement, sector))
+    with_tree!(size, open_sector(&statement, sector)).map(drop)
 }
 
 /// The replica has its size, and the cache holds what a PoSt opens.
@@ -164,19 +196,11 @@ fn check_replica(size: SectorSize, sector: &PostSector) -> Result<(), ProofError
     })
 }
 
-/// What a sector shows in a PoSt.
-struct Opened<Tree: MerkleTreeTrait> {
-    /// As the library has it.
-    proof: FallbackPoStSectorProof<Tree>,
-    /// In our encoding.
-    part: Vec<u8>,
-}
-
 /// Opens a sector's challenged leaves, and verifies them.
 fn open_sector<Tree: 'static + MerkleTreeTrait<Hasher = PoseidonHasher>>(
     statement: &PostStatement,
     sector: &PostSector,
-) -> Result<Opened<Tree>, ProofError> {
+) -> Result<Vec<u8>, ProofError> {
     check_replica(statement.header.size, sector)?;
     let proof = library("proving a sector", || {
         let replica = PrivateReplicaInfo::<Tree>::new(
@@ -200,13 +224,5 @@ fn open_sector<Tree: 'static + MerkleTreeTrait<Hasher = PoseidonHasher>>(
         }
     }
     statement.verify_sector(sector.number, &sector.comm_r, &part)?;
-    Ok(Opened { proof, part })
-}
-
-/// Whether a sector's challenged leaves open.
-fn opens<Tree: 'static + MerkleTreeTrait<Hasher = PoseidonHasher>>(
-    statement: &PostStatement,
-    sector: &PostSector,
-) -> Result<(), ProofError> {
-    open_sector::<Tree>(statement, sector).map(drop)
+    Ok(part)
 }

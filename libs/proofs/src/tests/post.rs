@@ -1,7 +1,8 @@
 use super::*;
+use crate::prove::post::read_openings;
 use crate::verify::codec::ProofKind;
 use crate::verify::post::PostStatement;
-use crate::{ProofError, WindowPost, winning_challenge};
+use crate::{ProofError, ProofMode, WindowPost, winning_challenge};
 
 const MINER: ActorId = ActorId(1000);
 const SIZE: SectorSize = SectorSize::S2KiB;
@@ -73,6 +74,42 @@ fn a_window_post_survives_no_change() {
     Vanilla
         .verify_window_post(MINER, SIZE, &masked, &sectors, &proof)
         .unwrap();
+}
+
+/// The second step alone takes the openings of its own statement, and no others.
+#[test]
+fn a_proof_of_opened_sectors_needs_right_openings() {
+    let (a, b) = (Sector::small(1), Sector::small(2));
+    let sectors = [a.public(), b.public()];
+    let openings = proved(&[&a, &b]);
+    let of = |mode: ProofMode, randomness, sectors: &[_], openings: &[u8]| {
+        mode.window_post_of(MINER, SIZE, randomness, sectors, openings)
+    };
+    let proof = of(Vanilla, &RANDOMNESS, &sectors, &openings).unwrap();
+    assert_eq!(proof, openings);
+    survives_nothing(&openings, |o| match of(Vanilla, &RANDOMNESS, &sectors, o) {
+        Ok(_) => Ok(()),
+        Err(ProofError::Unsound(why)) => Err(why),
+        Err(e) => panic!("{e}"),
+    });
+    assert!(of(Vanilla, &[1; 32], &sectors, &openings).is_err());
+    // Before any parameter is looked for.
+    let snark = ProofMode::Groth16Post;
+    for bad in [
+        &openings[..openings.len() - 1],
+        &[],
+        &[openings.as_slice(), &[0]].concat(),
+    ] {
+        let got = of(snark, &RANDOMNESS, &sectors, bad);
+        assert!(matches!(got, Err(ProofError::Unsound(_))), "{got:?}");
+    }
+    let one = of(snark, &RANDOMNESS, &sectors[..1], &openings);
+    assert!(matches!(one, Err(ProofError::Unsound(_))), "{one:?}");
+    let block = Vanilla.winning_post(MINER, SIZE, &RANDOMNESS, &[a.post()]);
+    let block = block.unwrap();
+    let again = Vanilla.winning_post_of(MINER, SIZE, &RANDOMNESS, &sectors[..1], &block);
+    assert_eq!(again.unwrap(), block);
+    assert!(of(Vanilla, &RANDOMNESS, &sectors[..1], &block).is_err());
 }
 
 #[test]
@@ -253,6 +290,19 @@ fn the_library_accepts_the_same_openings() {
         )
         .unwrap();
         let winning = kind == ProofKind::Winning;
+        // What crosses to another process and back is what the library made.
+        let openings = if winning {
+            Vanilla
+                .winning_post(MINER, SIZE, &RANDOMNESS, &[s.post()])
+                .unwrap()
+        } else {
+            proved(&[s])
+        };
+        let read = read_openings::<Tree>(&ours, &[s.public()], &openings).unwrap();
+        assert_eq!(
+            bincode::serialize(&read[0]).unwrap(),
+            bincode::serialize(&proof).unwrap()
+        );
         let params = if winning {
             winning_post_public_params::<Tree>(&ours.config)
         } else {

@@ -39,6 +39,22 @@ pub(crate) fn poseidon_root(
     Ok(node)
 }
 
+/// The path of the leaf at `index` as the proof library has it: for each level the siblings that
+/// `nodes` gives, and the place among them.
+pub(crate) fn library_path(
+    mut index: usize,
+    arities: &[usize],
+    nodes: &mut Nodes<'_>,
+) -> Result<Vec<(Vec<PoseidonDomain>, usize)>, Refused> {
+    let mut path = Vec::with_capacity(arities.len());
+    for &arity in arities {
+        let siblings = (1..arity).map(|_| nodes.element("sibling"));
+        path.push((siblings.collect::<Result<_, _>>()?, index % arity));
+        index /= arity;
+    }
+    Ok(path)
+}
+
 /// The root of a binary SHA-256 tree of 2^`levels` leaves.
 pub(crate) fn sha256_root(
     leaf: [u8; NODE],
@@ -78,7 +94,9 @@ mod tests {
     use blstrs::Scalar;
     use generic_array::typenum::{U0, U2, U8};
     use merkletree::store::VecStore;
-    use storage_proofs_core::merkle::{MerkleTreeTrait, MerkleTreeWrapper};
+    use storage_proofs_core::merkle::{
+        MerkleProof, MerkleProofTrait as _, MerkleTreeTrait, MerkleTreeWrapper,
+    };
 
     type Store = VecStore<PoseidonDomain>;
 
@@ -96,7 +114,8 @@ mod tests {
         let arities = [8, 8, 8, 2];
         for leaf in [0, 1, 7, 8, 63, 64, 511, 512, 700, 1023] {
             let mut path = Vec::new();
-            put_path(&mut path, &tree.gen_proof(leaf).unwrap());
+            let theirs = tree.gen_proof(leaf).unwrap();
+            put_path(&mut path, &theirs);
             assert_eq!(path.len(), siblings(&arities) * NODE);
             let climb = |index| {
                 let own = Scalar::from(leaf as u64 + 1).into();
@@ -105,6 +124,12 @@ mod tests {
             assert_eq!(climb(leaf), tree.root(), "leaf {leaf}");
             assert_ne!(climb(leaf ^ 1), tree.root(), "leaf {leaf}");
             assert_ne!(climb(leaf ^ 512), tree.root(), "leaf {leaf}");
+            // And back: the library's own proof comes out of ours.
+            let read = library_path(leaf, &arities, &mut Nodes::new(&path)).unwrap();
+            let ours: MerkleProof<PoseidonHasher, U8, U8, U2> =
+                MerkleProof::from_parts(theirs.leaf(), theirs.root(), read);
+            let bytes = |p| bincode::serialize(p).unwrap();
+            assert_eq!(bytes(&ours), bytes(&theirs), "leaf {leaf}");
         }
     }
 }

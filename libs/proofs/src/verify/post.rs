@@ -31,7 +31,7 @@ pub(crate) struct PostStatement {
     pub(crate) config: PoStConfig,
     pub(crate) header: Header,
     randomness: PoseidonDomain,
-    arities: Vec<usize>,
+    pub(crate) arities: Vec<usize>,
 }
 
 impl PostStatement {
@@ -93,14 +93,17 @@ impl PostStatement {
         sector_nodes(self.config.challenge_count, &self.arities)
     }
 
+    /// The nodes of a proof of so many sectors.
+    pub(crate) fn open<'a>(&self, sectors: usize, proof: &'a [u8]) -> Result<Nodes<'a>, Refused> {
+        self.header.open(proof, sectors * self.sector_nodes())
+    }
+
     pub(crate) fn verify(
         &self,
         sectors: &[(SectorNumber, Commitment)],
         proof: &[u8],
     ) -> Result<(), Refused> {
-        let mut nodes = self
-            .header
-            .open(proof, sectors.len() * self.sector_nodes())?;
+        let mut nodes = self.open(sectors.len(), proof)?;
         for (number, comm_r) in sectors {
             self.verify_next(*number, comm_r, &mut nodes)?;
         }
