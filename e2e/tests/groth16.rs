@@ -121,7 +121,7 @@ async fn without_parameter_files_nothing_starts_and_the_way_out_is_told() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs parameters: cargo xtask test --groth16"]
 async fn groth16_posts_of_a_pledged_sector_are_taken() {
-    let cfg = NetConfig {
+    let mut cfg = NetConfig {
         devnet_args: words(&format!(
             "--listen 127.0.0.1:0 --sector-size 2KiB --proofs groth16-post --block-time-ms 500 \
              --deadlines 4 --deadline-epochs 40 --winning-lookback {LOOKBACK} --seed-delay 3",
@@ -129,9 +129,40 @@ async fn groth16_posts_of_a_pledged_sector_are_taken() {
         services: Vec::new(),
         ..NetConfig::default()
     };
+    let listen = ("LOTUS_MINER__WORKERS__LISTEN", "127.0.0.1:0");
+    cfg.hub_env.insert(listen.0.into(), listen.1.into());
     let net = Net::start(&cfg).await.unwrap();
     net.ready(secs(120)).await.unwrap();
     let repo = net.root().join("miner").display().to_string();
+
+    // Deadlines are proven by a worker that has no sector, blocks by the hub's own.
+    let (file, log) = (net.root().join("p.bundle"), net.root().join("logs/p.log"));
+    let bundle = [
+        "workers",
+        "join-bundle",
+        "-o",
+        file.to_str().unwrap(),
+        "--repo",
+        &repo,
+    ];
+    net.run("lotus-miner", &bundle).await.unwrap();
+    let prover = Command::new(net.exe("lotus-worker"))
+        .args(["run", "--class", "prove", "--bundle"])
+        .arg(&file)
+        .arg("--dir")
+        .arg(net.root().join("scratch"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(std::fs::File::create(&log).unwrap())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let made = || std::fs::read_to_string(&log).unwrap();
+    net.wait("the worker", secs(30), async |_| {
+        made().contains("attached").then_some(())
+    })
+    .await
+    .unwrap();
     let pledge = ["sectors", "pledge", "--repo", &repo];
     net.run("lotus-miner", &pledge).await.unwrap();
 
@@ -143,6 +174,13 @@ async fn groth16_posts_of_a_pledged_sector_are_taken() {
         some.then_some(node.chain_head().await.ok()?.height.0)
     });
     let powered = powered.await.unwrap();
+    let elsewhere = made().contains("step=\"window_post\"");
+    assert!(
+        elsewhere && net.logs().contains("a proof came from another host"),
+        "{}",
+        made()
+    );
+    drop(prover);
     net.wait("the rounds with power", secs(60), async |_| {
         let head = node.chain_head().await.ok()?;
         (head.height.0 >= powered + LOOKBACK - 1).then_some(())

@@ -1,4 +1,5 @@
-//! A worker that shares nothing with the hub seals a sector; another takes over when it is killed.
+//! A worker that shares nothing with the hub seals a sector, or proves a deadline; another takes over
+//! when it is killed.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -23,7 +24,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn start(net: &Net, name: &str) -> Self {
+    fn start(net: &Net, name: &str, class: &str) -> Self {
         let log = net.root().join(format!("logs/lotus-worker-{name}.log"));
         let file = std::fs::File::create(&log).unwrap();
         let child = Command::new(net.exe("lotus-worker"))
@@ -32,7 +33,7 @@ impl Worker {
             .arg(net.root().join(format!("{name}.bundle")))
             .arg("--dir")
             .arg(net.root().join(format!("scratch-{name}")))
-            .args(["--nice", "0"])
+            .args(["--nice", "0", "--class", class])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(file)
@@ -58,6 +59,16 @@ impl Drop for Worker {
         drop(self.child.kill());
         drop(self.child.wait());
     }
+}
+
+/// Makes the bundle of a worker.
+async fn bundle(net: &Net, name: &str, hub: &str) {
+    let file = net.root().join(format!("{name}.bundle"));
+    let repo = net.root().join("miner");
+    let (file, repo) = (file.display().to_string(), repo.display().to_string());
+    let args = ["workers", "join-bundle", "--name", name, "--hub", hub];
+    let args = [&args[..], &["-o", &file, "--repo", &repo]].concat();
+    net.run("lotus-miner", &args).await.unwrap();
 }
 
 /// Processes whose parent is `parent`.
@@ -104,12 +115,7 @@ async fn a_sector_is_sealed_by_workers_that_share_nothing() {
     let net = Net::start(&cfg).await.unwrap();
     net.ready(secs(120)).await.unwrap();
     for name in ["one", "two"] {
-        let file = net.root().join(format!("{name}.bundle"));
-        let repo = net.root().join("miner");
-        let (file, repo) = (file.display().to_string(), repo.display().to_string());
-        let args = ["workers", "join-bundle", "--name", name, "--hub", &addr];
-        let args = [&args[..], &["-o", &file, "--repo", &repo]].concat();
-        net.run("lotus-miner", &args).await.unwrap();
+        bundle(&net, name, &addr).await;
     }
 
     // Without a worker the sector waits, and the hub says why.
@@ -124,7 +130,7 @@ async fn a_sector_is_sealed_by_workers_that_share_nothing() {
     .unwrap();
 
     // Killed in the middle of PreCommit1, with the process that computes.
-    let one = Worker::start(&net, "one");
+    let one = Worker::start(&net, "one", "seal");
     let worker = net
         .wait("the first worker", secs(30), async |n| {
             attached(n, "one").await
@@ -155,7 +161,7 @@ async fn a_sector_is_sealed_by_workers_that_share_nothing() {
     drop(one);
 
     // Another takes over; the hub dies under it.
-    let mut two = Worker::start(&net, "two");
+    let mut two = Worker::start(&net, "two", "seal");
     net.wait("PreCommit1 to be done", secs(180), async |_| {
         two.log().contains("brought back").then_some(())
     })
@@ -189,7 +195,7 @@ async fn a_sector_is_sealed_by_workers_that_share_nothing() {
     two.signal("-TERM");
     assert!(two.child.wait().unwrap().success(), "{}", two.log());
     ask(&net, "workers revoke two").await.unwrap();
-    let mut void = Worker::start(&net, "two");
+    let mut void = Worker::start(&net, "two", "seal");
     net.wait(
         "the fix for a worker that is not let in",
         secs(30),
@@ -199,5 +205,93 @@ async fn a_sector_is_sealed_by_workers_that_share_nothing() {
     .unwrap();
     let status = void.child.wait().unwrap();
     assert_eq!(status.code(), Some(78), "{}", void.log());
+    net.stop().await.unwrap();
+}
+
+/// The deadline with the sector, as chain and hub have it.
+async fn deadline(net: &Net) -> Option<Value> {
+    let all = ask(net, "proving deadlines --all").await?;
+    let mut with = all.as_array()?.iter().filter(|d| d["sectors"] != 0);
+    with.next().cloned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deadline_is_proven_elsewhere_and_here_when_that_dies() {
+    const DEADLINES: u64 = 4;
+    let mut cfg = NetConfig {
+        services: Vec::new(),
+        devnet_args: format!(
+            "--listen 127.0.0.1:0 --sector-size 2KiB --block-time-ms 500 --deadlines {DEADLINES} \
+             --deadline-epochs 24 --winning-lookback 10"
+        )
+        .split_whitespace()
+        .map(str::to_owned)
+        .collect(),
+        ..NetConfig::default()
+    };
+    let listen = ("LOTUS_MINER__WORKERS__LISTEN", "127.0.0.1:0");
+    cfg.hub_env.insert(listen.0.into(), listen.1.into());
+    let net = Net::start(&cfg).await.unwrap();
+    net.ready(secs(120)).await.unwrap();
+    let run = net.root().join("miner/run");
+    let hub = lotus_runtime::addr_file::read(&run, "workers").unwrap();
+    bundle(&net, "prover", &hub).await;
+    let prover = Worker::start(&net, "prover", "prove");
+    let worker = net
+        .wait("the worker", secs(30), async |n| {
+            attached(n, "prover").await
+        })
+        .await
+        .unwrap();
+    assert_eq!(worker["class"], "prove");
+    let steps = worker["declared"]["steps"].as_array().unwrap();
+    assert!(steps.contains(&"window_post".into()), "{worker}");
+
+    ask(&net, "sectors pledge").await.unwrap();
+    let first = net
+        .wait("a deadline proven elsewhere", secs(300), async |n| {
+            let d = deadline(n).await?;
+            (d["last"]["outcome"]["proved"].is_object()).then_some(d)
+        })
+        .await
+        .unwrap();
+    assert!(
+        prover.log().contains("step=\"window_post\""),
+        "{}",
+        prover.log()
+    );
+    assert!(net.logs().contains("a proof came from another host"));
+
+    // It stops before the next proof, gets it, and dies over it.
+    let index = first["index"].as_u64().unwrap();
+    net.wait("two deadlines before it", secs(120), async |n| {
+        let now = ask(n, "proving info").await?["deadline"].as_u64()?;
+        ((now + 2) % DEADLINES == index).then_some(())
+    })
+    .await
+    .unwrap();
+    let open = deadline(&net).await.unwrap()["last"]["open"].as_i64();
+    prover.signal("-STOP");
+    net.wait("it to have the proof", secs(60), async |n| {
+        let jobs = ask(n, "sealing jobs").await?;
+        let held = |j: &Value| j["step"] == "window_post" && j["worker"] == worker["id"];
+        jobs.as_array()?.iter().any(held).then_some(())
+    })
+    .await
+    .unwrap();
+    prover.signal("-KILL");
+    let next = net
+        .wait("the deadline to be over", secs(120), async |n| {
+            let d = deadline(n).await?;
+            (d["last"]["open"].as_i64() > open).then_some(d)
+        })
+        .await
+        .unwrap();
+    assert!(next["last"]["outcome"]["proved"].is_object(), "{next}");
+    assert!(net.logs().contains("making it on this one"));
+    let info = ask(&net, "proving info").await.unwrap();
+    assert_eq!(info["failed_deadlines"], 0, "{info}");
+    assert_eq!(info["faulty"], 0, "{info}");
+    drop(prover);
     net.stop().await.unwrap();
 }

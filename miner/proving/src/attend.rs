@@ -19,9 +19,11 @@ use crate::{DeadlineRecord, Outcome, ProvingError};
 
 /// Longest wait between two tries. A new head is a try of its own.
 const RETRY_MAX: Duration = Duration::from_secs(10);
-/// Bytes of one proof, which crosses from the worker to the hub and from there to the node.
+/// Bytes of one proof, which crosses from the worker to the hub and from there to the node. So do
+/// the openings that it is made of, as text a third longer, in messages of at most 256 MiB.
 const PROOF_BYTES_MAX: u64 = 128 << 20;
-/// A worker has this part of the time that is left, so that two more tries fit.
+/// A worker has this part of the time that is left over each of the two steps of a proof; one on
+/// another host has half of it. So what hangs elsewhere can be made here, and half as much is left.
 const PROOF_SHARE: u32 = 3;
 /// But never less than this.
 const PROOF_LEAST: Duration = Duration::from_secs(30);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use lotus_actors::{Dst, address_entropy, post_randomness};
 use lotus_node_client::api::{BitField, Partition, TipSetKey};
 use lotus_types::{Commitment, SectorNumber};
-use lotus_workers::{Output, PostFile, Task};
+use lotus_workers::{Output, Post, PostFile, PostKind, Task};
 use rand::RngCore as _;
 
 use crate::ProvingError;
@@ -24,9 +24,10 @@ const CHECK_PROOFS: usize = 64;
 const CHECK_FILES: usize = 1024;
 /// Longest that a task of a check may take.
 const CHECK_LIMIT: Duration = Duration::from_secs(600);
-/// How often the bytes of a proof are in memory while it is made: in the worker and the hub, each
-/// with its text form on the socket.
-const PROOF_COPIES: u64 = 6;
+/// How often the bytes of a sector's openings are in memory while a proof is made, at most: in the
+/// hub, in the worker that makes the proof of them, and in that proof where it is vanilla, each with
+/// its text form on the socket.
+const PROOF_COPIES: u64 = 10;
 
 /// How many proofs are made at a time: what the settings ask for (0: leave one worker to blocks),
 /// at most one per worker, and as many as fit into the free memory, but at least one.
@@ -205,13 +206,14 @@ impl Shared {
         randomness: [u8; 32],
         limit: Duration,
     ) -> Result<Result<Vec<u8>, BitField>, ProvingError> {
-        let task = Task::WindowPost {
+        let post = Post {
+            kind: PostKind::Window,
             miner: self.deps.miner,
             size: self.deps.size,
             randomness,
             sectors: self.post_files(numbers, comm_rs)?,
         };
-        match self.deps.pool.run_within(task, limit).await? {
+        match self.deps.pool.prove(post, limit).await? {
             Output::Proof(proof) => Ok(Ok(proof)),
             Output::Faulty(bad) => {
                 let ours = bad.iter().map(|s| s.0).filter(|n| numbers.contains(n));
@@ -278,7 +280,7 @@ mod tests {
             (0, 0, None, mib, 1),
             (9, 4, None, mib, 4),
             (2, 4, None, mib, 2),
-            (8, 8, Some(100 * mib), 5 * mib, 3),
+            (8, 8, Some(150 * mib), 5 * mib, 3),
             (8, 8, Some(mib), 5 * mib, 1),
             (8, 8, Some(u64::MAX), 5 * mib, 8),
         ] {

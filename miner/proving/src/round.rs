@@ -10,7 +10,7 @@ use lotus_node_client::api::{
     BlockMsg, BlockTemplate, ElectionProof, MinerSector, MiningBaseInfo, PoStProof, Ticket, TipSet,
 };
 use lotus_types::{Commitment, Epoch, EpochDelta};
-use lotus_workers::{Output, PostFile, Task};
+use lotus_workers::{Output, Post, PostFile, PostKind};
 
 use crate::mining::Shared;
 use crate::pace::{Base, Pace};
@@ -23,7 +23,7 @@ const TICKET_LOOKBACK: EpochDelta = EpochDelta(1);
 /// for this one round.
 const CREATE_RETRIES: u32 = 3;
 
-/// A worker has at least this long over a WinningPoSt: short epochs must not kill workers.
+/// A worker has at least this long over a step of a WinningPoSt: short epochs must not kill workers.
 const PROOF_LEAST: Duration = Duration::from_secs(10);
 
 /// What a round came to.
@@ -258,18 +258,14 @@ impl Shared {
             .iter()
             .map(file)
             .collect::<Result<_, ProvingError>>()?;
-        let task = Task::WinningPost {
+        let post = Post {
+            kind: PostKind::Winning,
             miner,
             size,
             randomness,
             sectors,
         };
-        match self
-            .deps
-            .pool
-            .run_within(task, limit.max(PROOF_LEAST))
-            .await?
-        {
+        match self.deps.pool.prove(post, limit.max(PROOF_LEAST)).await? {
             Output::Proof(proof_bytes) => Ok(PoStProof {
                 post_proof: lotus_proofs::winning_post_proof_type(size),
                 proof_bytes,

@@ -14,9 +14,9 @@ use crate::repo::Repo;
 pub(super) enum WorkersCommand {
     /// Write the one file that a worker on another host starts from
     ///
-    /// Copy it there, and `lotus-worker run --bundle FILE --dir /fast/disk`. Whoever has the file
-    /// can take the hub's seal tasks and their files: keep it secret. A new bundle makes an earlier
-    /// one of the same name void.
+    /// Copy it there, and `lotus-worker run --bundle FILE --dir /fast/disk`, with `--class prove` for
+    /// proofs of deadlines and blocks. Whoever has the file can take the hub's tasks and their
+    /// files: keep it secret. A new bundle makes an earlier one of the same name void.
     JoinBundle {
         /// Name of the worker: a-z, 0-9 and -
         #[arg(long, default_value = "worker")]
@@ -77,7 +77,8 @@ pub(super) fn workers(cx: &Cx, command: &WorkersCommand) -> Result<(), Fault> {
                     "name a file that does not exist",
                 ));
             }
-            let proofs = MinerConfig::load(&repo.config())?.proofs.mode;
+            let cfg = MinerConfig::load(&repo.config())?;
+            let proofs = (cfg.proofs.mode, cfg.sector_size()?);
             authority.issue(name, &hub, proofs, *days)?.write(&file)?;
             let made = Made {
                 name: name.clone(),

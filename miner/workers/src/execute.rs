@@ -3,7 +3,7 @@ use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use lotus_proofs::{
-    PostSector, ProofError, Prover, SealingSector, UnpaddedOffset, WindowPost, add_pieces,
+    PostSector, ProofError, Prover, SealingSector, UnpaddedOffset, Verifier, add_pieces,
     check_sector,
 };
 use lotus_types::PieceInfo;
@@ -11,7 +11,7 @@ use lotus_types::PieceInfo;
 use crate::{Output, PostFile, Task};
 
 /// Does a task on this thread. Blocking, for minutes or hours.
-pub fn execute(prover: &dyn Prover, task: &Task) -> Result<Output, ProofError> {
+pub fn execute(prover: &(impl Prover + Verifier), task: &Task) -> Result<Output, ProofError> {
     match task {
         Task::AddPieces {
             size,
@@ -144,17 +144,9 @@ pub fn execute(prover: &dyn Prover, task: &Task) -> Result<Output, ProofError> {
                 *len,
             )
         }),
-        Task::WindowPost {
-            miner,
-            size,
-            randomness,
-            sectors,
-        } => Ok(
-            match prover.window_post(*miner, *size, randomness, &post_sectors(sectors))? {
-                WindowPost::Proved(proof) => Output::Proof(proof),
-                WindowPost::Faulty(sectors) => Output::Faulty(sectors),
-            },
-        ),
+        Task::OpenPost(post) => post.open(),
+        Task::ProvePost { claim, openings } => claim.prove(prover, openings),
+        Task::VerifyPost { claim, proof } => claim.verify(prover, proof),
         Task::CheckSectors {
             miner,
             size,
@@ -169,14 +161,6 @@ pub fn execute(prover: &dyn Prover, task: &Task) -> Result<Output, ProofError> {
                 })
                 .collect(),
         )),
-        Task::WinningPost {
-            miner,
-            size,
-            randomness,
-            sectors,
-        } => prover
-            .winning_post(*miner, *size, randomness, &post_sectors(sectors))
-            .map(Output::Proof),
     }
 }
 
@@ -202,7 +186,7 @@ const fn sealing(id: lotus_types::SectorId, size: lotus_types::SectorSize) -> Se
     SealingSector { id, size }
 }
 
-fn post_sectors(files: &[PostFile]) -> Vec<PostSector> {
+pub(crate) fn post_sectors(files: &[PostFile]) -> Vec<PostSector> {
     files.iter().map(PostSector::from).collect()
 }
 
@@ -243,9 +227,10 @@ impl Task {
             Self::Commit { .. }
             | Self::Finalize { .. }
             | Self::ProveUpdate { .. }
-            | Self::WindowPost { .. }
-            | Self::CheckSectors { .. }
-            | Self::WinningPost { .. } => None,
+            | Self::OpenPost(_)
+            | Self::ProvePost { .. }
+            | Self::VerifyPost { .. }
+            | Self::CheckSectors { .. } => None,
         }
     }
 }

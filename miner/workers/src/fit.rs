@@ -35,11 +35,22 @@ pub(crate) enum Host {
     Remote(Declared),
 }
 
+/// Which of two free workers gets a task that both can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rather {
+    Any,
+    /// One of the hub's host.
+    Here,
+    /// One of another host.
+    Elsewhere,
+}
+
 /// What a task needs of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Needs {
     step: &'static str,
     can_be_remote: bool,
+    rather: Rather,
     /// Bytes of memory.
     pub(crate) memory: u64,
     /// Bytes of scratch space on another host.
@@ -89,7 +100,12 @@ impl Needs {
     /// The table. Memory in parts of the sector, after Lotus' minimum for 32 GiB sectors
     /// (storage/sealer/storiface/resources.go): PreCommit1 56 GiB, which is two layers and the
     /// parents that are read all the time; PreCommit2 15 GiB; updates the same. A vanilla proof
-    /// opens leaves, and holds no more than its paths.
+    /// opens leaves, and holds no more than its paths. The SNARK of a PoSt: what Lotus says, with
+    /// its parameters in memory.
+    ///
+    /// A block is for the hub's host, if that has a free worker: its proof takes seconds, of which
+    /// none are left for a network. That of a deadline is for others, who are there for it, so
+    /// that the workers beside the sectors stay free to open them.
     pub(crate) fn of(task: &Task) -> Self {
         const BASE: u64 = 64 << 20;
         let part = |size: SectorSize, of_32: u64| size.bytes() / 32 * of_32;
@@ -108,13 +124,38 @@ impl Needs {
             (Task::ProveUpdate { .. }, Some(size)) => {
                 (part(size, 1), 2 * size.bytes() + 2 * cache_bytes(size))
             }
+            (Task::ProvePost { .. }, Some(size)) if task.is_for_a_block() => (part(size, 33), 0),
+            (Task::ProvePost { .. }, Some(size)) => (part(size, 62), 0),
             _ => (0, 0),
         };
         Self {
             step: task.name(),
             can_be_remote: task.can_be_remote(),
+            rather: match task {
+                Task::ProvePost { .. } if task.is_for_a_block() => Rather::Here,
+                Task::ProvePost { .. } => Rather::Elsewhere,
+                _ => Rather::Any,
+            },
             memory: memory + BASE,
             scratch,
+        }
+    }
+
+    /// The same for a task that must not leave the hub's host.
+    pub(crate) const fn kept_here(self) -> Self {
+        Self {
+            can_be_remote: false,
+            ..self
+        }
+    }
+
+    /// Whether the task is rather for `one` than for `other`.
+    pub(crate) fn rather_for(&self, one: &Host, other: &Host) -> bool {
+        let here = |host: &Host| matches!(host, Host::Local { .. });
+        match self.rather {
+            Rather::Any => false,
+            Rather::Here => here(one) && !here(other),
+            Rather::Elsewhere => !here(one) && here(other),
         }
     }
 }
@@ -154,6 +195,8 @@ mod tests {
 
     use super::*;
 
+    use crate::{Class, Post, PostClaim, PostKind};
+
     const GIB: u64 = 1 << 30;
 
     fn sector() -> SectorId {
@@ -177,7 +220,11 @@ mod tests {
 
     fn declared() -> Declared {
         Declared {
-            steps: Task::REMOTE.map(str::to_owned).to_vec(),
+            steps: Class::ALL
+                .iter()
+                .flat_map(|c| Task::remote(*c))
+                .map(|s| (*s).to_owned())
+                .collect(),
             cores: 16,
             memory: 64 * GIB,
             scratch: 700 * GIB,
@@ -226,5 +273,71 @@ mod tests {
         let seal = pre_commit1(SectorSize::S32GiB);
         assert_eq!(fits(&seal, &local(false)), Ok(()));
         assert_eq!(fits(&seal, &local(true)), Err(Misfit::LeftToOthers));
+    }
+
+    fn post(kind: PostKind) -> Post {
+        Post {
+            kind,
+            miner: ActorId(1000),
+            size: SectorSize::S32GiB,
+            randomness: [1; 32],
+            sectors: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_block_stays_here_and_a_deadline_leaves() {
+        use PostKind::{Window, Winning};
+        let here = Host::Local { rest_only: false };
+        let there = Host::Remote(Declared {
+            memory: 62 * GIB + GIB,
+            ..declared()
+        });
+        let small = Host::Remote(Declared {
+            memory: 40 * GIB,
+            ..declared()
+        });
+        let open = |kind| Task::OpenPost(post(kind));
+        let prove = |kind| Task::ProvePost {
+            claim: PostClaim::from(&post(kind)),
+            openings: Vec::new().into(),
+        };
+        let verify = |kind| Task::VerifyPost {
+            claim: PostClaim::from(&post(kind)),
+            proof: Vec::new(),
+        };
+        // What the large and the small worker elsewhere may do, and which side comes first.
+        for (task, large, little, first) in [
+            (open(Window), false, false, None),
+            (open(Winning), false, false, None),
+            (prove(Window), true, false, Some(&there)),
+            (prove(Winning), true, true, Some(&here)),
+            (verify(Window), false, false, None),
+            (verify(Winning), false, false, None),
+            (
+                Task::CheckSectors {
+                    miner: ActorId(1000),
+                    size: SectorSize::S32GiB,
+                    randomness: None,
+                    sectors: Vec::new(),
+                },
+                false,
+                false,
+                None,
+            ),
+        ] {
+            let needs = Needs::of(&task);
+            let name = task.name();
+            assert_eq!(fits(&needs, &here), Ok(()), "{name}");
+            assert_eq!(fits(&needs, &there).is_ok(), large, "{name}");
+            assert_eq!(fits(&needs, &small).is_ok(), little, "{name}");
+            for (one, other) in [(&here, &there), (&there, &here)] {
+                let rather = needs.rather_for(one, other);
+                assert_eq!(rather, first == Some(one), "{name}");
+            }
+            assert!(!needs.rather_for(&here, &here) && !needs.rather_for(&there, &there));
+            let kept = fits(&needs.kept_here(), &there);
+            assert_eq!(kept, Err(Misfit::LocalOnly), "{name}");
+        }
     }
 }

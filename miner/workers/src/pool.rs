@@ -29,7 +29,7 @@ pub type Progress = Arc<dyn Fn(f64) + Send + Sync>;
 pub struct Attached {
     /// Seal workers.
     pub seal: u32,
-    /// Prove workers.
+    /// Prove workers of this host. Those of others only help: they read no sector.
     pub prove: u32,
 }
 
@@ -83,31 +83,46 @@ impl Pool {
     /// repeated, a few times; then the error is of kind [`Transport`](lotus_types::Kind::Transport).
     /// Dropping the future withdraws a task that waits; one that runs ends unheard.
     pub async fn run(&self, task: Task, progress: Option<Progress>) -> Result<Output, WorkError> {
-        self.submit(task, None, progress).await
+        let (job, answer) = self.job(task, None, progress);
+        self.submit(job, answer).await.result
     }
 
     /// [`Pool::run`] for work that is of no use after `limit`: a worker that takes longer over it
     /// is killed, and the task goes to another as if the worker had died.
     pub async fn run_within(&self, task: Task, limit: Duration) -> Result<Output, WorkError> {
-        self.submit(task, Some(limit), None).await
+        let (job, answer) = self.job(task, Some(limit), None);
+        self.submit(job, answer).await.result
     }
 
-    async fn submit(
+    /// A task with a number.
+    pub(crate) fn job(
         &self,
         task: Task,
         limit: Option<Duration>,
         progress: Option<Progress>,
-    ) -> Result<Output, WorkError> {
-        let step = task.name();
+    ) -> (Job, oneshot::Receiver<Answer>) {
         let n = self.0.next_id.fetch_add(1, Ordering::Relaxed);
-        let (job, answer) = Job::new(format!("{n}-{step}"), &task, limit, progress);
-        self.0.push(job)?;
+        Job::new(format!("{n}-{}", task.name()), task, limit, progress)
+    }
+
+    /// Waits for a worker and for what it makes.
+    pub(crate) async fn submit(&self, job: Job, answer: oneshot::Receiver<Answer>) -> Answer {
+        let step = job.step;
+        let nobody = |e| Answer {
+            result: Err(e),
+            by: None,
+        };
+        if let Err(e) = self.0.push(job) {
+            return nobody(e);
+        }
         let began = Instant::now();
-        let result = answer.await.unwrap_or(Err(WorkError::Stopping { step }));
-        let outcome = result.as_ref().map_or_else(|e| e.kind().as_str(), |_| "ok");
+        let answer = answer.await;
+        let answer = answer.unwrap_or_else(|_| nobody(WorkError::Stopping { step }));
+        let outcome = answer.result.as_ref();
+        let outcome = outcome.map_or_else(|e| e.kind().as_str(), |_| "ok");
         metrics::histogram!("lotus_miner_task_seconds", "step" => step, "outcome" => outcome)
             .record(began.elapsed().as_secs_f64());
-        result
+        answer
     }
 
     /// How many workers are attached, as it changes. The hub is ready when each class it
@@ -179,8 +194,7 @@ pub(crate) struct Job {
     pub(crate) needs: Needs,
     rank: u8,
     /// The longest that a worker may take over it, if that is less than its class' limit.
-    pub(crate) limit: Option<Duration>,
-    pub(crate) repeatable: bool,
+    limit: Option<Duration>,
     pub(crate) sector: Option<SectorId>,
     queued_unix_ms: u64,
     pub(crate) task: Task,
@@ -188,35 +202,62 @@ pub(crate) struct Job {
     /// Workers that died over it.
     pub(crate) deaths: u32,
     pub(crate) progress: Option<Progress>,
-    pub(crate) reply: oneshot::Sender<Result<Output, WorkError>>,
+    /// The worker on another host that has it, or had it last.
+    pub(crate) by: Option<String>,
+    pub(crate) reply: oneshot::Sender<Answer>,
+}
+
+/// What became of a task.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) result: Result<Output, WorkError>,
+    /// The worker, if it is on another host.
+    pub(crate) by: Option<String>,
 }
 
 impl Job {
     /// A task on its way, and where its output will be.
     pub(crate) fn new(
         id: String,
-        task: &Task,
+        task: Task,
         limit: Option<Duration>,
         progress: Option<Progress>,
-    ) -> (Self, oneshot::Receiver<Result<Output, WorkError>>) {
+    ) -> (Self, oneshot::Receiver<Answer>) {
         let (reply, answer) = oneshot::channel();
         let job = Self {
             id,
             step: task.name(),
             class: task.class(),
-            needs: Needs::of(task),
+            needs: Needs::of(&task),
             rank: task.rank(),
             limit,
-            repeatable: task.is_repeatable(),
             sector: task.sector(),
             queued_unix_ms: unix_ms(),
-            task: task.clone(),
+            task,
             traceparent: lotus_runtime::trace::current(),
             deaths: 0,
             progress,
+            by: None,
             reply,
         };
         (job, answer)
+    }
+
+    /// Whether a worker on another host has but one try, as the caller sees to the next.
+    const fn has_one_try(&self) -> bool {
+        matches!(self.class, Class::Prove) && self.by.is_some()
+    }
+
+    /// How long a worker may take over it, of what its class has.
+    pub(crate) fn time(&self, of_class: Duration) -> Duration {
+        let all = self.limit.map_or(of_class, |l| l.min(of_class));
+        if self.has_one_try() { all / 2 } else { all }
+    }
+
+    /// Whether another worker may do it after so many were lost over it, this one included.
+    pub(crate) fn may_be_repeated(&self, deaths_per_task: u32) -> bool {
+        let repeatable = self.task.is_repeatable() || self.by.is_some();
+        repeatable && !self.has_one_try() && self.deaths < deaths_per_task
     }
 
     /// How it is shown while it waits.
@@ -234,7 +275,11 @@ impl Job {
     }
 
     pub(crate) fn finish(self, result: Result<Output, WorkError>) {
-        if self.reply.send(result).is_err() {
+        let answer = Answer {
+            result,
+            by: self.by,
+        };
+        if self.reply.send(answer).is_err() {
             tracing::debug!(task = self.id, "the caller no longer waits for this task");
         }
     }
@@ -332,7 +377,10 @@ impl Shared {
             let mut notified = std::pin::pin!(self.wake(class).notified());
             // Before the look, or a task that comes between look and wait would be missed.
             notified.as_mut().enable();
-            if let Some(job) = self.queues().take(worker) {
+            let taken = self.queues().take(worker);
+            if let Some(job) = taken {
+                // This worker is less free now: what was left to it may go to others.
+                self.wake(class).notify_waiters();
                 return job;
             }
             notified.await;
@@ -341,15 +389,16 @@ impl Shared {
 
     /// A worker is there.
     pub(crate) fn join(&self, worker: u64, taker: Taker) {
+        let counts = taker.counts();
         let class = taker.class;
         self.queues().join(worker, taker);
-        self.count_attached(class, true);
+        self.count_attached(class, counts, true);
     }
 
     /// A worker is gone: what waited for it may go to others.
     pub(crate) fn leave(&self, worker: u64, class: Class) {
-        self.queues().leave(worker);
-        self.count_attached(class, false);
+        let taker = self.queues().leave(worker);
+        self.count_attached(class, taker.is_some_and(|t| t.counts()), false);
         self.wake(class).notify_waiters();
     }
 
@@ -359,8 +408,11 @@ impl Shared {
         self.wake(class).notify_waiters();
     }
 
-    /// Counts a worker of `class` in (+1) or out (-1).
-    fn count_attached(&self, class: Class, joins: bool) {
+    /// Counts a worker of `class` in or out, if it counts.
+    fn count_attached(&self, class: Class, counts: bool, joins: bool) {
+        if !counts {
+            return;
+        }
         self.attached.send_modify(|a| {
             let n = a.of_mut(class);
             *n = if joins {

@@ -40,6 +40,14 @@ impl Taker {
         }
     }
 
+    /// Whether [`Attached`](crate::Attached) has it.
+    pub(crate) const fn counts(&self) -> bool {
+        matches!(
+            (self.class, &self.host),
+            (Class::Seal, _) | (_, Host::Local { .. })
+        )
+    }
+
     /// The worker with what its tasks leave it.
     fn left(&self) -> Host {
         match &self.host {
@@ -68,12 +76,18 @@ impl Taker {
         }
     }
 
-    /// Whether it can take a task of a sector now, and has the sector's files.
-    fn waits_for(&self, job: &Job, sector: SectorId) -> bool {
+    /// Whether it can take a task now.
+    fn is_free_for(&self, job: &Job) -> bool {
         self.class == job.class
             && self.running.len() < self.slots
-            && self.held.contains(&sector)
             && fits(&job.needs, &self.left()).is_ok()
+    }
+
+    /// Whether a task is rather for it than for another: it has the sector's files already, or is
+    /// on the right host.
+    fn is_better_than(&self, other: &Self, job: &Job) -> bool {
+        let has_files = |t: &Self| job.sector.is_some_and(|s| t.held.contains(&s));
+        has_files(self) && !has_files(other) || job.needs.rather_for(&self.host, &other.host)
     }
 }
 
@@ -104,8 +118,8 @@ impl Queues {
     }
 
     /// A worker goes. Its tasks are put back one by one.
-    pub(crate) fn leave(&mut self, worker: u64) {
-        self.takers.remove(&worker);
+    pub(crate) fn leave(&mut self, worker: u64) -> Option<Taker> {
+        self.takers.remove(&worker)
     }
 
     /// A worker has done a task.
@@ -115,22 +129,17 @@ impl Queues {
         }
     }
 
-    /// The next task for a worker: the first that fits it, and that no other waits for that has
-    /// the sector's files already.
+    /// The next task for a worker: the first that fits it, and that is not rather for another that
+    /// is free.
     pub(crate) fn take(&mut self, worker: u64) -> Option<Job> {
         let me = self.takers.get(&worker)?;
         let (class, left) = (me.class, me.left());
         self.of_mut(class).retain(|job| !job.reply.is_closed());
         let me = self.takers.get(&worker)?;
         let at = self.of(class).iter().position(|job| {
-            let others = || {
-                let sector = job.sector.filter(|s| !me.held.contains(s));
-                sector.is_some_and(|sector| {
-                    let mut others = self.takers.iter().filter(|(id, _)| **id != worker);
-                    others.any(|(_, t)| t.waits_for(job, sector))
-                })
-            };
-            fits(&job.needs, &left).is_ok() && !others()
+            let mut others = self.takers.iter().filter(|(id, _)| **id != worker);
+            fits(&job.needs, &left).is_ok()
+                && !others.any(|(_, t)| t.is_better_than(me, job) && t.is_free_for(job))
         })?;
         let job = self.of_mut(class).remove(at)?;
         self.takers.get_mut(&worker)?.begin(&job);
@@ -159,7 +168,7 @@ mod tests {
     use lotus_types::{ActorId, SectorNumber, SectorSize};
 
     use super::*;
-    use crate::Task;
+    use crate::{Post, PostClaim, PostKind, Task};
 
     fn sector(n: u64) -> SectorId {
         SectorId {
@@ -169,7 +178,7 @@ mod tests {
     }
 
     fn job(id: &str, task: &Task) -> Job {
-        let (job, answer) = Job::new(id.into(), task, None, None);
+        let (job, answer) = Job::new(id.into(), task.clone(), None, None);
         // A job whose caller is gone is dropped.
         std::mem::forget(answer);
         job
@@ -195,14 +204,33 @@ mod tests {
     }
 
     fn remote(slots: usize) -> Taker {
+        elsewhere(Class::Seal, slots)
+    }
+
+    fn elsewhere(class: Class, slots: usize) -> Taker {
+        let steps = Task::remote(class).iter().map(|s| (*s).to_owned());
         let declared = Declared {
-            steps: Task::REMOTE.map(str::to_owned).to_vec(),
+            steps: steps.collect(),
             cores: 1,
             memory: 150 << 20,
             scratch: 1 << 30,
             gpus: 0,
         };
-        Taker::new(Class::Seal, slots, Host::Remote(declared))
+        Taker::new(class, slots, Host::Remote(declared))
+    }
+
+    fn prove_post(kind: PostKind) -> Task {
+        let post = Post {
+            kind,
+            miner: ActorId(1000),
+            size: SectorSize::S2KiB,
+            randomness: [1; 32],
+            sectors: Vec::new(),
+        };
+        Task::ProvePost {
+            claim: PostClaim::from(&post),
+            openings: Vec::new().into(),
+        }
     }
 
     fn taken(q: &mut Queues, worker: u64) -> Option<String> {
@@ -243,6 +271,54 @@ mod tests {
         assert_eq!(taken(&mut q, 1), None);
         q.end(1, "a");
         assert_eq!(taken(&mut q, 1).as_deref(), Some("c"));
+    }
+
+    #[test]
+    fn a_deadline_goes_elsewhere_and_a_block_does_not_while_one_is_free() {
+        use PostKind::{Window, Winning};
+        const HERE: u64 = 1;
+        const THERE: u64 = 2;
+        let local = || Taker::new(Class::Prove, 1, Host::Local { rest_only: false });
+        // Of a queue, what each gets when both are free, in whichever order they look.
+        for (order, queue, want) in [
+            ([HERE, THERE], [Window, Winning], ["b", "a"]),
+            ([THERE, HERE], [Window, Winning], ["a", "b"]),
+            ([HERE, THERE], [Winning, Winning], ["a", "b"]),
+            // One that looks first may get nothing: it looks again when the other has taken.
+            ([THERE, HERE], [Winning, Winning], ["", "a"]),
+            ([HERE, THERE], [Window, Window], ["", "a"]),
+            ([THERE, HERE], [Window, Window], ["a", "b"]),
+        ] {
+            let mut q = Queues::default();
+            q.join(HERE, local());
+            q.join(THERE, elsewhere(Class::Prove, 1));
+            for (id, kind) in ["a", "b"].into_iter().zip(queue) {
+                q.prove.push_back(job(id, &prove_post(kind)));
+            }
+            let got = order.map(|worker| taken(&mut q, worker).unwrap_or_default());
+            assert_eq!(got, want, "{order:?} {queue:?}");
+        }
+        // Busy or gone, the one elsewhere is not waited for.
+        let mut q = Queues::default();
+        q.join(HERE, local());
+        q.join(THERE, elsewhere(Class::Prove, 1));
+        for id in ["a", "b", "c", "d"] {
+            q.prove.push_back(job(id, &prove_post(Window)));
+        }
+        assert_eq!(taken(&mut q, HERE), None);
+        assert_eq!(taken(&mut q, THERE).as_deref(), Some("a"));
+        assert_eq!(taken(&mut q, HERE).as_deref(), Some("b"));
+        q.end(HERE, "b");
+        q.end(THERE, "a");
+        assert_eq!(taken(&mut q, HERE), None);
+        q.leave(THERE);
+        assert_eq!(taken(&mut q, HERE).as_deref(), Some("c"));
+        q.end(HERE, "c");
+        // What is kept here is left to nobody.
+        q.join(THERE, elsewhere(Class::Prove, 1));
+        q.prove[0].needs = q.prove[0].needs.kept_here();
+        assert_eq!(taken(&mut q, THERE), None);
+        assert_eq!(taken(&mut q, HERE).as_deref(), Some("d"));
     }
 
     #[test]

@@ -305,8 +305,7 @@ impl Session {
                 }
             }
             job.deaths += 1;
-            let again = (job.repeatable || attempt.is_some())
-                && job.deaths < self.shared.config.settings.deaths_per_task;
+            let again = job.may_be_repeated(self.shared.config.settings.deaths_per_task);
             let aborted = self.shared.board.end(&job.id);
             if self.shared.stop.is_cancelled() {
                 let step = job.step;
@@ -347,9 +346,6 @@ impl Session {
         let class = Class::named(&hello.class).ok_or(format!("unknown class {:?}", hello.class))?;
         let slots = hello.slots.clamp(1, SLOT_LIMIT) as usize;
         let remote = match &self.remote {
-            Some(_) if class == Class::Prove => {
-                return Err("a worker on another host takes no prove tasks".into());
-            }
             Some((name, peer)) => {
                 let proofs = self.shared.config.proofs.as_str();
                 if !hello.proofs.iter().any(|p| p == proofs) {
@@ -370,7 +366,7 @@ impl Session {
         let host = match &remote {
             Some((_, declared)) => Host::Remote(declared.clone()),
             None => Host::Local {
-                rest_only: !self.shared.config.settings.seal_locally,
+                rest_only: class == Class::Seal && !self.shared.config.settings.seal_locally,
             },
         };
         Ok(Hello {
@@ -397,8 +393,9 @@ impl Session {
         loop {
             let overdue = running.values().map(|r| r.deadline).min();
             tokio::select! {
-                job = shared.next(class, worker), if running.len() < slots => {
-                    let deadline = Instant::now() + job.limit.map_or(limit, |l| l.min(limit));
+                mut job = shared.next(class, worker), if running.len() < slots => {
+                    job.by = self.remote.as_ref().map(|(name, _)| name.to_string());
+                    let deadline = Instant::now() + job.time(limit);
                     let (task, attempt) = self.wire(&job);
                     shared.board.begin(worker, &job);
                     running.insert(job.id.clone(), Running { job, deadline, attempt });

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use lotus_types::SectorSize;
 
-use crate::Task;
 use crate::execute::layers;
+use crate::{Class, Task};
 
 /// What a slot is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,24 +46,32 @@ enum Use {
 const SMALL_FILES: u64 = 1 << 20;
 
 impl Task {
-    /// The names of the tasks that a worker on another host can do.
-    pub(crate) const REMOTE: [&str; 5] = [
-        "pre_commit1",
-        "pre_commit2",
-        "commit",
-        "replica_update",
-        "prove_update",
-    ];
-
-    /// Whether a worker on another host can do it: it has all its files in slots. The others are
-    /// short, read whole stores of sectors, or are on the clock.
-    pub(crate) fn can_be_remote(&self) -> bool {
-        Self::REMOTE.contains(&self.name())
+    /// The names of the tasks that a worker of a class on another host can do: those that have
+    /// all their files in slots. The others are short, or read from the whole store of sectors.
+    pub(crate) const fn remote(class: Class) -> &'static [&'static str] {
+        match class {
+            Class::Seal => &[
+                "pre_commit1",
+                "pre_commit2",
+                "commit",
+                "replica_update",
+                "prove_update",
+            ],
+            Class::Prove => &["window_post", "winning_post"],
+        }
     }
 
-    /// Whether no step after it needs the sector's files on another host.
+    /// Whether a worker on another host can do it.
+    pub(crate) fn can_be_remote(&self) -> bool {
+        Self::remote(self.class()).contains(&self.name())
+    }
+
+    /// Whether no step after it needs the task's files on another host.
     pub(crate) const fn is_last_remote(&self) -> bool {
-        matches!(self, Self::Commit { .. } | Self::ProveUpdate { .. })
+        matches!(
+            self,
+            Self::Commit { .. } | Self::ProveUpdate { .. } | Self::ProvePost { .. }
+        )
     }
 
     /// The table of what each task reads and writes, for those that [can be
@@ -116,9 +124,10 @@ impl Task {
             | Self::Finalize { .. }
             | Self::Unseal { .. }
             | Self::UnsealUpdate { .. }
-            | Self::WindowPost { .. }
-            | Self::CheckSectors { .. }
-            | Self::WinningPost { .. } => Vec::new(),
+            | Self::OpenPost(_)
+            | Self::ProvePost { .. }
+            | Self::VerifyPost { .. }
+            | Self::CheckSectors { .. } => Vec::new(),
         };
         paths
             .into_iter()
@@ -177,9 +186,10 @@ impl Task {
             | Self::Finalize { .. }
             | Self::Unseal { .. }
             | Self::UnsealUpdate { .. }
-            | Self::WindowPost { .. }
-            | Self::CheckSectors { .. }
-            | Self::WinningPost { .. } => {}
+            | Self::OpenPost(_)
+            | Self::ProvePost { .. }
+            | Self::VerifyPost { .. }
+            | Self::CheckSectors { .. } => {}
         }
     }
 
@@ -201,6 +211,7 @@ impl Task {
             | Self::PreCommit2 { size, .. }
             | Self::Commit { size, .. } => Some(*size),
             Self::ReplicaUpdate { files, .. } | Self::ProveUpdate { files, .. } => Some(files.size),
+            Self::ProvePost { claim, .. } => Some(claim.size),
             _ => None,
         }
     }

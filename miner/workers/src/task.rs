@@ -1,9 +1,12 @@
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use lotus_proofs::{PlacedPiece, PostSector, SealedCommitments, Seed, Ticket, UpdatedSector};
 use lotus_types::{ActorId, Commitment, PieceCid, SectorId, SectorNumber, SectorSize};
 use serde::{Deserialize, Serialize};
+
+use crate::{Post, PostClaim, PostKind};
 
 /// Which worker processes run a task. The classes never share a process, so that sealing cannot
 /// starve or crash proving.
@@ -262,17 +265,24 @@ pub enum Task {
         /// Number of payload bytes.
         len: u64,
     },
-    /// Proves the partitions of one message. [`Output::Proof`] or [`Output::Faulty`].
-    WindowPost {
-        /// The miner.
-        miner: ActorId,
-        /// Size of its sectors.
-        size: SectorSize,
-        /// The deadline's challenge.
-        #[serde(with = "hex32")]
-        randomness: [u8; 32],
-        /// The partitions' sectors; bad ones already replaced.
-        sectors: Vec<PostFile>,
+    /// Opens the challenged leaves of sectors: the first step of a proof of spacetime.
+    /// [`Output::Proof`], the same in every mode, or, of a deadline, [`Output::Faulty`].
+    OpenPost(Post),
+    /// The second step: the proof of sectors that were opened. [`Output::Proof`].
+    ProvePost {
+        /// What it says.
+        claim: PostClaim,
+        /// What [`Task::OpenPost`] gave.
+        #[serde(with = "base64_bytes")]
+        openings: Arc<[u8]>,
+    },
+    /// Verifies a proof of spacetime that another host made. [`Output::Done`].
+    VerifyPost {
+        /// What it says.
+        claim: PostClaim,
+        /// The proof.
+        #[serde(with = "base64_bytes")]
+        proof: Vec<u8>,
     },
     /// Looks whether sectors can be proven. [`Output::Checked`].
     CheckSectors {
@@ -286,18 +296,6 @@ pub enum Task {
         /// The sectors.
         sectors: Vec<PostFile>,
     },
-    /// Proves the sectors that a block's election chose. [`Output::Proof`].
-    WinningPost {
-        /// The miner.
-        miner: ActorId,
-        /// Size of its sectors.
-        size: SectorSize,
-        /// The block's challenge.
-        #[serde(with = "hex32")]
-        randomness: [u8; 32],
-        /// The challenged sectors, in the order of the challenge.
-        sectors: Vec<PostFile>,
-    },
 }
 
 impl Task {
@@ -305,9 +303,10 @@ impl Task {
     #[must_use]
     pub const fn class(&self) -> Class {
         match self {
-            Self::WindowPost { .. } | Self::CheckSectors { .. } | Self::WinningPost { .. } => {
-                Class::Prove
-            }
+            Self::OpenPost(_)
+            | Self::ProvePost { .. }
+            | Self::VerifyPost { .. }
+            | Self::CheckSectors { .. } => Class::Prove,
             Self::AddPieces { .. }
             | Self::PreCommit1 { .. }
             | Self::PreCommit2 { .. }
@@ -333,9 +332,10 @@ impl Task {
             | Self::ProveUpdate { files, .. }
             | Self::UnsealUpdate { files, .. } => Some(files.sector),
             Self::AddPieces { .. }
-            | Self::WindowPost { .. }
-            | Self::CheckSectors { .. }
-            | Self::WinningPost { .. } => None,
+            | Self::OpenPost(_)
+            | Self::ProvePost { .. }
+            | Self::VerifyPost { .. }
+            | Self::CheckSectors { .. } => None,
         }
     }
 
@@ -352,9 +352,27 @@ impl Task {
             Self::ProveUpdate { .. } => "prove_update",
             Self::Unseal { .. } => "unseal",
             Self::UnsealUpdate { .. } => "unseal_update",
-            Self::WindowPost { .. } => "window_post",
+            Self::OpenPost(post) => match post.kind {
+                PostKind::Window => "window_openings",
+                PostKind::Winning => "winning_openings",
+            },
+            Self::ProvePost { claim, .. } => match claim.kind {
+                PostKind::Window => "window_post",
+                PostKind::Winning => "winning_post",
+            },
+            Self::VerifyPost { .. } => "verify_post",
             Self::CheckSectors { .. } => "check_sectors",
-            Self::WinningPost { .. } => "winning_post",
+        }
+    }
+
+    /// Whether it is a step of a block.
+    pub(crate) const fn is_for_a_block(&self) -> bool {
+        match self {
+            Self::OpenPost(post) => matches!(post.kind, PostKind::Winning),
+            Self::ProvePost { claim, .. } | Self::VerifyPost { claim, .. } => {
+                matches!(claim.kind, PostKind::Winning)
+            }
+            _ => false,
         }
     }
 
@@ -363,8 +381,8 @@ impl Task {
     #[must_use]
     pub const fn rank(&self) -> u8 {
         match self {
-            Self::WinningPost { .. } => 0,
             Self::CheckSectors { .. } => 2,
+            task if task.is_for_a_block() => 0,
             _ => 1,
         }
     }
@@ -406,22 +424,25 @@ pub(crate) mod base64_bytes {
         s.serialize_str(&STANDARD.encode(bytes))
     }
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<u8>, D::Error> {
+    pub(crate) fn deserialize<'de, T: From<Vec<u8>>, D: Deserializer<'de>>(
+        d: D,
+    ) -> Result<T, D::Error> {
         STANDARD
             .decode(String::deserialize(d)?)
+            .map(T::from)
             .map_err(D::Error::custom)
     }
 }
 
 /// 32 bytes as hexadecimal text.
-mod hex32 {
+pub(crate) mod hex32 {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-    pub(super) fn serialize<S: Serializer>(bytes: &[u8; 32], s: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(bytes: &[u8; 32], s: S) -> Result<S::Ok, S::Error> {
         s.serialize_str(&hex::encode(bytes))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<[u8; 32], D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<[u8; 32], D::Error> {
         let mut out = [0; 32];
         hex::decode_to_slice(String::deserialize(d)?, &mut out).map_err(D::Error::custom)?;
         Ok(out)
@@ -486,8 +507,7 @@ mod tests {
             let text = serde_json::to_string(&out).unwrap();
             assert_eq!(serde_json::from_str::<Output>(&text).unwrap(), out);
         }
-        let short =
-            r#"{"step":"winning_post","miner":1,"size":2048,"randomness":"00","sectors":[]}"#;
+        let short = r#"{"step":"open_post","kind":"winning","miner":1,"size":2048,"randomness":"00","sectors":[]}"#;
         assert!(serde_json::from_str::<Task>(short).is_err());
     }
 }

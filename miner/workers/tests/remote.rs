@@ -14,10 +14,10 @@ use clap::Parser as _;
 use lotus_proofs::{
     PlacedPiece, SealedCommitments, SealingSector, Vanilla, Verifier as _, commp, layout,
 };
-use lotus_types::{ActorId, Generation, SectorId, SectorNumber, SectorSize};
+use lotus_types::{ActorId, Commitment, Generation, SectorId, SectorNumber, SectorSize};
 use lotus_workers::{
-    Authority, Output, PieceFile, Pool, PoolConfig, RemoteArgs, Task, UpdateFiles, WorkersConfig,
-    execute, remote_main,
+    Authority, Class, Output, PieceFile, Pool, PoolConfig, Post, PostFile, PostKind, RemoteArgs,
+    Task, UpdateFiles, WorkerArgs, WorkersConfig, execute, remote_main, worker_main,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -28,10 +28,23 @@ const SECTOR: SectorId = SectorId {
     number: SectorNumber(1),
 };
 
+/// What the pool starts on its own host.
+#[derive(clap::Parser)]
+enum Local {
+    Worker(WorkerArgs),
+}
+
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
-    if args.get(1).is_some_and(|a| a == "run" || a == "task") {
-        return remote_main(RemoteArgs::parse()).map_or_else(
+    let role = args.get(1).map(String::as_str);
+    if let Some(role @ ("run" | "task" | "worker")) = role {
+        let done = if role == "worker" {
+            let Local::Worker(args) = Local::parse();
+            worker_main(&args)
+        } else {
+            remote_main(RemoteArgs::parse())
+        };
+        return done.map_or_else(
             |e| {
                 eprintln!("{e}");
                 e.kind.exit_code()
@@ -68,15 +81,17 @@ impl Drop for Worker {
     }
 }
 
-fn start(dir: &Path, hub: &str) -> Worker {
-    let authority = Authority::open(&dir.join("ca")).unwrap();
+fn start(dir: &Path, hub: &str, class: Class) -> Worker {
+    let dir = &dir.join(class.as_str());
+    std::fs::create_dir(dir).unwrap();
+    let authority = Authority::open(&dir.join("../ca")).unwrap();
     let bundle = authority
-        .issue(&"w".parse().unwrap(), hub, Vanilla, 1)
+        .issue(&class.as_str().parse().unwrap(), hub, (Vanilla, SIZE), 1)
         .unwrap();
     bundle.write(&dir.join("bundle")).unwrap();
     let log = dir.join("worker.log");
     let child = Command::new(std::env::current_exe().unwrap())
-        .args(["run", "--nice", "0", "--bundle"])
+        .args(["run", "--nice", "0", "--class", class.as_str(), "--bundle"])
         .arg(dir.join("bundle"))
         .arg("--dir")
         .arg(dir.join("scratch"))
@@ -134,7 +149,7 @@ async fn every_step_can_be_done_elsewhere() {
         settings: WorkersConfig {
             listen: "127.0.0.1:0".into(),
             seal_workers: 0,
-            prove_workers: 0,
+            prove_workers: 1,
             ..WorkersConfig::default()
         },
         run_dir: dir.join("run"),
@@ -156,7 +171,8 @@ async fn every_step_can_be_done_elsewhere() {
             }
         }
     });
-    let worker = start(dir, &hub.await.unwrap());
+    let hub = hub.await.unwrap();
+    let worker = start(dir, &hub, Class::Seal);
 
     let attempt = dir.join("attempt");
     std::fs::create_dir(&attempt).unwrap();
@@ -210,7 +226,7 @@ async fn every_step_can_be_done_elsewhere() {
         )
         .unwrap();
     // With the proof the copies have done their duty.
-    let copies = dir.join("scratch/lotus-worker");
+    let copies = dir.join("seal/scratch/lotus-worker");
     assert_eq!(std::fs::read_dir(&copies).unwrap().count(), 0);
 
     // What the worker made is a sector for the hub too.
@@ -246,7 +262,7 @@ async fn every_step_can_be_done_elsewhere() {
         .unwrap();
     let out = dir.join("out");
     let unseal = Task::UnsealUpdate {
-        files,
+        files: files.clone(),
         comm_d: new.comm_d,
         out: out.clone(),
         offset: 0,
@@ -255,8 +271,63 @@ async fn every_step_can_be_done_elsewhere() {
     execute(&Vanilla, &unseal).unwrap();
     assert_eq!(std::fs::read(out).unwrap(), [9; 1900]);
 
+    proofs_of_spacetime(dir, &pool, &hub, &files, new.comm_r).await;
+
     stop.cancel();
     let ended = tokio::time::timeout(LIMIT, runs.join_next()).await;
     ended.unwrap().unwrap().unwrap().unwrap();
     drop(worker);
+}
+
+/// They are made elsewhere if somebody is there, and are the same here.
+async fn proofs_of_spacetime(
+    dir: &Path,
+    pool: &Pool,
+    hub: &str,
+    files: &UpdateFiles,
+    comm_r: Commitment,
+) {
+    let post = |kind| Post {
+        kind,
+        miner: SECTOR.miner,
+        size: SIZE,
+        randomness: [3; 32],
+        sectors: vec![PostFile {
+            number: SECTOR.number,
+            comm_r,
+            sealed: files.updated.clone(),
+            cache: files.updated_cache.clone(),
+        }],
+    };
+    let prove = async |kind| {
+        let made = tokio::time::timeout(LIMIT, pool.prove(post(kind), LIMIT)).await;
+        made.unwrap().unwrap()
+    };
+    let public = [(SECTOR.number, comm_r)];
+    let block = proof(prove(PostKind::Winning).await);
+    Vanilla
+        .verify_winning_post(SECTOR.miner, SIZE, &[3; 32], &public, &block)
+        .unwrap();
+
+    let worker = start(dir, hub, Class::Prove);
+    let attached = async {
+        let there = |w: &lotus_workers::WorkerInfo| w.class == Class::Prove && w.host.is_some();
+        while !pool.workers().iter().any(there) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LIMIT, attached).await.unwrap();
+    let made = proof(prove(PostKind::Window).await);
+    Vanilla
+        .verify_window_post(SECTOR.miner, SIZE, &[3; 32], &public, &made)
+        .unwrap();
+    let log = std::fs::read_to_string(&worker.log).unwrap();
+    assert!(log.contains("step=\"window_post\""), "{log}");
+    drop(worker);
+    assert_eq!(proof(prove(PostKind::Window).await), made);
+
+    // A damaged sector is named, and is no error.
+    std::fs::write(&files.updated, [7; 2048]).unwrap();
+    let bad = prove(PostKind::Window).await;
+    assert_eq!(bad, Output::Faulty(vec![SECTOR.number]));
 }

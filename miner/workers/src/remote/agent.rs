@@ -14,6 +14,7 @@ use hub_proto::worker::v1::{
 };
 use hyper_util::rt::TokioIo;
 use lotus_proofs::ProofMode;
+use lotus_proofs::params::{self, Circuit};
 use lotus_runtime::telemetry::{self, LogFormat, TelemetryConfig};
 use lotus_runtime::{Backoff, Fault, signals};
 use lotus_types::Kind;
@@ -47,7 +48,8 @@ const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 /// Flow-control window of the connection for files, bytes.
 const WINDOW: u32 = 8 << 20;
 
-/// A worker on another host than its hub's: seals what the hub sends it.
+/// A worker on another host than its hub's: seals what the hub sends it, or proves what the hub has
+/// opened.
 ///
 /// 1. On the hub, set `workers.listen` in config.toml and restart it.
 ///
@@ -88,11 +90,12 @@ struct RunArgs {
     /// The file that `lotus-miner workers join-bundle` wrote
     #[arg(long, value_name = "FILE")]
     bundle: PathBuf,
-    /// Directory for copies, on a large and fast disk: 620 GiB for each task with a 32 GiB sector.
-    /// What an earlier worker left in it is deleted
+    /// Directory for copies, on a large and fast disk: 620 GiB for each task with a 32 GiB sector;
+    /// prove tasks need no room. What an earlier worker left in it is deleted
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
-    /// Which tasks to take. Only seal: proofs with a deadline are made beside the sectors
+    /// Which tasks to take: seal, or prove, the SNARKs of WindowPoSt and WinningPoSt, of sectors
+    /// that workers on the hub's host open
     #[arg(long, value_enum, default_value = "seal")]
     class: Class,
     /// Tasks at the same time
@@ -104,9 +107,9 @@ struct RunArgs {
     /// Directory in which graph parents are kept, about 1.75 times the sector's size
     #[arg(long, value_name = "DIR")]
     parent_cache: Option<PathBuf>,
-    /// Nice value, 0 to 19
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(i32).range(0..=19))]
-    nice: i32,
+    /// Nice value, 0 to 19. Without it, 10 for seal and 0 for prove
+    #[arg(long, value_parser = clap::value_parser!(i32).range(0..=19))]
+    nice: Option<i32>,
     /// Log filter, such as info
     #[arg(long, default_value = "info")]
     log: String,
@@ -121,15 +124,8 @@ pub fn remote_main(args: RemoteArgs) -> Result<(), Fault> {
     match args.command {
         RemoteCommand::Task { log, proofs } => proof::task_main(&log, proofs),
         RemoteCommand::Run(args) => {
-            if args.class == Class::Prove {
-                return Err(Fault::new(
-                    Kind::Config,
-                    "a worker on another host takes no prove tasks: a deadline's proof reads from \
-                     every sector of the hub",
-                    "use --class seal, and let the hub run prove workers (workers.prove_workers)",
-                ));
-            }
             let bundle = Bundle::read(&args.bundle)?;
+            require_parameters(args.class, &bundle)?;
             let runtime = tokio::runtime::Runtime::new()?;
             let result = runtime.block_on(async {
                 let format = if args.log_json {
@@ -143,8 +139,12 @@ pub fn remote_main(args: RemoteArgs) -> Result<(), Fault> {
                     ..TelemetryConfig::default()
                 };
                 let _telemetry = telemetry::init("lotus-worker", &telemetry)?;
-                if args.nice != 0 {
-                    lower_priority(args.nice);
+                let nice = args.nice.unwrap_or(match args.class {
+                    Class::Seal => 10,
+                    Class::Prove => 0,
+                });
+                if nice != 0 {
+                    lower_priority(nice);
                 }
                 signals::run_until_signal(|stop| run(&args, bundle, stop)).await
             });
@@ -154,9 +154,19 @@ pub fn remote_main(args: RemoteArgs) -> Result<(), Fault> {
     }
 }
 
+/// Refuses to start without the parameter files of the proofs that this worker makes.
+fn require_parameters(class: Class, bundle: &Bundle) -> Result<(), Fault> {
+    let of_class = |c: &Circuit| Circuit::POST.contains(c) == (class == Class::Prove);
+    let circuits = Circuit::of(bundle.proofs).iter().copied();
+    let circuits: Vec<Circuit> = circuits.filter(of_class).collect();
+    params::require(&circuits, bundle.sector_size)
+        .map_err(|e| Fault::new(e.kind(), e.to_string(), e.fix()))
+}
+
 /// What every session and task of this process shares.
 struct Cx {
     bundle: Bundle,
+    class: Class,
     hub: String,
     tls: TlsConnector,
     slots: u32,
@@ -178,6 +188,7 @@ async fn run(args: &RunArgs, bundle: Bundle, stop: CancellationToken) -> Result<
             parent_cache: args.parent_cache.clone(),
         },
         bundle,
+        class: args.class,
         meters: Mutex::default(),
     });
     let mut backoff = Backoff::new(Duration::from_millis(200), LONGEST_WAIT);
@@ -259,12 +270,15 @@ impl Cx {
     fn hello(&self) -> Result<WorkerHello, Fault> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(WorkerHello {
-            class: Class::Seal.as_str().into(),
+            class: self.class.as_str().into(),
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").into(),
             slots: self.slots,
             host: host_name(),
-            steps: Task::REMOTE.map(str::to_owned).to_vec(),
+            steps: Task::remote(self.class)
+                .iter()
+                .map(|s| (*s).to_owned())
+                .collect(),
             cores: u32::try_from(cores).unwrap_or(u32::MAX),
             memory: memory(),
             scratch: self.scratch.room()?,
@@ -402,8 +416,7 @@ async fn attempt(
         kind: Kind::Config,
         message: format!("this release does not know the task: {why}"),
     };
-    let mut task: Task =
-        serde_json::from_slice(&wire.spec).map_err(|e| unreadable(e.to_string()))?;
+    let task: Task = serde_json::from_slice(&wire.spec).map_err(|e| unreadable(e.to_string()))?;
     if !task.can_be_remote() {
         return Err(unreadable(task.name().into()));
     }
@@ -416,27 +429,42 @@ async fn attempt(
         .map_err(std::io::Error::other)
         .and_then(|c| c)
         .map_err(|e| here(&e))?;
-    let dir = claimed.dir();
-    task.move_slots(|slot| dir.join(slot));
-    let slots = task.slots();
-    let mut hub = Hub {
+    let last = task.is_last_remote();
+    let hub = Hub {
         client,
         task: TaskRef {
-            task_id: wire.id.clone(),
+            task_id: wire.id,
             generation: wire.generation,
             attempt: wire.attempt,
         },
     };
-    let had = fetch(&mut hub, &claimed, &slots).await?;
-    tracing::info!(step = task.name(), "the files are here");
-    if let Some(growth) = task.growth() {
-        crate::pool::lock(&cx.meters).insert(wire.id, Meter::start(growth));
-    }
-    let output = proof::run(&cx.program, &task).await?;
-    let made = bring(&mut hub, &claimed, &slots, &had).await?;
-    if task.is_last_remote() {
+    let done = compute(cx, hub, &claimed, task).await;
+    if last && done.is_ok() {
         claimed.discard();
     }
+    // Before the hub hears of it, and sends a task that needs the room.
+    claimed.end().await;
+    done
+}
+
+/// Gets what the task reads, does it, and brings back what it made.
+async fn compute(
+    cx: &Cx,
+    mut hub: Hub,
+    claimed: &Claimed,
+    mut task: Task,
+) -> Result<(Output, Vec<FileEntry>), Failed> {
+    let dir = claimed.dir();
+    task.move_slots(|slot| dir.join(slot));
+    let slots = task.slots();
+    let had = fetch(&mut hub, claimed, &slots).await?;
+    tracing::info!(step = task.name(), "the files are here");
+    if let Some(growth) = task.growth() {
+        let meter = Meter::start(growth);
+        crate::pool::lock(&cx.meters).insert(hub.task.task_id.clone(), meter);
+    }
+    let output = proof::run(&cx.program, &task).await?;
+    let made = bring(&mut hub, claimed, &slots, &had).await?;
     Ok((output, made))
 }
 

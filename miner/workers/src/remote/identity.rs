@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use lotus_proofs::ProofMode;
 use lotus_runtime::Fault;
-use lotus_types::Kind;
+use lotus_types::{Kind, SectorSize};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
@@ -142,7 +142,7 @@ impl Authority {
         &self,
         name: &WorkerName,
         hub: &str,
-        proofs: ProofMode,
+        proofs: (ProofMode, SectorSize),
         days: u32,
     ) -> Result<Bundle, Fault> {
         let key = KeyPair::generate().map_err(|e| broken(&e))?;
@@ -153,7 +153,8 @@ impl Authority {
         Ok(Bundle {
             hub: hub.into(),
             name: name.clone(),
-            proofs,
+            proofs: proofs.0,
+            sector_size: proofs.1,
             authority: self.certificate()?.to_vec(),
             certificate: certificate.to_vec(),
             key: key.serialize_der(),
@@ -273,6 +274,8 @@ pub struct Bundle {
     pub name: WorkerName,
     /// Which proofs the worker makes: those that the hub's network takes.
     pub proofs: ProofMode,
+    /// The size of the hub's sectors, which says what parameter files the worker needs.
+    pub sector_size: SectorSize,
     /// Whom the worker trusts, DER.
     #[serde(with = "base64_bytes")]
     authority: Vec<u8>,
@@ -405,7 +408,7 @@ mod tests {
         let authority = Authority::open(dir.path()).unwrap();
         let name: WorkerName = "sealer-1".parse().unwrap();
         let first = authority
-            .issue(&name, "hub:1", ProofMode::Vanilla, 1)
+            .issue(&name, "hub:1", (ProofMode::Vanilla, SectorSize::S2KiB), 1)
             .unwrap();
         let who = |a: &Authority, b: &Bundle| a.worker(&b.certificate.clone().into());
         // The hub was restarted in between.
@@ -414,7 +417,7 @@ mod tests {
         assert_eq!(again.workers().unwrap(), std::slice::from_ref(&name));
 
         let second = authority
-            .issue(&name, "hub:1", ProofMode::Vanilla, 1)
+            .issue(&name, "hub:1", (ProofMode::Vanilla, SectorSize::S2KiB), 1)
             .unwrap();
         assert!(who(&authority, &first).is_err(), "replaced");
         assert_eq!(who(&authority, &second).unwrap(), name);
@@ -461,7 +464,12 @@ mod tests {
         let authority = Authority::open(&dir.path().join("ca")).unwrap();
         let name: WorkerName = "w".parse().unwrap();
         let bundle = authority
-            .issue(&name, "10.0.0.5:2347", ProofMode::Groth16, 1)
+            .issue(
+                &name,
+                "10.0.0.5:2347",
+                (ProofMode::Groth16, SectorSize::S32GiB),
+                1,
+            )
             .unwrap();
         let file = dir.path().join("bundle");
         bundle.write(&file).unwrap();
@@ -469,6 +477,7 @@ mod tests {
         let read = Bundle::read(&file).unwrap();
         assert_eq!((read.hub.as_str(), read.name), ("10.0.0.5:2347", name));
         assert_eq!(read.proofs, ProofMode::Groth16);
+        assert_eq!(read.sector_size, SectorSize::S32GiB);
         std::fs::write(&file, "{}").unwrap();
         assert_eq!(Bundle::read(&file).unwrap_err().kind, Kind::Config);
     }

@@ -11,6 +11,7 @@ use std::time::SystemTime;
 use lotus_runtime::Fault;
 use lotus_types::Kind;
 use rustix::fs::statvfs;
+use tokio::runtime::Handle;
 
 use super::copy::Hash;
 use crate::pool::lock;
@@ -23,6 +24,8 @@ const COPIES: &str = "lotus-worker";
 pub(super) struct Scratch {
     root: PathBuf,
     kept: Mutex<Kept>,
+    /// Held while room is made, so that nobody takes what is being deleted for too little room.
+    clearing: Mutex<()>,
     _lock: File,
 }
 
@@ -40,6 +43,7 @@ pub(super) struct Claimed {
     scratch: Arc<Scratch>,
     key: String,
     keep: bool,
+    given_back: bool,
 }
 
 impl Scratch {
@@ -69,6 +73,7 @@ impl Scratch {
         Ok(Arc::new(Self {
             root,
             kept: Mutex::default(),
+            clearing: Mutex::default(),
             _lock: lock,
         }))
     }
@@ -90,50 +95,66 @@ impl Scratch {
     /// The directory of a sector for one task, with what is there of earlier ones; an empty one if
     /// another task is using it. Drops what was not used for longest until `needs` bytes are free.
     pub(super) fn claim(self: &Arc<Self>, sector: &str, needs: u64) -> io::Result<Claimed> {
-        let mut kept = lock(&self.kept);
-        kept.next += 1;
-        let key = if kept.in_use.insert(sector.to_owned()) {
-            sector.to_owned()
-        } else {
-            let key = format!("{sector}.{}", kept.next);
+        let key = {
+            let mut kept = lock(&self.kept);
+            kept.next += 1;
+            let key = if kept.in_use.contains(sector) {
+                format!("{sector}.{}", kept.next)
+            } else {
+                sector.to_owned()
+            };
             kept.in_use.insert(key.clone());
+            kept.idle.remove(&key);
             key
         };
-        kept.idle.remove(&key);
         // From here on dropping it gives the directory back.
         let claimed = Claimed {
             scratch: self.clone(),
             keep: key == sector,
             key,
+            given_back: false,
         };
-        let wanted = needs.saturating_sub(size_of(&claimed.dir()));
-        let room = self.make_room(&mut kept, wanted);
-        // Before `claimed` may be dropped, which takes the lock.
-        drop(kept);
-        room?;
+        self.make_room(needs.saturating_sub(size_of(&claimed.dir())))?;
         fs::create_dir_all(claimed.dir())?;
         Ok(claimed)
     }
 
-    fn make_room(&self, kept: &mut Kept, wanted: u64) -> io::Result<()> {
+    fn make_room(&self, wanted: u64) -> io::Result<()> {
+        let _alone = lock(&self.clearing);
         while self.free()? < wanted {
-            let oldest = kept.idle.iter().min_by_key(|(_, used)| **used);
-            let oldest = oldest.map(|(key, _)| key.clone());
-            let oldest = oldest.ok_or(io::ErrorKind::StorageFull)?;
-            kept.idle.remove(&oldest);
-            self.delete(kept, &oldest);
+            let oldest = {
+                let mut kept = lock(&self.kept);
+                let oldest = kept.idle.iter().min_by_key(|(_, used)| **used);
+                let oldest = oldest.map(|(key, _)| key.clone());
+                let oldest = oldest.ok_or(io::ErrorKind::StorageFull)?;
+                kept.idle.remove(&oldest);
+                kept.in_use.insert(oldest.clone());
+                oldest
+            };
+            self.give_back(&oldest, false);
         }
         Ok(())
     }
 
-    fn delete(&self, kept: &mut Kept, key: &str) {
-        let dir = self.root.join(key);
-        kept.hashes.retain(|path, _| !path.starts_with(&dir));
-        match fs::remove_dir_all(&dir) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(dir = %dir.display(), error = %e, "can not delete copies");
+    /// Ends the use of a directory. What is not kept is deleted, which may take a minute: nobody
+    /// else gets it before, and nobody waits for the lock.
+    fn give_back(&self, key: &str, keep: bool) {
+        if !keep {
+            let dir = self.root.join(key);
+            match fs::remove_dir_all(&dir) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(dir = %dir.display(), error = %e, "can not delete copies");
+                }
+                _ => {}
             }
-            _ => {}
+        }
+        let mut kept = lock(&self.kept);
+        kept.in_use.remove(key);
+        if keep {
+            kept.idle.insert(key.to_owned(), SystemTime::now());
+        } else {
+            let dir = self.root.join(key);
+            kept.hashes.retain(|path, _| !path.starts_with(&dir));
         }
     }
 }
@@ -162,16 +183,30 @@ impl Claimed {
     pub(super) fn discard(&mut self) {
         self.keep = false;
     }
+
+    /// Gives the directory back, and returns when that is done.
+    pub(super) async fn end(mut self) {
+        self.given_back = true;
+        let (scratch, key, keep) = (self.scratch.clone(), self.key.clone(), self.keep);
+        let ended = tokio::task::spawn_blocking(move || scratch.give_back(&key, keep));
+        if let Err(e) = ended.await {
+            tracing::error!(error = %e, "giving up a scratch directory panicked");
+        }
+    }
 }
 
 impl Drop for Claimed {
     fn drop(&mut self) {
-        let mut kept = lock(&self.scratch.kept);
-        kept.in_use.remove(&self.key);
-        if self.keep {
-            kept.idle.insert(self.key.clone(), SystemTime::now());
-        } else {
-            self.scratch.delete(&mut kept, &self.key);
+        if self.given_back {
+            return;
+        }
+        let (scratch, key, keep) = (self.scratch.clone(), self.key.clone(), self.keep);
+        match Handle::try_current() {
+            // A task that was given up ends on an async thread.
+            Ok(runtime) if !keep => {
+                runtime.spawn_blocking(move || scratch.give_back(&key, keep));
+            }
+            _ => scratch.give_back(&key, keep),
         }
     }
 }
@@ -215,8 +250,31 @@ mod tests {
         assert_eq!(again.known(&file), None, "changed");
         drop(again);
         assert!(scratch.room().unwrap() > 0);
+        // What is being deleted is nobody's.
+        lock(&scratch.kept).in_use.insert("s-3".into());
+        fs::create_dir(scratch.root.join("s-3")).unwrap();
+        let beside = scratch.claim("s-3", 0).unwrap();
+        assert_ne!(beside.dir(), scratch.root.join("s-3"));
+        scratch.give_back("s-3", false);
+        assert!(!scratch.root.join("s-3").exists() && beside.dir().exists());
         // More than any disk has: what is kept goes first.
         assert!(scratch.claim("s-2", u64::MAX).is_err());
         assert!(!file.exists());
+    }
+
+    #[tokio::test]
+    async fn what_is_not_kept_is_gone_when_the_task_has_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let scratch = Scratch::open(dir.path()).unwrap();
+        let mut last = scratch.claim("s-1", 0).unwrap();
+        let copies = last.dir();
+        fs::write(copies.join("sealed"), "replica").unwrap();
+        last.discard();
+        last.end().await;
+        assert!(!copies.exists());
+        let again = scratch.claim("s-1", 0).unwrap();
+        assert_eq!(again.dir(), copies);
+        again.end().await;
+        assert!(copies.exists(), "kept");
     }
 }
