@@ -1,5 +1,7 @@
 //! The port for workers on other hosts, spoken to by hand.
 
+mod prove;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,7 +15,7 @@ use lotus_proofs::Vanilla;
 use lotus_types::{ActorId, Generation, Kind, SectorId, SectorNumber, SectorSize};
 use rcgen::{ExtendedKeyUsagePurpose, KeyPair};
 use rustls::pki_types::ServerName;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
@@ -24,9 +26,7 @@ use tonic::{Code, Request, Status, Streaming};
 
 use super::identity::{Authority, Bundle, HUB_NAME};
 use crate::worker::failed;
-use crate::{
-    Class, Output, Pool, PoolConfig, Post, PostKind, Task, WorkError, WorkersConfig, server,
-};
+use crate::{Class, Output, Pool, PoolConfig, Task, WorkError, WorkersConfig, server};
 
 const LIMIT: Duration = Duration::from_secs(30);
 const GENERATION: u64 = 7;
@@ -482,127 +482,5 @@ async fn a_lost_worker_comes_too_late() {
     assert_eq!(text(&rig.path("cache/layer-1")), "labels");
     assert_eq!(std::fs::read_dir(rig.path("attempt")).unwrap().count(), 0);
     assert_eq!(code(again.inputs(mine).await), Code::FailedPrecondition);
-    rig.end().await;
-}
-
-/// A connection as a worker of the hub's own host has it.
-async fn dial_here(rig: &Rig) -> WorkersClient<Channel> {
-    let socket = rig.path("run").join("workers.sock");
-    let endpoint = Endpoint::from_static("http://hub");
-    let channel = endpoint.connect_with_connector(tower::service_fn(move |_| {
-        let socket = socket.clone();
-        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-    }));
-    WorkersClient::new(channel.await.unwrap())
-}
-
-/// What a worker elsewhere does with a proof.
-#[derive(Debug)]
-enum Does {
-    Right,
-    Wrong,
-    NoProof,
-    Fails,
-    Dies,
-}
-
-#[tokio::test]
-async fn what_another_host_does_not_prove_is_proven_here() {
-    let rig = Rig::start().await;
-    let version = env!("CARGO_PKG_VERSION");
-    let client = dial_here(&rig).await;
-    let mut here = Worker::of(client, version, Class::Prove).await.unwrap();
-    let client = dial(&rig.bundle("one")).await.unwrap();
-    let there = Worker::of(client, version, Class::Prove).await.unwrap();
-    let both = async {
-        while rig.pool.workers().len() < 2 {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(LIMIT, both).await.unwrap();
-    // Only one of them can read a sector.
-    assert_eq!(rig.pool.attached().borrow().prove, 1);
-
-    let mut there = Some(there);
-    for does in [
-        Does::Right,
-        Does::Wrong,
-        Does::NoProof,
-        Does::Fails,
-        Does::Dies,
-    ] {
-        let post = Post {
-            kind: PostKind::Window,
-            miner: ActorId(1000),
-            size: SectorSize::S2KiB,
-            randomness: [1; 32],
-            sectors: Vec::new(),
-        };
-        let pool = rig.pool.clone();
-        let mut running = JoinSet::new();
-        running.spawn(async move { pool.prove(post, LIMIT).await });
-        let (open, _) = here.gets("window_openings").await;
-        here.gives(&open, &Output::Proof(b"openings".to_vec()))
-            .await;
-        let elsewhere = there.as_mut().unwrap();
-        let (prove, task) = elsewhere.gets("window_post").await;
-        assert!(
-            matches!(&task, Task::ProvePost { openings, .. } if openings[..] == *b"openings"),
-            "{task:?}"
-        );
-        let made = Output::Proof(b"from elsewhere".to_vec());
-        match does {
-            Does::Right | Does::Wrong => {
-                elsewhere.gives(&prove, &made).await;
-                let (verify, task) = here.gets("verify_post").await;
-                let of =
-                    matches!(&task, Task::VerifyPost { proof, .. } if proof == b"from elsewhere");
-                assert!(of, "{task:?}");
-                if matches!(does, Does::Right) {
-                    here.gives(&verify, &Output::Done).await;
-                } else {
-                    here.fails(&verify).await;
-                }
-            }
-            Does::NoProof => elsewhere.gives(&prove, &Output::Done).await,
-            Does::Fails => elsewhere.fails(&prove).await,
-            Does::Dies => drop(there.take()),
-        }
-        let mut want = made;
-        if !matches!(does, Does::Right) {
-            want = Output::Proof(b"from here".to_vec());
-            let (again, _) = here.gets("window_post").await;
-            here.gives(&again, &want).await;
-        }
-        let ended = tokio::time::timeout(LIMIT, running.join_next()).await;
-        let got = ended.unwrap().unwrap().unwrap().unwrap();
-        assert_eq!(got, want, "{does:?}");
-    }
-    // A block is not sent away as long as there is somebody here.
-    let client = dial(&rig.bundle("two")).await.unwrap();
-    let _there = Worker::of(client, version, Class::Prove).await.unwrap();
-    let both = async {
-        while rig.pool.workers().len() < 2 {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(LIMIT, both).await.unwrap();
-    let post = Post {
-        kind: PostKind::Winning,
-        miner: ActorId(1000),
-        size: SectorSize::S2KiB,
-        randomness: [1; 32],
-        sectors: Vec::new(),
-    };
-    let pool = rig.pool.clone();
-    let mut running = JoinSet::new();
-    running.spawn(async move { pool.prove(post, LIMIT).await });
-    for step in ["winning_openings", "winning_post"] {
-        let (task, _) = here.gets(step).await;
-        here.gives(&task, &Output::Proof(step.into())).await;
-    }
-    let ended = tokio::time::timeout(LIMIT, running.join_next()).await;
-    let got = ended.unwrap().unwrap().unwrap().unwrap();
-    assert_eq!(got, Output::Proof(b"winning_post".to_vec()));
     rig.end().await;
 }
