@@ -137,11 +137,15 @@ async fn groth16_posts_of_a_pledged_sector_are_taken() {
 
     // Deadlines are proven by a worker that has no sector, blocks by the hub's own.
     let (file, log) = (net.root().join("p.bundle"), net.root().join("logs/p.log"));
+    let hub = lotus_runtime::addr_file::read(&net.root().join("miner/run"), "workers").unwrap();
+    let out = file.display().to_string();
     let bundle = [
         "workers",
         "join-bundle",
+        "--hub",
+        &hub,
         "-o",
-        file.to_str().unwrap(),
+        &out,
         "--repo",
         &repo,
     ];
