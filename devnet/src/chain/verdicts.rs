@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use lotus_proofs::{Refused, SealingSector, Seed, Ticket, Verifier};
+use lotus_proofs::{Refused, SealInputs, SealingSector, Seed, Ticket, Verifier};
 use lotus_types::{ActorId, Commitment, SectorNumber, SectorSize};
 
 /// Verdicts kept: each is below 100 bytes.
@@ -114,6 +114,29 @@ impl Verifier for Verdicts {
         self.cached(k, || {
             self.inner
                 .verify_seal(s, ticket, seed, comm_d, comm_r, proof)
+        })
+    }
+
+    fn verify_aggregate_seal_proofs(
+        &self,
+        miner: ActorId,
+        size: SectorSize,
+        seals: &[SealInputs],
+        proof: &[u8],
+    ) -> Result<(), Refused> {
+        let head = [miner.0.to_be_bytes(), size.bytes().to_be_bytes()].concat();
+        let list: Vec<u8> = seals
+            .iter()
+            .flat_map(|s| {
+                let c = &s.commitments;
+                let number = s.number.0.to_be_bytes();
+                [&number[..], &s.ticket, &s.seed, &c.comm_d.0, &c.comm_r.0].concat()
+            })
+            .collect();
+        let k = key(&[b"aggregate", &head, &list, proof]);
+        self.cached(k, || {
+            self.inner
+                .verify_aggregate_seal_proofs(miner, size, seals, proof)
         })
     }
 

@@ -47,6 +47,19 @@ pub struct SealedCommitments {
     pub comm_d: Commitment,
 }
 
+/// What a seal proof is about: its public inputs, besides miner and size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct SealInputs {
+    /// The sector's number.
+    pub number: SectorNumber,
+    /// Sealing randomness.
+    pub ticket: Ticket,
+    /// Interactive randomness.
+    pub seed: Seed,
+    /// What the sector commits to.
+    pub commitments: SealedCommitments,
+}
+
 /// A sector to prove in a PoSt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PostSector {
@@ -122,6 +135,17 @@ pub trait Prover: Send + Sync {
         commitments: &SealedCommitments,
         sealed: &Path,
         cache: &Path,
+    ) -> Result<Vec<u8>, ProofError>;
+
+    /// One proof for the seals of many sectors of one miner, in their order: the bytes for
+    /// `ProveCommitSectors3.aggregate_proof`. `proofs` are those of [`Prover::commit`]. Only
+    /// SNARKs can be aggregated. It is verified before it is returned.
+    fn aggregate_seal_proofs(
+        &self,
+        miner: ActorId,
+        size: SectorSize,
+        seals: &[SealInputs],
+        proofs: &[Vec<u8>],
     ) -> Result<Vec<u8>, ProofError>;
 
     /// Drops the labels and the data tree, and keeps what PoSt and unsealing need.
@@ -229,6 +253,16 @@ pub trait Verifier: Send + Sync {
         proof: &[u8],
     ) -> Result<(), Refused>;
 
+    /// Whether `proof` shows that each `comm_r` is the replica of its `comm_d`, for all these
+    /// sectors in this order.
+    fn verify_aggregate_seal_proofs(
+        &self,
+        miner: ActorId,
+        size: SectorSize,
+        seals: &[SealInputs],
+        proof: &[u8],
+    ) -> Result<(), Refused>;
+
     /// Whether `proof` shows that the partition's replicas are stored. A SNARK of a PoSt does not
     /// know the miner: `randomness` must be drawn with the miner's address, as chains do.
     fn verify_window_post(
@@ -298,8 +332,9 @@ impl ProofMode {
         !matches!(self, Self::Vanilla)
     }
 
-    /// Whether the proof of a seal or of an update is a SNARK.
-    pub(crate) const fn seal_snarks(self) -> bool {
+    /// Whether the proof of a seal or of an update is a SNARK, so that seals can be aggregated.
+    #[must_use]
+    pub const fn seal_snarks(self) -> bool {
         matches!(self, Self::Groth16)
     }
 }

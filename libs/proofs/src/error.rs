@@ -3,6 +3,8 @@ use std::path::{Path, PathBuf};
 
 use lotus_types::{Commitment, Kind, PaddedSize, PieceCid, SectorNumber, SectorSize};
 
+use crate::ProofMode;
+
 /// Why a sector, a piece or a proof could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ProofError {
@@ -127,6 +129,9 @@ pub enum ProofError {
         /// What is wrong.
         why: &'static str,
     },
+    /// Openings can not be aggregated.
+    #[error("seal proofs of the {0} mode are openings, which can not be aggregated")]
+    NoAggregates(ProofMode),
     /// Parameters that are published for everyone, and too large to be made here.
     #[error("parameters for {0} sectors are not made here: a network works with one set of them")]
     Published(SectorSize),
@@ -167,9 +172,10 @@ impl ProofError {
             | Self::BadInput { .. }
             | Self::WrongData { .. }
             | Self::OutOfRange { .. } => Kind::Data,
-            Self::NoParameters { .. } | Self::BadParameters { .. } | Self::Published(_) => {
-                Kind::Config
-            }
+            Self::NoParameters { .. }
+            | Self::BadParameters { .. }
+            | Self::Published(_)
+            | Self::NoAggregates(_) => Kind::Config,
             Self::ParametersBusy(_) => Kind::Capacity,
         }
     }
@@ -190,6 +196,9 @@ impl ProofError {
                 "move {} away, fetch or make it again, and run `lotus-miner params verify`",
                 path.display()
             ),
+            Self::NoAggregates(_) => {
+                "send each sector's proof as it is, or use proofs.mode = \"groth16\"".into()
+            }
             Self::ParametersBusy(_) => "wait for it to end, then run this again".into(),
             _ if self.kind() == Kind::Capacity => {
                 "free space on the disk of the sector's files; the step is tried again".into()
@@ -283,6 +292,9 @@ pub enum Refused {
         /// The challenged leaf, where there is one.
         leaf: Option<u64>,
     },
+    /// Openings can not be aggregated.
+    #[error("seal proofs of the {0} mode are openings, which can not be aggregated")]
+    NoAggregates(ProofMode),
     /// The SNARK does not hold for the public inputs, or is none.
     #[error("the SNARK does not hold: {0}")]
     Snark(String),

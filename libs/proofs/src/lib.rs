@@ -15,6 +15,7 @@
 //! `FIL_PROOFS_PARENT_CACHE` (else `/var/tmp/filecoin-parents`), and uses one thread for each CPU
 //! (`RAYON_NUM_THREADS`): the process that starts a worker sets these variables.
 
+mod aggregate;
 mod api;
 mod commp;
 mod error;
@@ -27,11 +28,12 @@ mod snark;
 mod tests;
 mod verify;
 
+pub use aggregate::{AGGREGATE_SEALS, aggregate_bytes, aggregate_memory};
 pub use api::{
     PlacedPiece, PostSector,
     ProofMode::{self, Vanilla},
-    Prover, SealedCommitments, SealingSector, Seed, Ticket, UnknownMode, UnpaddedOffset,
-    UpdatedSector, Verifier, WindowPost,
+    Prover, SealInputs, SealedCommitments, SealingSector, Seed, Ticket, UnknownMode,
+    UnpaddedOffset, UpdatedSector, Verifier, WindowPost,
 };
 pub use commp::{CommpWriter, commp, zero_commitment};
 pub use error::{Check, ProofError, Refused};

@@ -2,13 +2,14 @@
 //! right ones, and how those of 2 KiB sectors are made.
 //!
 //! Each [`Circuit`] of each sector size has two files: the proving parameters and the verifying
-//! key. Networks work with published ones, whose digests come with the proof library. Ones made
+//! key. Aggregates have one file for all sizes, which serves as both. Networks work with published ones, whose digests come with the proof library. Ones made
 //! here fit only each other: their proofs hold nowhere else.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use bellperson::groth16::aggregate::setup_fake_srs;
 use bellperson::groth16::{Parameters, generate_random_parameters};
 use blstrs::{Bls12, Scalar};
 use filecoin_hashers::poseidon::PoseidonHasher;
@@ -22,8 +23,8 @@ use serde::Serialize;
 use storage_proofs_core::compound_proof::{CircuitComponent, CompoundProof};
 use storage_proofs_core::merkle::MerkleTreeTrait;
 use storage_proofs_core::parameter_cache::{
-    ParameterSetMetadata, get_parameter_data_from_id, parameter_cache_dir, parameter_id,
-    verifying_key_id,
+    ParameterSetMetadata, get_parameter_data_from_id, get_srs_parameter_data_from_id,
+    parameter_cache_dir, parameter_cache_srs_key_path, parameter_id, verifying_key_id,
 };
 use storage_proofs_core::proof::ProofScheme;
 use storage_proofs_porep::stacked::{StackedCircuit, StackedCompound, StackedDrg};
@@ -44,6 +45,9 @@ const UNFINISHED: &str = "lotus-hub-unfinished";
 /// The end of the name of the file that has the digests of parameters made here.
 const MADE_HERE: &str = "made-here";
 
+/// SNARKs in the largest aggregate by reference strings made here: 819 of 2 KiB sectors.
+const MADE_HERE_SNARKS: usize = 1_024;
+
 /// What a SNARK proves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -56,17 +60,21 @@ pub enum Circuit {
     Seal,
     /// A replica update (snap deal).
     Update,
+    /// Many seals at once: no circuit, but the reference string of the inner product argument,
+    /// which is one for all sector sizes.
+    Aggregate,
 }
 
 impl Circuit {
     /// Those of proofs of spacetime.
     pub const POST: [Self; 2] = [Self::WindowPost, Self::WinningPost];
     /// All.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::WindowPost,
         Self::WinningPost,
         Self::Seal,
         Self::Update,
+        Self::Aggregate,
     ];
 
     /// Those of a mode.
@@ -87,6 +95,7 @@ impl Circuit {
             Self::WinningPost => "WinningPoSt",
             Self::Seal => "PoRep",
             Self::Update => "update",
+            Self::Aggregate => "aggregate",
         }
     }
 }
@@ -112,7 +121,7 @@ pub enum Progress<'a> {
     Made(&'a ParamSet),
 }
 
-/// The two files of a circuit.
+/// The files of a circuit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ParamSet {
     /// What for.
@@ -121,8 +130,8 @@ pub struct ParamSet {
     pub size: SectorSize,
     /// The proving parameters.
     pub params: PathBuf,
-    /// The verifying key.
-    pub key: PathBuf,
+    /// The verifying key, where it is another file.
+    pub key: Option<PathBuf>,
 }
 
 /// Where parameter files are: `FIL_PROOFS_PARAMETER_CACHE`, else
@@ -139,6 +148,9 @@ pub fn sets(
     size: SectorSize,
 ) -> Result<Vec<ParamSet>, ProofError> {
     let set = |circuit: &Circuit| {
+        if *circuit == Circuit::Aggregate {
+            return Ok(aggregate_set(dir, size));
+        }
         let id = library("naming the parameters", || {
             with_tree!(size, recipe(*circuit, size, false))
         })?
@@ -147,10 +159,21 @@ pub fn sets(
             circuit: *circuit,
             size,
             params: dir.join(parameter_id(&id)),
-            key: dir.join(verifying_key_id(&id)),
+            key: Some(dir.join(verifying_key_id(&id))),
         })
     };
     circuits.iter().map(set).collect()
+}
+
+fn aggregate_set(dir: &Path, size: SectorSize) -> ParamSet {
+    // The library's place is the same whatever it is asked for.
+    let place = parameter_cache_srs_key_path("", 0);
+    ParamSet {
+        circuit: Circuit::Aggregate,
+        size,
+        params: dir.join(place.file_name().unwrap_or_default()),
+        key: None,
+    }
 }
 
 /// Refuses to go on without the files of these circuits. It looks at names only: see
@@ -181,9 +204,10 @@ fn require_in(dir: &Path, circuits: &[Circuit], size: SectorSize) -> Result<(), 
 /// Refuses verifying keys other than the published ones, for networks that others are on.
 pub fn require_published_keys(circuits: &[Circuit], size: SectorSize) -> Result<(), ProofError> {
     for set in sets(&folder(), circuits, size)? {
-        if !is_published(&set.key)? {
+        let key = set.key.unwrap_or(set.params);
+        if !is_published(&key)? {
             return Err(ProofError::BadParameters {
-                path: set.key,
+                path: key,
                 why: "it is not the published verifying key",
             });
         }
@@ -192,21 +216,27 @@ pub fn require_published_keys(circuits: &[Circuit], size: SectorSize) -> Result<
 }
 
 impl ParamSet {
-    /// Those of its files that are not there.
-    pub fn missing(&self) -> impl Iterator<Item = &Path> {
-        [self.params.as_path(), &self.key]
+    /// Its files.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        [Some(&self.params), self.key.as_ref()]
             .into_iter()
-            .filter(|p| !is_there(p))
+            .flatten()
+            .map(PathBuf::as_path)
     }
 
-    /// Reads both files whole, and tells which ones they are. Anything else is refused: damaged
+    /// Those of its files that are not there.
+    pub fn missing(&self) -> impl Iterator<Item = &Path> {
+        self.files().filter(|p| !is_there(p))
+    }
+
+    /// Reads its files whole, and tells which ones they are. Anything else is refused: damaged
     /// files, and ones of unknown origin.
     pub fn verify(&self) -> Result<Origin, ProofError> {
         let note = self.made_here();
         let noted = fs::read_to_string(&note).unwrap_or_default();
         let mut noted = noted.split_whitespace();
         let mut origin = Origin::Published;
-        for path in [&self.params, &self.key] {
+        for path in self.files() {
             let digest = digest(path)?;
             let made_here = noted.next() == Some(&digest);
             match published(path) {
@@ -214,7 +244,7 @@ impl ParamSet {
                 _ if made_here => origin = Origin::MadeHere,
                 _ => {
                     return Err(ProofError::BadParameters {
-                        path: path.clone(),
+                        path: path.to_owned(),
                         why: "it is neither the published file nor as it was made here",
                     });
                 }
@@ -277,9 +307,11 @@ fn refuse_half(set: &ParamSet) -> Result<(), ProofError> {
     if is_there(&set.params) {
         return bad(&set.params, "its verifying key is missing");
     }
-    if is_there(&set.key) && is_published(&set.key)? {
+    if let Some(key) = set.key.as_deref().filter(|k| is_there(k))
+        && is_published(key)?
+    {
         return bad(
-            &set.key,
+            key,
             "it is the published key, which parameters made here would not fit; its own \
              parameters are missing. Use another folder, or fetch them",
         );
@@ -288,6 +320,9 @@ fn refuse_half(set: &ParamSet) -> Result<(), ProofError> {
 }
 
 fn make(dir: &Path, set: &ParamSet) -> Result<(), ProofError> {
+    let Some(key_file) = &set.key else {
+        return make_aggregate(dir, set);
+    };
     let recipe = library("making parameters", || {
         with_tree!(set.size, recipe(set.circuit, set.size, true))
     })?;
@@ -295,12 +330,26 @@ fn make(dir: &Path, set: &ParamSet) -> Result<(), ProofError> {
         unreachable!("the recipe was to be followed");
     };
     let params = unfinished(&set.params, |w| made.write(w))?;
-    let key = unfinished(&set.key, |w| made.vk.write(w))?;
+    let key = unfinished(key_file, |w| made.vk.write(w))?;
     let digests = format!("{} {}\n", digest(&params)?, digest(&key)?);
     let note = set.made_here();
     let written = unfinished(&note, |w| w.write_all(digests.as_bytes()))?;
     // The parameters last: a set without them is not taken for one.
-    for (from, to) in [(written, &note), (key, &set.key), (params, &set.params)] {
+    for (from, to) in [(written, &note), (key, key_file), (params, &set.params)] {
+        fs::rename(from, to).map_err(ProofError::io(to))?;
+    }
+    sync(dir)
+}
+
+fn make_aggregate(dir: &Path, set: &ParamSet) -> Result<(), ProofError> {
+    let made = library("making the reference string", || {
+        Ok(setup_fake_srs::<Bls12, _>(&mut OsRng, MADE_HERE_SNARKS))
+    })?;
+    let params = unfinished(&set.params, |mut w| made.write(&mut w))?;
+    let digest = format!("{}\n", digest(&params)?);
+    let note = set.made_here();
+    let written = unfinished(&note, |w| w.write_all(digest.as_bytes()))?;
+    for (from, to) in [(written, &note), (params, &set.params)] {
         fs::rename(from, to).map_err(ProofError::io(to))?;
     }
     sync(dir)
@@ -332,7 +381,10 @@ fn name(path: &Path) -> String {
 
 /// The digest that the published file of this name has.
 fn published(path: &Path) -> Option<String> {
-    get_parameter_data_from_id(&name(path)).map(|data| data.digest.clone())
+    let name = name(path);
+    get_parameter_data_from_id(&name)
+        .or_else(|| get_srs_parameter_data_from_id(&name))
+        .map(|data| data.digest.clone())
 }
 
 fn is_published(path: &Path) -> Result<bool, ProofError> {
@@ -389,6 +441,7 @@ fn recipe<Tree: 'static + MerkleTreeTrait<Hasher = PoseidonHasher>>(
                 EmptySectorUpdateCircuit<Tree>,
             >(&params, make)
         }
+        Circuit::Aggregate => anyhow::bail!("an aggregate has no circuit"),
     }
 }
 
@@ -416,126 +469,4 @@ where
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The library names no file that is not published for that size, and no two alike.
-    #[test]
-    fn names_are_those_of_the_published_files() {
-        for size in SectorSize::ALL {
-            let sets = sets(Path::new("/p"), &Circuit::ALL, size).unwrap();
-            for set in &sets {
-                for path in [&set.params, &set.key] {
-                    let name = name(path);
-                    let data = get_parameter_data_from_id(&name);
-                    let data = data.unwrap_or_else(|| panic!("{size}: {name}"));
-                    assert_eq!(data.sector_size, size.bytes());
-                }
-            }
-            let mut names: Vec<_> = sets.iter().map(|s| &s.params).collect();
-            names.sort();
-            names.dedup();
-            assert_eq!(names.len(), Circuit::ALL.len());
-        }
-    }
-
-    #[test]
-    fn missing_files_are_named_with_what_gets_them() {
-        let dir = tempfile::tempdir().unwrap();
-        let lack = |circuits: &[Circuit], size| require_in(dir.path(), circuits, size).unwrap_err();
-        let e = lack(&Circuit::POST, SectorSize::S2KiB);
-        assert_eq!(e.kind(), lotus_types::Kind::Config);
-        assert!(e.to_string().contains(".params"), "{e}");
-        assert!(e.to_string().contains(".vk"), "{e}");
-        assert!(
-            e.fix()
-                .contains("params generate --sector-size 2KiB --post-only")
-        );
-        assert!(
-            !lack(&Circuit::ALL, SectorSize::S2KiB)
-                .fix()
-                .contains("post-only")
-        );
-        assert!(
-            lack(&Circuit::ALL, SectorSize::S32GiB)
-                .fix()
-                .contains("lotus fetch-params 32GiB")
-        );
-        assert!(require_in(dir.path(), &[], SectorSize::S32GiB).is_ok());
-
-        // An empty file is no file; the others are there by name.
-        let [set]: [ParamSet; 1] = sets(dir.path(), &[Circuit::WindowPost], SectorSize::S2KiB)
-            .unwrap()
-            .try_into()
-            .unwrap();
-        fs::write(&set.key, "key").unwrap();
-        fs::write(&set.params, "").unwrap();
-        let ProofError::NoParameters { names, seal, .. } =
-            lack(&[Circuit::WindowPost], SectorSize::S2KiB)
-        else {
-            panic!("files are missing");
-        };
-        assert_eq!((names, seal), (vec![name(&set.params)], false));
-        fs::write(&set.params, "params").unwrap();
-        require_in(dir.path(), &[Circuit::WindowPost], SectorSize::S2KiB).unwrap();
-    }
-
-    #[test]
-    fn files_of_unknown_origin_are_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let size = SectorSize::S2KiB;
-        let set = sets(dir.path(), &[Circuit::WindowPost], size)
-            .unwrap()
-            .remove(0);
-        fs::write(&set.params, "params").unwrap();
-        fs::write(&set.key, "key").unwrap();
-        assert!(matches!(
-            set.verify(),
-            Err(ProofError::BadParameters { .. })
-        ));
-        let note = |params: &Path, key: &Path| {
-            let text = format!("{} {}\n", digest(params).unwrap(), digest(key).unwrap());
-            fs::write(set.made_here(), text).unwrap();
-        };
-        note(&set.params, &set.key);
-        assert_eq!(set.verify().unwrap(), Origin::MadeHere);
-        for path in [&set.params, &set.key] {
-            let good = fs::read(path).unwrap();
-            fs::write(path, "other").unwrap();
-            assert!(set.verify().is_err());
-            fs::write(path, good).unwrap();
-        }
-        note(&set.key, &set.params);
-        assert!(set.verify().is_err());
-    }
-
-    #[test]
-    fn what_must_not_be_made_is_not_made() {
-        let dir = tempfile::tempdir().unwrap();
-        let make = |size| {
-            let tell = &mut |step: Progress<'_>| panic!("{step:?}");
-            generate(dir.path(), size, &Circuit::POST, tell).unwrap_err()
-        };
-        let large = make(SectorSize::S32GiB);
-        assert!(matches!(large, ProofError::Published(SectorSize::S32GiB)));
-        assert!(large.fix().contains("lotus fetch-params 32GiB"));
-
-        let other = File::create(dir.path().join(LOCK)).unwrap();
-        other.lock().unwrap();
-        assert!(matches!(
-            make(SectorSize::S2KiB),
-            ProofError::ParametersBusy(_)
-        ));
-        drop(other);
-
-        let set = sets(dir.path(), &Circuit::POST, SectorSize::S2KiB)
-            .unwrap()
-            .remove(0);
-        fs::write(&set.params, "of somebody").unwrap();
-        assert!(matches!(
-            make(SectorSize::S2KiB),
-            ProofError::BadParameters { .. }
-        ));
-        assert_eq!(fs::read(&set.params).unwrap(), b"of somebody");
-    }
-}
+mod tests;

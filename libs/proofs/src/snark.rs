@@ -267,7 +267,7 @@ fn update_holds<Tree: 'static + MerkleTreeTrait<Hasher = PoseidonHasher>>(
     )
 }
 
-fn check_length(partitions: usize, proof: &[u8]) -> Result<(), Refused> {
+pub(crate) fn check_length(partitions: usize, proof: &[u8]) -> Result<(), Refused> {
     let (expected, got) = ((partitions * SNARK) as u64, proof.len() as u64);
     if expected == got {
         Ok(())
@@ -277,11 +277,11 @@ fn check_length(partitions: usize, proof: &[u8]) -> Result<(), Refused> {
 }
 
 /// Without the verifying key there is no verdict.
-fn ready(circuit: Circuit, size: SectorSize) -> Result<(), Refused> {
+pub(crate) fn ready(circuit: Circuit, size: SectorSize) -> Result<(), Refused> {
     params::require(&[circuit], size).map_err(|e| Refused::Internal(e.to_string()))
 }
 
-fn verdict(holds: anyhow::Result<bool>) -> Result<(), Refused> {
+pub(crate) fn verdict(holds: anyhow::Result<bool>) -> Result<(), Refused> {
     match holds {
         Ok(true) => Ok(()),
         Ok(false) => Err(Refused::Snark("not for these public inputs".into())),

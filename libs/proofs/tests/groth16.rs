@@ -8,8 +8,9 @@ use std::io::Cursor;
 use std::path::PathBuf;
 
 use lotus_proofs::{
-    PlacedPiece, PostSector, ProofMode, Prover as _, Refused, SealedCommitments, SealingSector,
-    Seed, Ticket, UpdatedSector, Vanilla, Verifier as _, WindowPost, add_pieces, commp, layout,
+    PlacedPiece, PostSector, ProofMode, Prover as _, Refused, SealInputs, SealedCommitments,
+    SealingSector, Seed, Ticket, UpdatedSector, Vanilla, Verifier as _, WindowPost, add_pieces,
+    commp, layout,
 };
 use lotus_types::{ActorId, Commitment, SectorId, SectorNumber, SectorSize};
 use tempfile::TempDir;
@@ -266,4 +267,107 @@ fn a_porep_update_is_a_snark() {
         "data",
         check(old_r, &new.comm_r, &old.commitments.comm_d, &proof),
     );
+}
+
+/// Four seals in one proof, which knows each of them, their order and their number.
+#[test]
+#[ignore = "needs all parameters, of minutes and gigabytes: cargo xtask test --groth16 --porep"]
+fn a_porep_aggregate_is_of_these_seals() {
+    let mode = ProofMode::Groth16;
+    let (mut seals, mut proofs) = (Vec::new(), Vec::new());
+    for number in 1..=5 {
+        let s = Sector::small(number);
+        let c = &s.commitments;
+        let (sealed, cache) = (s.path("sealed"), s.path("cache"));
+        let seed = noise_32(number);
+        proofs.push(
+            mode.commit(&s.sector, &TICKET, &seed, &s.layout, c, &sealed, &cache)
+                .unwrap(),
+        );
+        seals.push(SealInputs {
+            number: s.sector.id.number,
+            ticket: TICKET,
+            seed,
+            commitments: *c,
+        });
+    }
+    let make = |seals: &[SealInputs], proofs: &[Vec<u8>]| {
+        mode.aggregate_seal_proofs(MINER, SIZE, seals, proofs)
+    };
+    let start = std::time::Instant::now();
+    let proof = make(&seals[..4], &proofs[..4]).unwrap();
+    println!("aggregate of four: {:?}", start.elapsed());
+    assert_eq!(proof.len(), 8_212);
+    let check = |seals: &[SealInputs], proof: &[u8]| {
+        mode.verify_aggregate_seal_proofs(MINER, SIZE, seals, proof)
+    };
+    let start = std::time::Instant::now();
+    check(&seals[..4], &proof).unwrap();
+    println!("verified: {:?}", start.elapsed());
+
+    let four: [SealInputs; 4] = seals[..4].try_into().unwrap();
+    for at in 0..4 {
+        let changed = |change: fn(&mut SealInputs, &SealInputs)| {
+            let mut seals = four;
+            change(&mut seals[at], &four[(at + 1) % 4]);
+            check(&seals, &proof)
+        };
+        refused("number", changed(|s, _| s.number.0 += 10));
+        refused("ticket", changed(|s, _| s.ticket[0] ^= 1));
+        refused("seed", changed(|s, other| s.seed = other.seed));
+        refused(
+            "comm_r",
+            changed(|s, other| s.commitments.comm_r = other.commitments.comm_r),
+        );
+        refused(
+            "comm_d",
+            changed(|s, other| s.commitments.comm_d = other.commitments.comm_d),
+        );
+        refused("another sector", changed(|s, other| *s = *other));
+        let mut swapped = four;
+        swapped.swap(at, (at + 1) % 4);
+        refused("order", check(&swapped, &proof));
+    }
+    refused("fewer", check(&four[..3], &proof));
+    refused("more", check(&seals, &proof));
+    let miner = mode.verify_aggregate_seal_proofs(ActorId(1001), SIZE, &four, &proof);
+    refused("miner", miner);
+    // Bytes of every part: the points, the number of SNARKs, the folding, the openings.
+    for at in (0..proof.len()).step_by(97).chain(1_488..1_492) {
+        let mut bytes = proof.clone();
+        bytes[at] ^= 1 << (at % 8);
+        refused(&format!("byte {at}"), check(&four, &bytes));
+    }
+    refused("a byte more", check(&four, &[&proof[..], &[0]].concat()));
+    refused("noise", check(&four, &noise(3, proof.len())));
+    refused("zeros", check(&four, &vec![0; proof.len()]));
+    refused("as a seal", {
+        let sector = SealingSector {
+            id: SectorId {
+                miner: MINER,
+                number: four[0].number,
+            },
+            size: SIZE,
+        };
+        let (c, ticket, seed) = (&four[0].commitments, &four[0].ticket, &four[0].seed);
+        mode.verify_seal(&sector, ticket, seed, &c.comm_d, &c.comm_r, &proof)
+    });
+
+    // Five are padded to eight; the padding is no sector.
+    let five = make(&seals, &proofs).unwrap();
+    check(&seals, &five).unwrap();
+    refused(
+        "the padding",
+        check(&[&seals[..], &seals[4..]].concat(), &five),
+    );
+    // A proof at another's place makes no aggregate.
+    let mut crossed = proofs[..4].to_vec();
+    crossed.swap(0, 1);
+    make(&four, &crossed).unwrap_err();
+}
+
+fn noise_32(seed: u64) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    bytes.copy_from_slice(&noise(seed, 32));
+    bytes
 }

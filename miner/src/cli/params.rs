@@ -25,8 +25,8 @@ pub(super) enum ParamsCommand {
     /// Make the missing files of 2 KiB sectors, for a devnet on this machine
     ///
     /// Measured on two cores: WindowPoSt 6 s, WinningPoSt 25 s, PoRep 11 minutes, 5 GB of memory
-    /// and a file of 1.1 GB; the update's was never measured. With --post-only, half a minute and
-    /// 59 MB. It may be killed and run again. Proofs by these parameters hold nowhere else:
+    /// and a file of 1.1 GB; aggregates 1 s; the update's was never measured. With --post-only,
+    /// half a minute and 59 MB. It may be killed and run again. Proofs by these parameters hold nowhere else:
     /// networks use published ones, which `lotus fetch-params` fetches.
     Generate(Which),
 }
@@ -85,7 +85,7 @@ pub(super) fn params(cx: &Cx, command: &ParamsCommand) -> Result<(), Fault> {
         } else {
             Some(verified(set)?)
         };
-        for path in [&set.params, &set.key] {
+        for path in set.files() {
             files.push(Row {
                 circuit: set.circuit,
                 file: path.display().to_string(),
@@ -162,6 +162,7 @@ fn cost(set: &ParamSet) -> &'static str {
         Circuit::WinningPost => "about 25 s",
         Circuit::Seal => "about 11 minutes and 5 GB of memory",
         Circuit::Update => "unmeasured: minutes",
+        Circuit::Aggregate => "about 1 s",
     }
 }
 

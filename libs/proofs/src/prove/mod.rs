@@ -23,8 +23,8 @@ use crate::error::is_disk_full;
 use crate::verify::codec::ProofKind;
 use crate::verify::post::PostStatement;
 use crate::{
-    PlacedPiece, PostSector, ProofError, ProofMode, Prover, SealedCommitments, SealingSector, Seed,
-    Ticket, UnpaddedOffset, UpdatedSector, WindowPost, snark,
+    PlacedPiece, PostSector, ProofError, ProofMode, Prover, SealInputs, SealedCommitments,
+    SealingSector, Seed, Ticket, UnpaddedOffset, UpdatedSector, WindowPost, aggregate, snark,
 };
 
 impl Prover for ProofMode {
@@ -65,6 +65,16 @@ impl Prover for ProofMode {
             return snark::seal(sector, ticket, seed, layout, commitments, sealed, cache);
         }
         seal::commit(sector, ticket, seed, commitments, sealed, cache)
+    }
+
+    fn aggregate_seal_proofs(
+        &self,
+        miner: ActorId,
+        size: SectorSize,
+        seals: &[SealInputs],
+        proofs: &[Vec<u8>],
+    ) -> Result<Vec<u8>, ProofError> {
+        aggregate::aggregate(*self, miner, size, seals, proofs)
     }
 
     fn finalize(&self, _sector: &SealingSector, cache: &Path) -> Result<(), ProofError> {

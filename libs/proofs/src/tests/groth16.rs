@@ -2,7 +2,7 @@
 //! parameter files: `tests/groth16.rs`.
 
 use super::*;
-use crate::{ProofError, ProofMode, WindowPost};
+use crate::{AGGREGATE_SEALS, ProofError, ProofMode, SealInputs, WindowPost, aggregate_bytes};
 
 const MINER: ActorId = ActorId(1000);
 const SIZE: SectorSize = SectorSize::S2KiB;
@@ -111,4 +111,56 @@ fn what_is_no_snark_is_vanilla() {
             "{mode}"
         );
     }
+}
+
+/// What is refused of aggregates before any parameter is looked at.
+#[test]
+fn an_aggregate_has_snarks_and_one_length() {
+    let (s, vanilla) = &*SEALED;
+    let mode = ProofMode::Groth16;
+    let seal = SealInputs {
+        number: s.sector.id.number,
+        ticket: TICKET,
+        seed: SEED,
+        commitments: s.commitments,
+    };
+    let (min, max) = (*AGGREGATE_SEALS.start(), *AGGREGATE_SEALS.end());
+    let make = |mode: ProofMode, seals: usize, proofs: usize, proof: &[u8]| {
+        let (seals, proofs) = (vec![seal; seals], vec![proof.to_vec(); proofs]);
+        mode.aggregate_seal_proofs(MINER, SIZE, &seals, &proofs)
+            .unwrap_err()
+    };
+    for mode in [Vanilla, MODE] {
+        let e = make(mode, min, min, vanilla);
+        assert!(matches!(e, ProofError::NoAggregates(m) if m == mode), "{e}");
+        let e = mode.verify_aggregate_seal_proofs(MINER, SIZE, &[seal; 4], vanilla);
+        assert_eq!(e, Err(Refused::NoAggregates(mode)));
+    }
+    for (seals, proofs, proof) in [
+        (0, 0, 192),
+        (min - 1, min - 1, 192),
+        (min, min + 1, 192),
+        (max + 1, max + 1, 192),
+        (min, min, 191),
+    ] {
+        let e = make(mode, seals, proofs, &vec![0; proof]);
+        assert!(matches!(e, ProofError::BadInput { .. }), "{e}");
+    }
+
+    let check = |seals: &[SealInputs], bytes: usize| {
+        mode.verify_aggregate_seal_proofs(MINER, SIZE, seals, &vec![0; bytes])
+            .unwrap_err()
+    };
+    for count in [min - 1, max + 1] {
+        let e = check(&vec![seal; count], aggregate_bytes(SIZE, count));
+        assert!(matches!(e, Refused::PublicInput(_)), "{e}");
+    }
+    for (count, bytes) in [(min, 0), (min, 8_211), (min, 8_213), (min + 1, 8_212)] {
+        let e = check(&vec![seal; count], bytes);
+        assert!(matches!(e, Refused::Length { .. }), "{e}");
+    }
+    let mut beyond = [seal; 4];
+    beyond[3].commitments.comm_r = Commitment([0xff; 32]);
+    let e = check(&beyond, 8_212);
+    assert!(matches!(e, Refused::NotInField(_)), "{e}");
 }

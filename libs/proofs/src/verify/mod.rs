@@ -15,7 +15,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use lotus_types::{ActorId, Commitment, SectorNumber, SectorSize};
 
-use crate::{ProofMode, Refused, SealingSector, Seed, Ticket, Verifier, snark};
+use crate::{
+    ProofMode, Refused, SealInputs, SealingSector, Seed, Ticket, Verifier, aggregate, snark,
+};
 use codec::ProofKind;
 use post::PostStatement;
 use seal::SealStatement;
@@ -37,6 +39,16 @@ impl Verifier for ProofMode {
             }
             SealStatement::new(sector, ticket, seed, comm_d, comm_r)?.verify(proof)
         })
+    }
+
+    fn verify_aggregate_seal_proofs(
+        &self,
+        miner: ActorId,
+        size: SectorSize,
+        seals: &[SealInputs],
+        proof: &[u8],
+    ) -> Result<(), Refused> {
+        contain(|| aggregate::verify(*self, miner, size, seals, proof))
     }
 
     fn verify_window_post(
