@@ -8,7 +8,7 @@ use lotus_proofs::{
 };
 use lotus_types::PieceInfo;
 
-use crate::{Output, PostFile, Task};
+use crate::{Output, PostFile, SealProof, Task};
 
 /// Does a task on this thread. Blocking, for minutes or hours.
 pub fn execute(prover: &(impl Prover + Verifier), task: &Task) -> Result<Output, ProofError> {
@@ -84,6 +84,13 @@ pub fn execute(prover: &(impl Prover + Verifier), task: &Task) -> Result<Output,
                 cache,
             )
             .map(Output::Proof),
+        Task::Aggregate { miner, size, seals } => {
+            let inputs: Vec<_> = seals.iter().map(SealProof::inputs).collect();
+            let proofs: Vec<_> = seals.iter().map(|s| s.proof.clone()).collect();
+            prover
+                .aggregate_seal_proofs(*miner, *size, &inputs, &proofs)
+                .map(Output::Proof)
+        }
         Task::Finalize {
             sector,
             size,
@@ -225,6 +232,7 @@ impl Task {
                 expected: *len,
             }),
             Self::Commit { .. }
+            | Self::Aggregate { .. }
             | Self::Finalize { .. }
             | Self::ProveUpdate { .. }
             | Self::OpenPost(_)

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use lotus_proofs::aggregate_memory;
 use lotus_types::SectorSize;
 use serde::{Deserialize, Serialize};
 
@@ -117,6 +118,7 @@ impl Needs {
                 (part(size, 16), size.bytes() + cache_bytes(size))
             }
             (Task::Commit { .. }, Some(size)) => (part(size, 1), size.bytes() + cache_bytes(size)),
+            (Task::Aggregate { seals, .. }, Some(size)) => (aggregate_memory(size, seals.len()), 0),
             // The cache of a finalized sector is small, but nobody promises that it is final.
             (Task::ReplicaUpdate { .. }, Some(size)) => {
                 (part(size, 16), 3 * size.bytes() + 2 * cache_bytes(size))

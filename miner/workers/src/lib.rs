@@ -40,5 +40,5 @@ pub use pool::{Attached, Pool, Progress, Runner};
 pub use post::{Post, PostClaim, PostKind};
 pub use remote::agent::{RemoteArgs, remote_main};
 pub use remote::identity::{Authority, Bundle, WorkerName};
-pub use task::{Class, Output, PieceFile, PostFile, Task, UpdateFiles};
+pub use task::{Class, Output, PieceFile, PostFile, SealProof, Task, UpdateFiles};
 pub use worker::{WorkerArgs, worker_main};

@@ -54,6 +54,7 @@ impl Task {
                 "pre_commit1",
                 "pre_commit2",
                 "commit",
+                "aggregate",
                 "replica_update",
                 "prove_update",
             ],
@@ -70,7 +71,10 @@ impl Task {
     pub(crate) const fn is_last_remote(&self) -> bool {
         matches!(
             self,
-            Self::Commit { .. } | Self::ProveUpdate { .. } | Self::ProvePost { .. }
+            Self::Commit { .. }
+                | Self::Aggregate { .. }
+                | Self::ProveUpdate { .. }
+                | Self::ProvePost { .. }
         )
     }
 
@@ -121,6 +125,7 @@ impl Task {
                 ("update", File, Reads, &mut files.updated),
             ],
             Self::AddPieces { .. }
+            | Self::Aggregate { .. }
             | Self::Finalize { .. }
             | Self::Unseal { .. }
             | Self::UnsealUpdate { .. }
@@ -183,6 +188,7 @@ impl Task {
             }
             Self::ProveUpdate { files, .. } => files.move_to(&to),
             Self::AddPieces { .. }
+            | Self::Aggregate { .. }
             | Self::Finalize { .. }
             | Self::Unseal { .. }
             | Self::UnsealUpdate { .. }
@@ -209,7 +215,8 @@ impl Task {
         match self {
             Self::PreCommit1 { size, .. }
             | Self::PreCommit2 { size, .. }
-            | Self::Commit { size, .. } => Some(*size),
+            | Self::Commit { size, .. }
+            | Self::Aggregate { size, .. } => Some(*size),
             Self::ReplicaUpdate { files, .. } | Self::ProveUpdate { files, .. } => Some(files.size),
             Self::ProvePost { claim, .. } => Some(claim.size),
             _ => None,

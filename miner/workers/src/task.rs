@@ -2,7 +2,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use lotus_proofs::{PlacedPiece, PostSector, SealedCommitments, Seed, Ticket, UpdatedSector};
+use lotus_proofs::{
+    PlacedPiece, PostSector, SealInputs, SealedCommitments, Seed, Ticket, UpdatedSector,
+};
 use lotus_types::{ActorId, Commitment, PieceCid, SectorId, SectorNumber, SectorSize};
 use serde::{Deserialize, Serialize};
 
@@ -86,6 +88,37 @@ impl From<&PostFile> for PostSector {
             comm_r: f.comm_r,
             sealed: f.sealed.clone(),
             cache: f.cache.clone(),
+        }
+    }
+}
+
+/// A seal to aggregate with others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealProof {
+    /// Number within the miner.
+    pub number: SectorNumber,
+    /// Sealing randomness.
+    #[serde(with = "hex32")]
+    pub ticket: Ticket,
+    /// Interactive randomness.
+    #[serde(with = "hex32")]
+    pub seed: Seed,
+    /// What the sector commits to.
+    pub commitments: SealedCommitments,
+    /// What `Commit` gave.
+    #[serde(with = "base64_bytes")]
+    pub proof: Vec<u8>,
+}
+
+impl SealProof {
+    /// What the proof is about.
+    #[must_use]
+    pub const fn inputs(&self) -> SealInputs {
+        SealInputs {
+            number: self.number,
+            ticket: self.ticket,
+            seed: self.seed,
+            commitments: self.commitments,
         }
     }
 }
@@ -201,6 +234,15 @@ pub enum Task {
         /// Cache directory.
         cache: PathBuf,
     },
+    /// Makes one proof of the seals of many sectors. Reads no files. [`Output::Proof`].
+    Aggregate {
+        /// The miner.
+        miner: ActorId,
+        /// Size of its sectors.
+        size: SectorSize,
+        /// The seals, in the order of their message.
+        seals: Vec<SealProof>,
+    },
     /// Drops what only sealing needs from the cache. [`Output::Done`].
     Finalize {
         /// The sector.
@@ -311,6 +353,7 @@ impl Task {
             | Self::PreCommit1 { .. }
             | Self::PreCommit2 { .. }
             | Self::Commit { .. }
+            | Self::Aggregate { .. }
             | Self::Finalize { .. }
             | Self::ReplicaUpdate { .. }
             | Self::ProveUpdate { .. }
@@ -332,6 +375,7 @@ impl Task {
             | Self::ProveUpdate { files, .. }
             | Self::UnsealUpdate { files, .. } => Some(files.sector),
             Self::AddPieces { .. }
+            | Self::Aggregate { .. }
             | Self::OpenPost(_)
             | Self::ProvePost { .. }
             | Self::VerifyPost { .. }
@@ -347,6 +391,7 @@ impl Task {
             Self::PreCommit1 { .. } => "pre_commit1",
             Self::PreCommit2 { .. } => "pre_commit2",
             Self::Commit { .. } => "commit",
+            Self::Aggregate { .. } => "aggregate",
             Self::Finalize { .. } => "finalize",
             Self::ReplicaUpdate { .. } => "replica_update",
             Self::ProveUpdate { .. } => "prove_update",
@@ -377,10 +422,12 @@ impl Task {
     }
 
     /// Its place among those of its class that wait, the lowest first: a block lasts seconds, a
-    /// deadline minutes, and a check can be made later.
+    /// deadline minutes, and a check can be made later. An aggregate takes seconds, and many
+    /// sectors wait for it.
     #[must_use]
     pub const fn rank(&self) -> u8 {
         match self {
+            Self::Aggregate { .. } => 0,
             Self::CheckSectors { .. } => 2,
             task if task.is_for_a_block() => 0,
             _ => 1,
@@ -488,6 +535,24 @@ mod tests {
         let text = serde_json::to_string(&task).unwrap();
         assert_eq!(serde_json::from_str::<Task>(&text).unwrap(), task);
         assert!(!task.is_repeatable());
+        let task = Task::Aggregate {
+            miner: ActorId(1000),
+            size: SectorSize::S2KiB,
+            seals: vec![SealProof {
+                number: SectorNumber(3),
+                ticket: [1; 32],
+                seed: [2; 32],
+                commitments: SealedCommitments {
+                    comm_r: Commitment([3; 32]),
+                    comm_d: Commitment([4; 32]),
+                },
+                proof: vec![0, 255],
+            }],
+        };
+        let text = serde_json::to_string(&task).unwrap();
+        assert_eq!(serde_json::from_str::<Task>(&text).unwrap(), task);
+        assert_eq!((task.class(), task.sector()), (Class::Seal, None));
+        assert!(task.is_repeatable() && task.can_be_remote() && task.slots().is_empty());
         for randomness in [None, Some([7; 32])] {
             let task = Task::CheckSectors {
                 miner: ActorId(1),
