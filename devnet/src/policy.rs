@@ -37,6 +37,12 @@ pub struct Policy {
     pub partitions_per_deadline_max: u64,
     /// Sectors that one message may name.
     pub addressed_sectors_max: u64,
+    /// Fewest sectors of an aggregate proof.
+    pub aggregated_sectors_min: usize,
+    /// Most sectors of an aggregate proof.
+    pub aggregated_sectors_max: usize,
+    /// Most bytes of an aggregate proof.
+    pub aggregate_proof_bytes_max: usize,
     /// Epochs from a pre-commit to the seed of its proof.
     pub pre_commit_challenge_delay: i64,
     /// Epochs that a sealing ticket may be old at pre-commit.
@@ -110,6 +116,9 @@ impl Policy {
             addressed_partitions_max: 3_000,
             partitions_per_deadline_max: 3_000,
             addressed_sectors_max: 25_000,
+            aggregated_sectors_min: 4,
+            aggregated_sectors_max: 819,
+            aggregate_proof_bytes_max: 81_960,
             pre_commit_challenge_delay: 10,
             pre_commit_randomness_lookback: EPOCHS_IN_DAY + 900,
             prove_commit_epochs: 30 * EPOCHS_IN_DAY,

@@ -12,6 +12,7 @@ mod money;
 mod post;
 mod power;
 mod registry;
+mod seals;
 mod sectors;
 mod update;
 

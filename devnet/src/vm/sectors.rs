@@ -9,14 +9,12 @@ use lotus_actors::miner::{
     SectorPreCommitOnChainInfo, is_sealed_sector, is_unsealed_sector, qa_power_for_weight,
 };
 use lotus_actors::verifreg::Claim;
-use lotus_actors::{BatchReturn, BigInt, Cid, Dst, ExitCode, actors, encode};
-use lotus_types::{
-    ActorId, Commitment, PaddedSize, PieceCid, PieceInfo, SectorId, SectorNumber, SectorSize,
-    TokenAmount,
-};
+use lotus_actors::{BatchReturn, BigInt, Cid, ExitCode, actors, encode};
+use lotus_proofs::SealInputs;
+use lotus_types::{Commitment, PaddedSize, PieceCid, PieceInfo, SectorSize, TokenAmount};
 
 use super::account::repay_or_abort;
-use super::{Abort, Call, Economy, Outcome, abort, market};
+use super::{Abort, Call, Economy, Outcome, abort, market, seals};
 use crate::policy::Policy;
 use crate::state::{Deadline, Miner, Partition, bits};
 
@@ -222,26 +220,7 @@ pub(super) fn prove_commit(mut call: Call<'_>) -> Outcome {
     if loaded.is_empty() {
         abort!(USR_ILLEGAL_ARGUMENT, "no sectors to prove");
     }
-    if p.sector_proofs.is_empty() == p.aggregate_proof.is_empty() {
-        abort!(
-            USR_ILLEGAL_ARGUMENT,
-            "exactly one of sector proofs or aggregate proof must be non-empty"
-        );
-    }
-    if p.sector_proofs.is_empty() {
-        abort!(
-            USR_ILLEGAL_ARGUMENT,
-            "aggregate proofs need SNARKs, and this network has none: send sector proofs"
-        );
-    }
-    if p.aggregate_proof_type.is_some() || p.sector_proofs.len() != loaded.len() {
-        abort!(
-            USR_ILLEGAL_ARGUMENT,
-            "mismatched lengths: {} sector activations, {} proofs, or an aggregate proof type",
-            loaded.len(),
-            p.sector_proofs.len()
-        );
-    }
+    seals::check_form(call.policy(), &p)?;
     let delay = call.policy().pre_commit_challenge_delay;
     if loaded
         .iter()
@@ -249,15 +228,13 @@ pub(super) fn prove_commit(mut call: Call<'_>) -> Outcome {
     {
         abort!(USR_FORBIDDEN, "too early to prove sector");
     }
+    let proofs = seals::proofs(&call, &m, &p, &loaded)?;
     let mut verdicts = Verdicts::new(p.require_activation_success);
     let mut notices = Vec::new();
-    for ((a, proof), pc) in p
-        .sector_activations
-        .iter()
-        .zip(&p.sector_proofs)
-        .zip(&loaded)
-    {
-        let outcome = activate(&mut call, &mut m, pc, &a.pieces, proof.bytes());
+    for (at, (a, pc)) in p.sector_activations.iter().zip(&loaded).enumerate() {
+        let outcome = activate(&mut call, &mut m, pc, &a.pieces, |call, m, seal| {
+            proofs.check(at, call, m, seal)
+        });
         if outcome.is_ok() {
             notices.push((a.sector_number, pc.info.expiration, a.pieces.as_slice()));
         }
@@ -295,7 +272,7 @@ fn activate(
     m: &mut Miner,
     pc: &SectorPreCommitOnChainInfo,
     pieces: &[PieceActivationManifest],
-    proof: &[u8],
+    check: impl FnOnce(&Call<'_>, &Miner, &SealInputs) -> Result<(), Abort>,
 ) -> Result<(), Abort> {
     let now = call.epoch();
     let n = pc.info.sector_number;
@@ -306,35 +283,9 @@ fn activate(
             "too late to prove sector {n} at {now}, due {due}"
         );
     }
-    let unsealed = match pc.info.unsealed_cid.get_cid(pc.info.seal_proof) {
-        Ok(cid) => cid,
-        Err(e) => abort!(USR_ILLEGAL_ARGUMENT, "{e}"),
-    };
-    let (Ok(comm_d), Ok(comm_r)) = (
-        Commitment::from_unsealed_cid(&unsealed),
-        Commitment::from_sealed_cid(&pc.info.sealed_cid),
-    ) else {
-        abort!(
-            USR_ILLEGAL_ARGUMENT,
-            "a commitment of sector {n} has the wrong prefix"
-        );
-    };
-    let entropy = call.entropy();
-    let ticket = call.tickets(Dst::SealRandomness, pc.info.seal_rand_epoch, &entropy)?;
-    let seed_epoch = pc.pre_commit_epoch + call.policy().pre_commit_challenge_delay;
-    let seed = call.beacon(Dst::InteractiveSealChallengeSeed, seed_epoch, &entropy)?;
-    let sector = lotus_proofs::SealingSector {
-        id: SectorId {
-            miner: ActorId(m.id),
-            number: SectorNumber(n),
-        },
-        size: m.size,
-    };
-    let verifier = call.env.verifier;
-    if let Err(why) = verifier.verify_seal(&sector, &ticket, &seed, &comm_d, &comm_r, proof) {
-        abort!(USR_ILLEGAL_ARGUMENT, "invalid proof for sector {n}: {why}");
-    }
-    if data_commitment(m.size, pieces)? != comm_d {
+    let seal = seals::inputs(call, pc)?;
+    check(call, m, &seal)?;
+    if data_commitment(m.size, pieces)? != seal.commitments.comm_d {
         abort!(USR_ILLEGAL_ARGUMENT, "{COMMD_MISMATCH} of sector {n}");
     }
     let duration = pc.info.expiration - now;

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod actors;
+mod aggregate;
 mod mining;
 mod proving;
 mod sp;

@@ -63,9 +63,11 @@ fn a_provider_mines_and_survives_restart_and_reorg() {
         chain,
         worker,
         miner,
+        mode,
     } = sp;
     drop(chain);
     let sp = Sp {
+        mode,
         chain: open(&repo),
         dir,
         worker,

@@ -7,14 +7,17 @@ use lotus_actors::miner::{
     self, CompactCommD, PoStPartition, PreCommitSectorBatchParams2, ProveCommitSectors3Params,
     SectorActivationManifest, SectorPreCommitInfo, SubmitWindowedPoStParams,
 };
-use lotus_actors::{BigInt, Dst, PoStProof, Randomness, RawBytes, address_entropy, encode};
+use lotus_actors::{
+    BigInt, Dst, PoStProof, Randomness, RawBytes, RegisteredAggregateProof, address_entropy, encode,
+};
 use lotus_devnet::{Chain, ChainConfig, Policy};
 use lotus_node_client::api::{
     BitField, Message, MessageReceipt, MsgLookup, SectorPreCommitOnChainInfo, SignedMessage,
     TipSetKey,
 };
 use lotus_proofs::{
-    PlacedPiece, PostSector, Prover, SealedCommitments, SealingSector, Vanilla, WindowPost,
+    PlacedPiece, PostSector, ProofMode, Prover, SealedCommitments, SealingSector, Vanilla,
+    Verifier, WindowPost,
 };
 use lotus_types::{ActorId, Address, Epoch, SectorId, SectorNumber, SectorSize, TokenAmount};
 
@@ -36,12 +39,16 @@ pub(crate) fn policy() -> Policy {
 }
 
 pub(crate) fn open(repo: &Path) -> Chain {
+    open_with(repo, Arc::new(Vanilla))
+}
+
+fn open_with(repo: &Path, verifier: Arc<dyn Verifier>) -> Chain {
     let cfg = ChainConfig {
         policy: policy(),
         sector_size: SIZE,
         ..ChainConfig::default()
     };
-    Chain::open(repo, cfg, Arc::new(Vanilla)).unwrap()
+    Chain::open(repo, cfg, verifier).unwrap()
 }
 
 pub(crate) struct Sealed {
@@ -59,12 +66,18 @@ pub(crate) struct Sp {
     pub(crate) chain: Chain,
     pub(crate) worker: Address,
     pub(crate) miner: Address,
+    pub(crate) mode: ProofMode,
 }
 
 impl Sp {
     pub(crate) fn new() -> Self {
+        Self::with(Vanilla, Arc::new(Vanilla))
+    }
+
+    /// A provider who proves seals in a mode, on a chain with this verifier.
+    pub(crate) fn with(mode: ProofMode, verifier: Arc<dyn Verifier>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let chain = open(&dir.path().join("repo"));
+        let chain = open_with(&dir.path().join("repo"), verifier);
         let worker = chain.wallet_default_address();
         let miner = chain.miner();
         let sp = Self {
@@ -72,6 +85,7 @@ impl Sp {
             chain,
             worker,
             miner,
+            mode,
         };
         sp.advance(5);
         sp
@@ -219,6 +233,17 @@ impl Sp {
 
     /// Waits for the seed, and makes the seal proof.
     pub(crate) fn commit(&self, s: &Sealed) -> Vec<u8> {
+        let seed = self.seed(s);
+        let size = sector(s.number);
+        let (layout, comm) = (&s.layout, &s.comm);
+        let made = self
+            .mode
+            .commit(&size, &s.ticket, &seed, layout, comm, &s.sealed, &s.cache);
+        made.unwrap()
+    }
+
+    /// Waits for the seed.
+    pub(crate) fn seed(&self, s: &Sealed) -> [u8; 32] {
         let at = self.on_chain(s).pre_commit_epoch.0 + policy().pre_commit_challenge_delay;
         while self.height() < at {
             self.advance(1);
@@ -228,17 +253,7 @@ impl Sp {
         let seed = self
             .chain
             .state_get_randomness_from_beacon(dst, Epoch(at), &entropy, HEAD);
-        Vanilla
-            .commit(
-                &sector(s.number),
-                &s.ticket,
-                &seed.unwrap(),
-                &s.layout,
-                &s.comm,
-                &s.sealed,
-                &s.cache,
-            )
-            .unwrap()
+        seed.unwrap()
     }
 
     pub(crate) fn prove(&self, s: &Sealed, proof: Vec<u8>) -> i64 {
@@ -409,6 +424,25 @@ pub(crate) fn manifests(
         notify: if p.filler { vec![] } else { notify.to_vec() },
     };
     layout.iter().map(one).collect()
+}
+
+/// A message with one proof of several sectors.
+pub(crate) fn aggregate_params(
+    sectors: &[&Sealed],
+    aggregate: Vec<u8>,
+) -> ProveCommitSectors3Params {
+    let activation = |s: &&Sealed| SectorActivationManifest {
+        sector_number: s.number,
+        pieces: manifests(&s.layout, None, &[]),
+    };
+    ProveCommitSectors3Params {
+        sector_activations: sectors.iter().map(activation).collect(),
+        sector_proofs: vec![],
+        aggregate_proof: RawBytes::new(aggregate),
+        aggregate_proof_type: Some(RegisteredAggregateProof::SnarkPackV2),
+        require_activation_success: false,
+        require_notification_success: false,
+    }
 }
 
 pub(crate) fn prove_params(
