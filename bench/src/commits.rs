@@ -117,7 +117,7 @@ fn commit_all(machines: &Machines<Sectors>, steps: &[Step]) -> Result<f64, Faile
     let mut running: Option<(SectorNumber, EffectId)> = None;
     for s in steps {
         // A batch is joined while the effect that sends it goes on.
-        let joins = matches!(s.event, Event::Batched(_));
+        let joins = matches!(s.event, Event::Batched { .. });
         let settles = running.filter(|(number, _)| *number == s.number && !joins);
         let done = machines
             .apply(

@@ -99,7 +99,10 @@ pub(crate) fn way(number: u64) -> Result<Vec<Event>, Failed> {
             },
             unix_ms,
         },
-        Event::Batched(batch),
+        Event::Batched {
+            batch,
+            aggregate: false,
+        },
         Event::PreCommitSent(message(batch, 5)?),
         Event::PreCommitLanded {
             epoch: Epoch(5_601_000),
@@ -109,7 +112,10 @@ pub(crate) fn way(number: u64) -> Result<Vec<Event>, Failed> {
             epoch: Epoch(5_601_150),
         }),
         Event::Proved { unix_ms },
-        Event::Batched(batch),
+        Event::Batched {
+            batch,
+            aggregate: false,
+        },
         Event::CommitSent(message(batch, 7)?),
         Event::CommitLanded {
             activation: Epoch(5_602_000),

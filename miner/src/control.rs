@@ -67,15 +67,20 @@ pub struct Seat {
     pub since_unix_ms: u64,
     /// Last epoch at which the message is of use; 0 for none.
     pub cutoff_epoch: i64,
+    /// Its proof would go as part of an aggregate if the message were made now.
+    pub aggregate: bool,
 }
 
-impl From<Waiting> for Seat {
-    fn from(w: Waiting) -> Self {
-        Self {
+impl Seat {
+    fn all(sealing: &Sealing, kind: BatchKind, waiting: &[Waiting]) -> Vec<Self> {
+        let aggregates = sealing.aggregates(kind, waiting);
+        let seat = |w: &Waiting| Self {
             sector: w.sector.0,
             since_unix_ms: w.since_unix_ms,
             cutoff_epoch: w.cutoff.map_or(0, |e| e.0),
-        }
+            aggregate: aggregates && !w.alone && !w.plain,
+        };
+        waiting.iter().map(seat).collect()
     }
 }
 
@@ -215,12 +220,12 @@ async fn force_state(
 
 async fn batch(State(c): Shared, UrlPath(kind): UrlPath<BatchKind>) -> Json<Vec<Seat>> {
     let waiting = c.sealing.waiting(kind);
-    Json(waiting.into_iter().map(Seat::from).collect())
+    Json(Seat::all(&c.sealing, kind, &waiting))
 }
 
 async fn publish(State(c): Shared, UrlPath(kind): UrlPath<BatchKind>) -> Json<Vec<Seat>> {
     let sent = c.sealing.publish(kind);
-    Json(sent.into_iter().map(Seat::from).collect())
+    Json(Seat::all(&c.sealing, kind, &sent))
 }
 
 /// Calls the control socket of a running hub.

@@ -172,6 +172,7 @@ pub async fn run(repo: Repo, cfg: MinerConfig, stop: CancellationToken) -> Resul
         storage: storage.clone(),
         miner: actor,
         size,
+        proofs,
         cfg: cfg.sealing.clone(),
         observer: Arc::new(SectorObserver {
             pieces: pieces.clone(),

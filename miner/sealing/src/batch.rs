@@ -1,8 +1,10 @@
 //! Which sectors share a message, and when it goes out. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 
-use lotus_types::{Epoch, EpochDelta, SectorNumber};
+use lotus_proofs::{AGGREGATE_SEALS, ProofMode, aggregate_bytes};
+use lotus_types::{Epoch, EpochDelta, SectorNumber, SectorSize};
 use serde::{Deserialize, Serialize};
 
 use crate::SealingConfig;
@@ -11,6 +13,13 @@ use crate::machine::{Sector, SectorState};
 /// Epochs in which a pre-commit must be proven. Source: builtin-actors,
 /// `max_prove_commit_duration`, 30 days; the seed delay on top of it is left as a reserve.
 const PROVE_COMMIT_EPOCHS: EpochDelta = EpochDelta(30 * 2_880);
+
+/// Bytes of a sector in a prove-commit message besides its proof and its pieces.
+const SECTOR_BYTES: usize = 64;
+/// The same, where proofs are aggregated: two array headers and a number in CBOR.
+const MANIFEST_BYTES: usize = 16;
+/// Bytes of a piece in it.
+const PIECE_BYTES: usize = 128;
 
 /// The messages that sectors share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,6 +92,8 @@ pub struct Waiting {
     pub cutoff: Option<Epoch>,
     /// It shares its message with no other.
     pub alone: bool,
+    /// Its proof goes as it is: no aggregate of it was to be had.
+    pub plain: bool,
 }
 
 /// The sectors that wait and are in no batch.
@@ -95,22 +106,89 @@ pub(crate) fn waiting(
         .iter()
         .filter(|(_, s)| s.state == kind.state() && s.seat.batch.is_none());
     seats
-        .map(|(number, s)| {
-            let expires = match kind {
-                BatchKind::PreCommit => s
-                    .ticket
-                    .map(|t| t.epoch + EpochDelta(cfg.ticket_max_age_epochs)),
-                BatchKind::Commit => s.pre_commit_epoch.map(|e| e + PROVE_COMMIT_EPOCHS),
-            };
-            let starts = s.pieces.iter().map(|p| p.terms.start_epoch);
-            Waiting {
-                sector: *number,
-                since_unix_ms: s.seat.since_unix_ms,
-                cutoff: starts.filter(|e| e.0 > 0).chain(expires).min(),
-                alone: s.seat.alone,
-            }
+        .map(|(number, s)| Waiting {
+            sector: *number,
+            since_unix_ms: s.seat.since_unix_ms,
+            cutoff: cutoff(cfg, kind, s),
+            alone: s.seat.alone,
+            plain: s.seat.plain,
         })
         .collect()
+}
+
+/// Last epoch at which a sector's message is of use.
+pub(crate) fn cutoff(cfg: &SealingConfig, kind: BatchKind, s: &Sector) -> Option<Epoch> {
+    let expires = match kind {
+        BatchKind::PreCommit => s
+            .ticket
+            .map(|t| t.epoch + EpochDelta(cfg.ticket_max_age_epochs)),
+        BatchKind::Commit => s.pre_commit_epoch.map(|e| e + PROVE_COMMIT_EPOCHS),
+    };
+    let starts = s.pieces.iter().map(|p| p.terms.start_epoch);
+    starts.filter(|e| e.0 > 0).chain(expires).min()
+}
+
+/// How many sectors share an aggregate; `None`: none do.
+pub(crate) fn aggregates(cfg: &SealingConfig, mode: ProofMode) -> Option<RangeInclusive<usize>> {
+    let (least, most) = (*AGGREGATE_SEALS.start(), *AGGREGATE_SEALS.end());
+    let from = least.max(cfg.commit_batch_min as usize);
+    (cfg.aggregate_commits && mode.seal_snarks()).then_some(from..=most)
+}
+
+/// What a commit message may hold.
+#[derive(Clone, Debug)]
+pub(crate) struct Room {
+    pub(crate) bytes: u64,
+    pub(crate) size: SectorSize,
+    pub(crate) aggregates: Option<RangeInclusive<usize>>,
+}
+
+/// A sector's part of a commit message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Share {
+    pub(crate) sector: SectorNumber,
+    /// Bytes of its proof.
+    pub(crate) proof: usize,
+    pub(crate) pieces: usize,
+    /// Its proof goes as it is.
+    pub(crate) plain: bool,
+}
+
+/// Sectors of one message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Composed {
+    pub(crate) members: Vec<SectorNumber>,
+    pub(crate) aggregate: bool,
+}
+
+/// As many of these as one message holds, but at least the first, which is the most urgent: as an
+/// aggregate, where it may and there are enough of them. One whose proof goes as it is takes none
+/// of the others out of their aggregate.
+pub(crate) fn compose(room: &Room, waiting: &[Share]) -> Composed {
+    let plain = waiting.first().is_some_and(|s| s.plain);
+    let alike: Vec<_> = waiting.iter().filter(|s| s.plain == plain).collect();
+    let fitting = |own: &dyn Fn(&Share) -> usize, shared: &dyn Fn(usize) -> usize| {
+        let (mut bytes, mut count) = (0, 0);
+        for s in &alike {
+            bytes += own(s) + s.pieces * PIECE_BYTES;
+            if (bytes + shared(count + 1)) as u64 > room.bytes {
+                break;
+            }
+            count += 1;
+        }
+        count
+    };
+    let together = fitting(&|_| MANIFEST_BYTES, &|n| aggregate_bytes(room.size, n));
+    let apart = fitting(&|s| s.proof + SECTOR_BYTES, &|_| 0).max(1);
+    let range = room.aggregates.as_ref().filter(|_| !plain);
+    let (count, aggregate) = match range {
+        Some(range) if together >= *range.start() => (together.min(*range.end()), true),
+        _ => (apart, false),
+    };
+    Composed {
+        members: alike.iter().take(count).map(|s| s.sector).collect(),
+        aggregate,
+    }
 }
 
 /// What is to be done with those that wait.
@@ -167,6 +245,7 @@ mod tests {
             since_unix_ms: since,
             cutoff: (cutoff > 0).then_some(Epoch(cutoff)),
             alone: false,
+            plain: false,
         }
     }
 
@@ -200,7 +279,121 @@ mod tests {
         assert_eq!(got, numbers(&[2]));
     }
 
+    fn share(n: u64, proof: usize, pieces: usize, plain: bool) -> Share {
+        Share {
+            sector: SectorNumber(n),
+            proof,
+            pieces,
+            plain,
+        }
+    }
+
+    fn room(aggregates: Option<RangeInclusive<usize>>) -> Room {
+        Room {
+            bytes: 60 << 10,
+            size: SectorSize::S32GiB,
+            aggregates,
+        }
+    }
+
+    #[test]
+    fn enough_sectors_share_an_aggregate() {
+        let many = |n: u64| {
+            (0..n)
+                .map(|n| share(n, 1_920, 0, false))
+                .collect::<Vec<_>>()
+        };
+        let composed = |n, aggregates| {
+            let c = compose(&room(aggregates), &many(n));
+            (c.members.len(), c.aggregate)
+        };
+        let on = || Some(4..=819);
+        assert_eq!(composed(3, on()), (3, false));
+        assert_eq!(composed(4, on()), (4, true));
+        assert_eq!(composed(819, on()), (819, true), "one message holds them");
+        assert_eq!(composed(2_000, on()), (819, true));
+        assert_eq!(composed(819, None), (30, false));
+        assert_eq!(composed(12, Some(13..=819)), (12, false));
+        // Pieces count.
+        let full = vec![share(1, 1_920, 100, false); 9];
+        let c = compose(&room(on()), &full);
+        assert!(!c.aggregate && c.members.len() == 4);
+        // What is larger than a message goes alone: the chain has the last word.
+        let large = compose(&room(on()), &[share(1, 1 << 20, 0, false); 2]);
+        assert_eq!((large.members.len(), large.aggregate), (1, false));
+    }
+
+    #[test]
+    fn a_proof_that_goes_as_it_is_breaks_up_no_aggregate() {
+        let mut waiting: Vec<_> = (0..8).map(|n| share(n, 1_920, 0, n % 2 == 0)).collect();
+        let numbers = |ns: [u64; 4]| ns.map(SectorNumber).to_vec();
+        let plain = compose(&room(Some(4..=819)), &waiting);
+        assert_eq!(
+            (plain.members, plain.aggregate),
+            (numbers([0, 2, 4, 6]), false)
+        );
+        waiting.remove(0);
+        let rest = compose(&room(Some(4..=819)), &waiting);
+        assert_eq!(
+            (rest.members, rest.aggregate),
+            (numbers([1, 3, 5, 7]), true)
+        );
+    }
+
+    #[test]
+    fn only_snarks_are_aggregated() {
+        let cfg = |aggregate_commits, commit_batch_min| SealingConfig {
+            aggregate_commits,
+            commit_batch_min,
+            ..SealingConfig::default()
+        };
+        let on = cfg(true, 4);
+        assert_eq!(aggregates(&on, ProofMode::Groth16), Some(4..=819));
+        assert_eq!(aggregates(&on, ProofMode::Groth16Post), None);
+        assert_eq!(aggregates(&on, ProofMode::Vanilla), None);
+        assert_eq!(aggregates(&cfg(false, 4), ProofMode::Groth16), None);
+        assert_eq!(aggregates(&cfg(true, 0), ProofMode::Groth16), Some(4..=819));
+        assert_eq!(
+            aggregates(&cfg(true, 13), ProofMode::Groth16),
+            Some(13..=819)
+        );
+    }
+
     proptest! {
+        /// Every sector gets into one message, in a message that the chain takes.
+        #[test]
+        fn messages_hold_what_they_may(
+            sectors in proptest::collection::vec((0usize..3_000, 0usize..20, any::<bool>()), 1..900),
+            bytes in 0u64..100_000,
+            on in any::<bool>(),
+        ) {
+            let room = Room { bytes, ..room(on.then_some(4..=819)) };
+            let mut waiting: Vec<_> = (0u64..).zip(&sectors)
+                .map(|(n, (proof, pieces, plain))| share(n, *proof, *pieces, *plain)).collect();
+            let mut gone = BTreeSet::new();
+            while let Some(head) = waiting.first().copied() {
+                let c = compose(&room, &waiting);
+                prop_assert_eq!(c.members.first(), Some(&head.sector), "the most urgent goes");
+                let is_in = |s: &&Share| c.members.contains(&s.sector);
+                let members: Vec<_> = waiting.iter().filter(is_in).copied().collect();
+                prop_assert_eq!(members.len(), c.members.len());
+                prop_assert!(members.iter().all(|s| s.plain == head.plain));
+                let proofs: usize = if c.aggregate {
+                    prop_assert!(on && !head.plain && AGGREGATE_SEALS.contains(&members.len()));
+                    aggregate_bytes(room.size, members.len())
+                } else {
+                    members.iter().map(|s| s.proof).sum()
+                };
+                let pieces: usize = members.iter().map(|s| s.pieces * PIECE_BYTES).sum();
+                prop_assert!(members.len() == 1 || (proofs + pieces) as u64 <= bytes);
+                for n in &c.members {
+                    prop_assert!(gone.insert(*n));
+                }
+                waiting.retain(|s| !c.members.contains(&s.sector));
+            }
+            prop_assert_eq!(gone.len(), sectors.len());
+        }
+
         /// No sector waits longer than the rules say, and none is in two batches.
         #[test]
         fn everyone_goes_in_time(sectors in proptest::collection::vec((0u64..5_000, 0i64..400, any::<bool>()), 1..30)) {

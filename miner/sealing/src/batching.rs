@@ -9,28 +9,35 @@ use lotus_actors::miner::{
     CompactCommD, PRE_COMMIT_SECTOR_BATCH2, PROVE_COMMIT_SECTORS3, PreCommitSectorBatchParams2,
     ProveCommitSectors3Params, SectorActivationManifest,
 };
-use lotus_actors::{RawBytes, encode};
+use lotus_actors::{RawBytes, RegisteredAggregateProof, encode};
 use lotus_messages::{MessageKind, Payer, SendError, SendRequest};
 use lotus_node_client::api::{SectorPreCommitInfo, TipSet};
 use lotus_proofs::seal_proof_type;
 use lotus_types::{EpochDelta, SectorNumber, TokenAmount};
 
 use crate::SealingError;
-use crate::batch::{BatchKind, Flush, Rules, flush, waiting};
+use crate::aggregate::{AGGREGATES, Proofs, Wanted};
+use crate::batch::{
+    BatchKind, Composed, Flush, Room, Rules, Share, aggregates, compose, flush, waiting,
+};
 use crate::chain::{OnChain, cause, expired, other_replica};
 use crate::machine::{Cause, Event, Sector, SectorPiece};
 use crate::params::{data_cid, expiration, manifest};
 use crate::shared::{Also, Shared, Stored, lock, unix_ms};
 
-/// Bytes of a sector in a prove-commit message besides its proof and its pieces.
-const SECTOR_BYTES: usize = 64;
-/// Bytes of a piece in it.
-const PIECE_BYTES: usize = 128;
-
 /// One sector's part of a message.
 enum Part {
     PreCommit(SectorPreCommitInfo),
     Commit(SectorActivationManifest, Vec<u8>),
+}
+
+impl Part {
+    fn proof(&self) -> Option<&[u8]> {
+        match self {
+            Self::PreCommit(_) => None,
+            Self::Commit(_, proof) => Some(proof),
+        }
+    }
 }
 
 impl Shared {
@@ -55,7 +62,11 @@ impl Shared {
                 Some(batch) => {
                     let members = self.members(kind, batch);
                     if members.first().is_some_and(|(first, _)| *first == n) {
-                        self.send_batch(kind, batch, members).await?;
+                        let wanted = self.send_batch(kind, batch, members).await?;
+                        drop(turn);
+                        if let Some(wanted) = wanted {
+                            self.aggregate(wanted).await?;
+                        }
                         continue;
                     }
                     Duration::MAX
@@ -70,8 +81,8 @@ impl Shared {
                 }
                 None => match self.flush(kind)? {
                     Flush::Now(batch) if batch.first() == Some(&n) => {
-                        let batch = self.trimmed(kind, batch).await?;
-                        self.seat(batch).await?;
+                        let composed = self.composed(kind, batch).await?;
+                        self.seat(composed).await?;
                         continue;
                     }
                     Flush::Now(_) => Duration::MAX,
@@ -105,7 +116,7 @@ impl Shared {
         ))
     }
 
-    fn members(&self, kind: BatchKind, batch: u64) -> Vec<(SectorNumber, Sector)> {
+    pub(crate) fn members(&self, kind: BatchKind, batch: u64) -> Vec<(SectorNumber, Sector)> {
         let mirror = lock(&self.mirror);
         let members = mirror
             .busy()
@@ -115,39 +126,48 @@ impl Shared {
     }
 
     /// As many sectors of a batch as one message holds, but at least one.
-    async fn trimmed(
+    async fn composed(
         self: &Arc<Self>,
         kind: BatchKind,
         batch: Vec<SectorNumber>,
-    ) -> Result<Vec<SectorNumber>, SealingError> {
+    ) -> Result<Composed, SealingError> {
         if kind == BatchKind::PreCommit {
-            return Ok(batch);
+            return Ok(Composed {
+                members: batch,
+                aggregate: false,
+            });
         }
-        let mut bytes = 0;
-        let mut fits = Vec::new();
+        let mut shares = Vec::with_capacity(batch.len());
         for n in batch {
             let proof = self.stored(n, Stored::Proof).await?.map_or(0, |p| p.len());
-            let pieces = self.busy(n).map_or(0, |s| s.pieces.len());
-            bytes += proof + SECTOR_BYTES + pieces * PIECE_BYTES;
-            if bytes as u64 > self.cfg.commit_batch_max_bytes && !fits.is_empty() {
-                break;
-            }
-            fits.push(n);
+            let s = self.busy(n);
+            shares.push(Share {
+                sector: n,
+                proof,
+                pieces: s.as_ref().map_or(0, |s| s.pieces.len()),
+                plain: s.is_some_and(|s| s.seat.plain),
+            });
         }
-        Ok(fits)
+        let room = Room {
+            bytes: self.cfg.commit_batch_max_bytes,
+            size: self.size,
+            aggregates: aggregates(&self.cfg, self.proofs),
+        };
+        Ok(compose(&room, &shares))
     }
 
-    /// Sends the message of a batch, or finds that it was sent. Sectors that the chain would not
-    /// take leave the batch first.
+    /// Sends the message of a batch, or finds that it was sent, or tells which aggregate it needs
+    /// first. Sectors that the chain would not take leave the batch before.
     async fn send_batch(
         self: &Arc<Self>,
         kind: BatchKind,
         batch: u64,
         members: Vec<(SectorNumber, Sector)>,
-    ) -> Result<(), SealingError> {
+    ) -> Result<Option<Wanted>, SealingError> {
         let key = kind.key(batch);
         if let Some(sent) = self.sender.status(&key).await? {
-            return self.sent(kind, &members, sent.cid).await;
+            self.sent(kind, batch, &members, sent.cid).await?;
+            return Ok(None);
         }
         let head = self.chain_head()?;
         let (mut ready, mut parts) = (Vec::new(), Vec::new());
@@ -165,9 +185,19 @@ impl Shared {
             }
         }
         if ready.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
-        let (method, params, of) = request(parts);
+        let proofs = parts.iter().filter_map(Part::proof).collect();
+        let aggregate = match self.proofs(batch, &ready, proofs).await? {
+            Proofs::Apart => None,
+            Proofs::Together(aggregate) => Some(aggregate),
+            Proofs::Wanted(wanted) => return Ok(Some(wanted)),
+            Proofs::GivenUp(why) => {
+                self.give_up_aggregate(batch, why).await?;
+                return Ok(None);
+            }
+        };
+        let (method, params, of) = request(parts, aggregate);
         let request = SendRequest {
             key,
             from: Payer::Miner(self.actor()),
@@ -179,7 +209,7 @@ impl Shared {
             max_fee: Some(self.sender.max_fee(of, ready.len() as u64)),
         };
         match self.sender.send(request).await {
-            Ok(cid) => self.sent(kind, &ready, cid).await,
+            Ok(cid) => self.sent(kind, batch, &ready, cid).await?,
             Err(e @ SendError::Refused { exit_code, .. }) => {
                 let event = Event::Refused {
                     why: e.to_string(),
@@ -188,15 +218,16 @@ impl Shared {
                 };
                 let all = ready.into_iter().map(|(n, _)| (n, event.clone()));
                 self.apply_all(all.collect(), None, |_| Ok(())).await?;
-                Ok(())
             }
-            Err(e) => Err(e.into()),
+            Err(e) => return Err(e.into()),
         }
+        Ok(None)
     }
 
     async fn sent(
         self: &Arc<Self>,
         kind: BatchKind,
+        batch: u64,
         members: &[(SectorNumber, Sector)],
         cid: cid::Cid,
     ) -> Result<(), SealingError> {
@@ -205,7 +236,11 @@ impl Shared {
             BatchKind::Commit => Event::CommitSent(cid),
         };
         let all = members.iter().map(|(n, _)| (*n, event.clone()));
-        self.apply_all(all.collect(), None, |_| Ok(())).await?;
+        // The message is journaled: it has the aggregate.
+        self.apply_all(all.collect(), None, move |tx| {
+            tx.remove(&AGGREGATES, &batch).map(drop)
+        })
+        .await?;
         Ok(())
     }
 
@@ -339,8 +374,9 @@ impl Shared {
     }
 }
 
-/// The message of these parts, which are all of one kind.
-fn request(parts: Vec<Part>) -> (u64, Vec<u8>, MessageKind) {
+/// The message of these parts, which are all of one kind. With an aggregate, the proofs of
+/// sectors are left out.
+fn request(parts: Vec<Part>, aggregate: Option<Vec<u8>>) -> (u64, Vec<u8>, MessageKind) {
     let (mut sectors, mut activations, mut proofs) = (Vec::new(), Vec::new(), Vec::new());
     for part in parts {
         match part {
@@ -355,7 +391,9 @@ fn request(parts: Vec<Part>) -> (u64, Vec<u8>, MessageKind) {
             }),
             Part::Commit(manifest, proof) => {
                 activations.push(manifest);
-                proofs.push(RawBytes::new(proof));
+                if aggregate.is_none() {
+                    proofs.push(RawBytes::new(proof));
+                }
             }
         }
     }
@@ -368,12 +406,15 @@ fn request(parts: Vec<Part>) -> (u64, Vec<u8>, MessageKind) {
         );
     }
     let params = ProveCommitSectors3Params {
-        // One bad sector must not stop the others.
+        // One bad sector must not stop the others. With an aggregate too: it has to be of every
+        // pre-commit of the message, also of those that are not activated, and all must exist.
         require_activation_success: activations.len() == 1,
         sector_activations: activations,
         sector_proofs: proofs,
-        aggregate_proof: RawBytes::default(),
-        aggregate_proof_type: None,
+        aggregate_proof_type: aggregate
+            .is_some()
+            .then_some(RegisteredAggregateProof::SnarkPackV2),
+        aggregate_proof: aggregate.map_or_else(RawBytes::default, RawBytes::new),
         require_notification_success: false,
     };
     (PROVE_COMMIT_SECTORS3, encode(&params), MessageKind::Commit)

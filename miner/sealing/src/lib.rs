@@ -11,6 +11,7 @@
 //! file that is wrong. A peer that does not answer changes nothing; the effect is tried again
 //! with back-off until it does.
 
+mod aggregate;
 mod batch;
 mod batching;
 mod chain;

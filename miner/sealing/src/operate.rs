@@ -6,7 +6,7 @@ use lotus_node_client::api::TipSetKey;
 use lotus_types::{PieceInfo, SectorNumber, TokenAmount};
 use serde::{Deserialize, Serialize};
 
-use crate::batch::{BatchKind, Waiting, waiting};
+use crate::batch::{BatchKind, Waiting, aggregates, waiting};
 use crate::machine::{Claim, Event, Sector, SectorState, Terms};
 use crate::pieces::{Choice, Upgrade, choose};
 use crate::shared::{Also, Shared, lock};
@@ -120,6 +120,15 @@ impl Sealing {
     #[must_use]
     pub fn waiting(&self, kind: BatchKind) -> Vec<Waiting> {
         waiting(&self.0.cfg, kind, lock(&self.0.mirror).busy())
+    }
+
+    /// Whether those that wait would share an aggregate if their message were made now, but for
+    /// those that go [alone](Waiting::alone) or [as they are](Waiting::plain).
+    #[must_use]
+    pub fn aggregates(&self, kind: BatchKind, waiting: &[Waiting]) -> bool {
+        let together = waiting.iter().filter(|w| !w.alone && !w.plain).count();
+        let range = aggregates(&self.0.cfg, self.0.proofs);
+        kind == BatchKind::Commit && range.is_some_and(|r| together >= *r.start())
     }
 
     /// Sends the message of those that wait now. Returns the sectors.

@@ -6,6 +6,7 @@ use lotus_chain::Follower;
 use lotus_journal::{Journal, JournalError, Machine as _, Tx};
 use lotus_messages::Sender;
 use lotus_node_client::Node;
+use lotus_proofs::ProofMode;
 use lotus_runtime::trace;
 use lotus_types::{ActorId, Commitment, DealKey, PieceCid, PieceInfo, SectorNumber, SectorSize};
 use lotus_workers::{Output, Pool, Progress, Task, WorkError};
@@ -62,6 +63,8 @@ pub struct SealingDeps {
     pub miner: ActorId,
     /// Size of its sectors.
     pub size: SectorSize,
+    /// Which proofs its workers make.
+    pub proofs: ProofMode,
     /// `[sealing]`.
     pub cfg: SealingConfig,
     /// Told of every change.

@@ -9,12 +9,14 @@ use lotus_journal::{EffectId, JournalError, Machines, Map, Pending, Tx};
 use lotus_messages::Sender;
 use lotus_node_client::Node;
 use lotus_node_client::api::{NetworkParams, TipSet, TipSetKey};
+use lotus_proofs::ProofMode;
 use lotus_types::{ActorId, DealKey, PieceCid, SectorId, SectorNumber, SectorSize};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, OnceCell, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::batch::Composed;
 use crate::machine::{Event, Sector, SectorState, Sectors, returned};
 use crate::mirror::Mirror;
 use crate::record::{LOG, LOG_LIMIT, LogEntry, SectorChange};
@@ -42,7 +44,7 @@ const OUTPUTS: Map<(SectorNumber, u64), StoredBytes> = Map::new("sealing.outputs
 
 #[derive(Serialize, Deserialize)]
 #[serde(transparent)]
-struct StoredBytes(#[serde(with = "serde_bytes")] Vec<u8>);
+pub(crate) struct StoredBytes(#[serde(with = "serde_bytes")] pub(crate) Vec<u8>);
 
 /// Which output.
 #[derive(Clone, Copy, Debug)]
@@ -85,6 +87,7 @@ pub(crate) struct Shared {
     pub(crate) storage: Storage,
     pub(crate) miner: ActorId,
     pub(crate) size: SectorSize,
+    pub(crate) proofs: ProofMode,
     pub(crate) cfg: SealingConfig,
     pub(crate) pieces: Arc<dyn PieceFiles>,
     pub(crate) params: OnceCell<NetworkParams>,
@@ -129,6 +132,7 @@ impl Shared {
             storage: deps.storage,
             miner: deps.miner,
             size: deps.size,
+            proofs: deps.proofs,
             cfg: deps.cfg,
             pieces: deps.pieces,
             params: OnceCell::new(),
@@ -220,12 +224,11 @@ impl Shared {
     }
 
     /// Gives the sectors one batch, which no other has.
-    pub(crate) async fn seat(
-        self: &Arc<Self>,
-        members: Vec<SectorNumber>,
-    ) -> Result<(), SealingError> {
+    pub(crate) async fn seat(self: &Arc<Self>, composed: Composed) -> Result<(), SealingError> {
         let batch = self.counter(&NEXT_BATCH)?;
-        let events = members.into_iter().map(|n| (n, Event::Batched(batch)));
+        let aggregate = composed.aggregate;
+        let members = composed.members.into_iter();
+        let events = members.map(|n| (n, Event::Batched { batch, aggregate }));
         self.apply_all(events.collect(), None, move |tx| {
             tx.put(&NEXT_BATCH, &0, &(batch + 1))
         })

@@ -194,7 +194,12 @@ async fn batching(cx: &Cx, kind: Batch, publish: bool) -> Result<(), Fault> {
     if seats.is_empty() {
         return print("no sector waits for this message");
     }
-    let mut out = table(&["Sector", "Waits since (UTC)", "Must be on chain by epoch"]);
+    let mut out = table(&[
+        "Sector",
+        "Waits since (UTC)",
+        "Must be on chain by epoch",
+        "Proof",
+    ]);
     for s in &seats {
         out.add_row([
             s.sector.to_string(),
@@ -203,6 +208,12 @@ async fn batching(cx: &Cx, kind: Batch, publish: bool) -> Result<(), Fault> {
                 0 => String::new(),
                 epoch => epoch.to_string(),
             },
+            match (kind, s.aggregate) {
+                (Batch::PreCommit, _) => "",
+                (Batch::Commit, true) => "in an aggregate",
+                (Batch::Commit, false) => "as it is",
+            }
+            .into(),
         ]);
     }
     let note = if publish {

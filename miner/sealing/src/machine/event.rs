@@ -60,7 +60,14 @@ pub enum Event {
         unix_ms: u64,
     },
     /// The sector goes with this batch.
-    Batched(u64),
+    Batched {
+        /// Its number.
+        batch: u64,
+        /// Its proofs go as one aggregate.
+        aggregate: bool,
+    },
+    /// No aggregate could be made of the batch: the sector leaves it, and its proof goes as it is.
+    NotAggregated(String),
     /// The pre-commit message is journaled and on its way.
     PreCommitSent(Cid),
     /// The chain has the pre-commit, with this replica.
@@ -170,7 +177,8 @@ impl Event {
             Self::TicketExpired => "SectorTicketExpired",
             Self::PreCommit1Done => "SectorPreCommit1",
             Self::PreCommit2Done { .. } => "SectorPreCommit2",
-            Self::Batched(_) => "SectorBatched",
+            Self::Batched { .. } => "SectorBatched",
+            Self::NotAggregated(_) => "SectorNotAggregated",
             Self::PreCommitSent(_) => "SectorPreCommitBatchSent",
             Self::PreCommitLanded { .. } => "SectorPreCommitLanded",
             Self::PreCommitLost => "SectorPreCommitLost",
@@ -221,7 +229,14 @@ impl Event {
             Self::PreCommit2Done { commitments: c, .. } | Self::ReplicaUpdated(c) => {
                 format!("replica {}", c.comm_r.sealed_cid())
             }
-            Self::Batched(n) => format!("batch {n}"),
+            Self::Batched {
+                batch,
+                aggregate: false,
+            } => format!("batch {batch}"),
+            Self::Batched {
+                batch,
+                aggregate: true,
+            } => format!("batch {batch}, whose proofs are aggregated"),
             Self::PreCommitSent(cid)
             | Self::CommitSent(cid)
             | Self::UpdateSent(cid)
@@ -238,6 +253,7 @@ impl Event {
             | Self::Refused { why, .. }
             | Self::Abandoned(why)
             | Self::NumberSpent(why)
+            | Self::NotAggregated(why)
             | Self::DealsExpired(why) => why.clone(),
             Self::ForceState(_) => "by the operator".into(),
             Self::Pledged { .. }

@@ -106,9 +106,15 @@ pub struct Seat {
     pub since_unix_ms: u64,
     /// The batch that it goes with. Names the message, so that it is the same after a crash.
     pub batch: Option<u64>,
+    /// The batch was made for one aggregate of its proofs.
+    #[serde(default)]
+    pub aggregate: bool,
     /// A batch with this sector was refused: the next goes without others, so that a bad sector
     /// holds up no good one.
     pub alone: bool,
+    /// No aggregate was to be had of a batch with this sector: its proof goes as it is.
+    #[serde(default)]
+    pub plain: bool,
 }
 
 /// The journaled state of a sector.
@@ -176,7 +182,9 @@ impl Sector {
             seat: Seat {
                 since_unix_ms: 0,
                 batch: None,
+                aggregate: false,
                 alone: false,
+                plain: false,
             },
             activation: None,
             expiration: None,

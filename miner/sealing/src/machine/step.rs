@@ -87,13 +87,13 @@ fn next(now: Option<&Sector>, event: &Event) -> Option<SectorState> {
         (GetTicket, Ticket(_)) => PreCommit1,
         (PreCommit1, PreCommit1Done) => PreCommit2,
         (PreCommit2, PreCommit2Done { .. }) => SubmitPreCommitBatch,
-        (SubmitPreCommitBatch, Batched(_)) => SubmitPreCommitBatch,
+        (SubmitPreCommitBatch, Batched { .. }) => SubmitPreCommitBatch,
         (SubmitPreCommitBatch, PreCommitSent(_)) => PreCommitBatchWait,
         (SubmitPreCommitBatch | PreCommitBatchWait, PreCommitLanded { .. }) => WaitSeed,
         (WaitSeed, SeedReady(seed)) if s.proved && s.seed == Some(*seed) => SubmitCommitAggregate,
         (WaitSeed, SeedReady(_)) => Committing,
         (Committing, Proved { .. }) => SubmitCommitAggregate,
-        (SubmitCommitAggregate, Batched(_)) => SubmitCommitAggregate,
+        (SubmitCommitAggregate, Batched { .. } | NotAggregated(_)) => SubmitCommitAggregate,
         (SubmitCommitAggregate, CommitSent(_)) => CommitAggregateWait,
         // The chain may know more than this journal, as after a restored backup.
         (
@@ -307,7 +307,14 @@ fn absorb(s: &mut Sector, event: &Event) {
                 s.failures = 0;
             }
         }
-        Event::Batched(n) => s.seat.batch = Some(*n),
+        Event::Batched { batch, aggregate } => {
+            s.seat.batch = Some(*batch);
+            s.seat.aggregate = *aggregate;
+        }
+        Event::NotAggregated(_) => {
+            s.seat.batch = None;
+            s.seat.plain = true;
+        }
         Event::PreCommitSent(cid) => {
             s.pre_commit = Some(*cid);
             s.pre_commit_batch = s.seat.batch;
@@ -416,12 +423,15 @@ const fn seat(since_unix_ms: u64) -> Seat {
     Seat {
         since_unix_ms,
         batch: None,
+        aggregate: false,
         alone: false,
+        plain: false,
     }
 }
 
 const fn alone(s: &mut Sector) {
     s.seat.batch = None;
+    s.seat.aggregate = false;
     s.seat.alone = true;
 }
 

@@ -19,7 +19,7 @@ use lotus_journal::{Journal, JournalError, Tx};
 use lotus_messages::{MessageKind, MessagesConfig, Payer, SendRequest, Sender};
 use lotus_node_client::api::{DeadlineInfo, TipSetKey};
 use lotus_node_client::{Client, Node, NodeConfig};
-use lotus_proofs::{PostSector, Prover as _, Vanilla, WindowPost, commp};
+use lotus_proofs::{PostSector, ProofMode, Prover as _, Vanilla, WindowPost, commp};
 use lotus_runtime::Health;
 use lotus_sealing::{
     Observer, PieceFiles, Sealing, SealingConfig, SealingDeps, SectorChange, SectorState, Storage,
@@ -177,6 +177,7 @@ impl Hub {
             storage: storage.clone(),
             miner: MINER,
             size: SIZE,
+            proofs: ProofMode::Vanilla,
             cfg,
             observer: Arc::new(Nobody),
             pieces: Arc::new(Files(dir.join("pieces"))),

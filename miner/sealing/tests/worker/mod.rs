@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use futures::future::BoxFuture;
+use lotus_actors::{RawBytes, encode};
 use lotus_proofs::Vanilla;
 use lotus_sealing::Work;
 use lotus_types::Kind;
@@ -19,6 +20,7 @@ pub(crate) struct Worker {
     lose: Mutex<Vec<&'static str>>,
     fail: Mutex<Vec<&'static str>>,
     held: watch::Sender<BTreeSet<&'static str>>,
+    begun: watch::Sender<Vec<&'static str>>,
     running: TaskTracker,
 }
 
@@ -40,6 +42,17 @@ impl Worker {
 
     pub(crate) fn fail(&self, step: &'static str, times: usize) {
         self.fail.lock().unwrap().extend(vec![step; times]);
+    }
+
+    /// How often a step was begun.
+    pub(crate) fn begun(&self, step: &'static str) -> usize {
+        self.begun.borrow().iter().filter(|s| **s == step).count()
+    }
+
+    /// Waits until a step is begun.
+    pub(crate) async fn begins(&self, step: &'static str) {
+        let mut begun = self.begun.subscribe();
+        begun.wait_for(|all| all.contains(&step)).await.unwrap();
     }
 
     /// Waits for the tasks that still run.
@@ -66,6 +79,7 @@ impl Work for Worker {
     fn run(&self, task: Task, progress: Progress) -> BoxFuture<'_, Result<Output, WorkError>> {
         Box::pin(async move {
             let step = task.name();
+            self.begun.send_modify(|all| all.push(step));
             let mut held = self.held.subscribe();
             held.wait_for(|h| !h.contains(step)).await.unwrap();
             if Self::take(&self.lose, step) {
@@ -83,6 +97,11 @@ impl Work for Worker {
                 });
             }
             progress(0.5);
+            // Vanilla proofs have no aggregate: the small chain takes their list for one.
+            if let Task::Aggregate { seals, .. } = task {
+                let proofs = seals.into_iter().map(|s| RawBytes::new(s.proof));
+                return Ok(Output::Proof(encode(&proofs.collect::<Vec<_>>())));
+            }
             let done = self
                 .running
                 .spawn_blocking(move || execute(&Vanilla, &task))

@@ -11,7 +11,9 @@ use lotus_actors::miner::{
     PRE_COMMIT_SECTOR_BATCH2, PROVE_COMMIT_SECTORS3, PreCommitSectorBatchParams2,
     ProveCommitSectors3Params,
 };
-use lotus_actors::{Dst, address_entropy, decode, draw_randomness};
+use lotus_actors::{
+    Dst, RawBytes, RegisteredAggregateProof, address_entropy, decode, draw_randomness,
+};
 use lotus_chain::Follower;
 use lotus_journal::{Journal, JournalError, Map, Tx};
 use lotus_messages::{MessagesConfig, Sender};
@@ -21,7 +23,9 @@ use lotus_node_client::api::{
     SectorPreCommitOnChainInfo, SignedMessage, TipSet, TipSetKey,
 };
 use lotus_node_client::{FullNode, HeadChanges, NodeError};
-use lotus_proofs::{SealingSector, Vanilla, Verifier, comm_d, commp, layout};
+use lotus_proofs::{
+    AGGREGATE_SEALS, ProofMode, SealingSector, Vanilla, Verifier, comm_d, commp, layout,
+};
 use lotus_sealing::{
     Observer, PieceFiles, Sealing, SealingConfig, SealingDeps, SectorChange, SectorState, Storage,
     StorageConfig, Terms,
@@ -73,6 +77,8 @@ pub(crate) struct Miner {
     pub(crate) allocated: BTreeSet<u64>,
     pub(crate) pre_commits: BTreeMap<u64, SectorPreCommitOnChainInfo>,
     pub(crate) active: BTreeMap<u64, SectorOnChainInfo>,
+    /// Sectors of the aggregates that were taken, in their order.
+    pub(crate) aggregates: Vec<Vec<u64>>,
     /// Exit codes for the next messages, by method.
     pub(crate) exits: Vec<(u64, i64)>,
     /// Epochs after which a ticket is refused.
@@ -121,7 +127,20 @@ impl Miner {
 
     fn prove_commit(&mut self, msg: &Message, height: i64) -> Option<()> {
         let params: ProveCommitSectors3Params = decode(&msg.params).ok()?;
-        for (manifest, proof) in params.sector_activations.iter().zip(&params.sector_proofs) {
+        let sectors = &params.sector_activations;
+        let aggregated = params.sector_proofs.is_empty();
+        let proofs: Vec<RawBytes> = if aggregated {
+            // The small chain's aggregate is the list of the proofs, see the worker.
+            let fine = params.aggregate_proof_type == Some(RegisteredAggregateProof::SnarkPackV2)
+                && AGGREGATE_SEALS.contains(&sectors.len());
+            fine.then_some(())?;
+            decode(params.aggregate_proof.bytes()).ok()?
+        } else {
+            params.aggregate_proof.is_empty().then_some(())?;
+            params.sector_proofs.clone()
+        };
+        (sectors.len() == proofs.len()).then_some(())?;
+        for (manifest, proof) in sectors.iter().zip(&proofs) {
             let number = manifest.sector_number;
             let pre = self.pre_commits.get(&number)?;
             let seed_epoch = pre.pre_commit_epoch.0 + DELAY;
@@ -159,6 +178,10 @@ impl Miner {
                 .ok()?;
             let pre = self.pre_commits.remove(&number)?;
             self.active.insert(number, active(&pre, height));
+        }
+        if aggregated {
+            let numbers = sectors.iter().map(|s| s.sector_number).collect();
+            self.aggregates.push(numbers);
         }
         Some(())
     }
@@ -481,6 +504,15 @@ impl Hub {
     }
 
     pub(crate) fn start_with(world: &World, adjust: impl FnOnce(&mut SealingConfig)) -> Self {
+        Self::start_in(world, ProofMode::Vanilla, adjust)
+    }
+
+    /// The mode decides whether proofs are aggregated; they are vanilla ones in each.
+    pub(crate) fn start_in(
+        world: &World,
+        proofs: ProofMode,
+        adjust: impl FnOnce(&mut SealingConfig),
+    ) -> Self {
         let dir = world.dir.path();
         let path = dir.join("journal");
         let journal = Journal::open(&path).unwrap();
@@ -521,6 +553,7 @@ impl Hub {
             storage: storage.clone(),
             miner: MINER,
             size: SIZE,
+            proofs,
             cfg,
             observer: Arc::new(Witness),
             pieces: Arc::new(Files(dir.join("pieces"))),

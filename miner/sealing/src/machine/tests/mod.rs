@@ -31,6 +31,13 @@ fn seed(n: u8) -> Event {
     })
 }
 
+const fn batched(batch: u64) -> Event {
+    Event::Batched {
+        batch,
+        aggregate: false,
+    }
+}
+
 fn refused(spent: bool, cause: Cause) -> Event {
     Event::Refused {
         why: "no".into(),
@@ -61,7 +68,8 @@ fn every_event() -> Vec<Event> {
             commitments: commitments(),
             unix_ms: 6,
         },
-        Event::Batched(4),
+        batched(4),
+        Event::NotAggregated("no worker".into()),
         Event::PreCommitSent(cid(1)),
         Event::PreCommitLanded { epoch: Epoch(20) },
         Event::PreCommitLost,
@@ -207,7 +215,7 @@ fn short_money_remakes_nothing() {
 fn a_batch_is_remembered_until_its_message_is_of_no_use() {
     let sent = run(
         at(S::SubmitPreCommitBatch),
-        &[Event::Batched(7), Event::PreCommitSent(cid(1))],
+        &[batched(7), Event::PreCommitSent(cid(1))],
     );
     assert_eq!(sent.seat.batch, Some(7));
     let again = run(sent.clone(), &[refused(true, Cause::Other), Event::Retry]);
@@ -219,7 +227,7 @@ fn a_batch_is_remembered_until_its_message_is_of_no_use() {
             Event::PreCommitLanded { epoch: Epoch(5) },
             seed(1),
             Event::Proved { unix_ms: 3 },
-            Event::Batched(8),
+            batched(8),
             Event::PreCommitLost,
         ],
     );
@@ -227,6 +235,24 @@ fn a_batch_is_remembered_until_its_message_is_of_no_use() {
         (lost.state, lost.seat.batch),
         (S::SubmitPreCommitBatch, Some(7))
     );
+}
+
+#[test]
+fn a_batch_without_its_aggregate_sends_each_proof_as_it_is() {
+    let aggregated = Event::Batched {
+        batch: 3,
+        aggregate: true,
+    };
+    let s = run(at(S::SubmitCommitAggregate), &[aggregated]);
+    assert_eq!((s.seat.batch, s.seat.aggregate), (Some(3), true));
+    let s = run(s, &[Event::NotAggregated("no worker".into())]);
+    assert_eq!((s.state, s.failures), (S::SubmitCommitAggregate, 0));
+    assert!(s.seat.batch.is_none() && s.seat.plain && !s.seat.alone);
+    let s = run(s, &[batched(4)]);
+    assert!(s.seat.batch == Some(4) && !s.seat.aggregate);
+    // A new proof may be aggregated again.
+    let s = run(s, &[Event::SeedLost, seed(2), Event::Proved { unix_ms: 1 }]);
+    assert!(s.state == S::SubmitCommitAggregate && !s.seat.plain);
 }
 
 #[test]

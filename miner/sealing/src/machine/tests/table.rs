@@ -48,6 +48,11 @@ fn table() -> Vec<(Option<S>, &'static str, S)> {
         ),
         (
             &[S::SubmitCommitAggregate],
+            "SectorNotAggregated",
+            S::SubmitCommitAggregate,
+        ),
+        (
+            &[S::SubmitCommitAggregate],
             "SectorCommitAggregateSent",
             S::CommitAggregateWait,
         ),

@@ -47,6 +47,7 @@ fn answers(effect: Effect) -> Vec<Event> {
         Effect::SendCommit => vec![
             one("SectorCommitAggregateSent"),
             one("SectorBatched"),
+            one("SectorNotAggregated"),
             one("SectorPreCommitLost"),
             one("SectorSeedLost"),
             one("SectorAbandoned"),
