@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic_health::ServingStatus;
 
-use crate::{Fault, Health, addr_file, telemetry};
+use crate::{Fault, Health, addr_file, notify, telemetry};
 
 /// `[admin]` of every process.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -41,13 +41,15 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Binds the endpoint and writes `run_dir/NAME.addr`.
+    /// Binds the endpoint and writes `run_dir/NAME.addr`. To be called before the process starts
+    /// others: what its supervisor handed over stays with it.
     pub async fn bind(
         cfg: &AdminConfig,
         health: Health,
         run_dir: &Path,
         name: &str,
     ) -> Result<Self, Fault> {
+        notify::keep_descriptors();
         let listener = TcpListener::bind(cfg.listen)
             .await
             .map_err(|e| Fault::bind(&cfg.listen, "admin.listen", &e))?;
@@ -60,7 +62,7 @@ impl Admin {
         Ok(self.listener.local_addr()?)
     }
 
-    /// Serves until stopped.
+    /// Serves until stopped, and gives the supervisor signs of life.
     pub async fn serve(self, stop: CancellationToken) -> Result<(), Fault> {
         let (reporter, grpc) = tonic_health::server::health_reporter();
         let http = Router::new()
@@ -98,6 +100,7 @@ impl Admin {
         tokio::select! {
             served = serve => served.map_err(Fault::from),
             () = follow => Ok(()),
+            () = notify::keep_alive() => Ok(()),
             // A health watch never ends by itself, so it must not hold the stop.
             () = stop.cancelled() => Ok(()),
         }
