@@ -1,110 +1,188 @@
-//! Spawning one process: its log file, its notification descriptor, its process group.
+//! Processes of the operating system: spawning one with its lock, its log and what it says;
+//! following one of which this supervisor is not the parent; ending one.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, pipe2};
-use tokio::process::{Child, Command};
+use rustix::process::{PidfdFlags, pidfd_open};
+use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe;
 
 use crate::config::Process;
+use crate::fence::{Fence, FenceError};
 use crate::table::Ended;
+use crate::{fd, logs, record};
 
+/// Exit status that means "the command line is wrong".
+const EX_COMMAND_LINE: i32 = 2;
 /// Exit status that means "the configuration is wrong" (sysexits.h, `EX_CONFIG`).
 const EX_CONFIG: i32 = 78;
 
 /// A spawned process and the read end of its notification pipe.
 #[derive(Debug)]
 pub(crate) struct Spawned {
-    pub(crate) child: Child,
     pub(crate) pid: u32,
-    pub(crate) notify: tokio::net::unix::pipe::Receiver,
+    pub(crate) notify: pipe::Receiver,
 }
 
-/// Spawns `process` with its output appended to `log`. The log is a file that the child writes
-/// itself, so that nothing breaks when the supervisor dies.
-pub(crate) fn spawn(process: &Process, log: &Path) -> io::Result<Spawned> {
+/// Why a process was not spawned.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SpawnError {
+    #[error(transparent)]
+    Fence(#[from] FenceError),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Spawns `process` under the lock `fence`, with its output appended to `log`.
+pub(crate) fn spawn(
+    process: &Process,
+    log: &Path,
+    fence: &Path,
+    notify_socket: &Path,
+) -> Result<Spawned, SpawnError> {
     let (program, args) = process
         .command
         .split_first()
         .ok_or_else(|| io::Error::other("empty command"))?;
-    let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
-    // The write end goes to this child alone: it is inheritable only until `write` is dropped
-    // below, and all spawning happens on one task.
-    fcntl(&write, FcntlArg::F_SETFD(FdFlag::empty()))?;
-    fcntl(&write, FcntlArg::F_SETFL(OFlag::empty()))?;
-    let out = open_log(log)?;
+    let fence = take_fence(fence)?;
+    let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(io::Error::from)?;
+    fcntl(&write, FcntlArg::F_SETFL(OFlag::empty())).map_err(io::Error::from)?;
+    inheritable(fence.fd())?;
+    inheritable(write.as_fd())?;
+    let out = logs::open(log)?;
     let err = out.try_clone()?;
-    let child = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .args(args)
+        // What a service manager told the supervisor is not meant for its processes.
+        .env_remove("WATCHDOG_PID")
+        .env_remove("WATCHDOG_USEC")
+        .env_remove("LISTEN_PID")
+        .env_remove("LISTEN_FDS")
+        .env_remove("LISTEN_FDNAMES")
         .envs(&process.env)
         .env(lotus_runtime::notify::FD_VAR, write.as_raw_fd().to_string())
+        .env(
+            lotus_runtime::notify::FENCE_VAR,
+            fence.fd().as_raw_fd().to_string(),
+        )
+        .env("NOTIFY_SOCKET", notify_socket)
         .stdin(Stdio::null())
         .stdout(out)
         .stderr(err)
-        .process_group(0)
-        .spawn()?;
+        .process_group(0);
+    if let Some(limit) = process.watchdog {
+        command.env("WATCHDOG_USEC", limit.as_micros().to_string());
+    }
+    // Nobody but `reaped` waits for it.
+    let pid = command.spawn()?.id();
     drop::<OwnedFd>(write);
-    let pid = child
-        .id()
-        .ok_or_else(|| io::Error::other("the process ended before it had a pid"))?;
+    if let Err(e) = fence.hand_over(pid) {
+        tracing::warn!(%e, process = process.name, "the pid is not in the lock's file");
+    }
     Ok(Spawned {
-        child,
         pid,
-        notify: tokio::net::unix::pipe::Receiver::from_owned_fd(read)?,
+        notify: pipe::Receiver::from_owned_fd(read)?,
     })
 }
 
-fn open_log(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).open(path)
-}
+/// How long a killed process may take to let go of the lock of one that is gone.
+const LEFTOVER: Duration = Duration::from_secs(2);
 
-/// Copies a log that has grown over `limit` to `NAME.log.1` and empties it. The child keeps
-/// writing to the same file: it appends.
-pub(crate) fn rotate_log(path: &Path, limit: u64) -> io::Result<()> {
-    let len = match std::fs::metadata(path) {
-        Ok(meta) => meta.len(),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(e),
-    };
-    if len <= limit {
-        return Ok(());
+/// Takes the lock. Nobody lives whom it is for, so whoever still has it inherited it.
+fn take_fence(path: &Path) -> Result<Fence, FenceError> {
+    match Fence::take(path) {
+        Err(FenceError::Held(pids)) => {
+            for pid in pids {
+                kill_leftover(pid);
+            }
+            Fence::take(path)
+        }
+        taken => taken,
     }
-    std::fs::copy(path, old_log(path))?;
-    OpenOptions::new().write(true).open(path)?.set_len(0)
 }
 
-fn old_log(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".1");
-    name.into()
+/// Lets the next spawned process have a descriptor. All spawning happens on one task, which
+/// closes its own copy before it spawns the next.
+fn inheritable(fd: BorrowedFd<'_>) -> io::Result<()> {
+    fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    Ok(())
 }
 
-/// The end of a log, at most `bytes`, from a line's start.
-pub(crate) fn tail(path: &Path, bytes: u64) -> io::Result<String> {
-    let mut file = File::open(path)?;
-    let len = file.metadata()?.len();
-    let from = len.saturating_sub(bytes);
-    file.seek(io::SeekFrom::Start(from))?;
-    let mut text = Vec::new();
-    file.take(bytes).read_to_end(&mut text)?;
-    let text = String::from_utf8_lossy(&text);
-    Ok(match text.split_once('\n') {
-        Some((_, rest)) if from > 0 => rest.to_owned(),
-        _ => text.into_owned(),
-    })
-}
-
-/// Writes a line of the supervisor's own into a process's log.
-pub(crate) fn mark(path: &Path, line: &str) {
-    let written = open_log(path).and_then(|mut f| writeln!(f, "--- supervisor: {line}"));
-    if let Err(e) = written {
-        tracing::warn!(%e, log = %path.display(), "log not written");
+/// Every child that ended since the last call, and how.
+pub(crate) fn reaped() -> BTreeMap<u32, (Ended, String)> {
+    let mut all = BTreeMap::new();
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, code)) => {
+                let how = match code {
+                    0 => Ended::Clean,
+                    EX_COMMAND_LINE | EX_CONFIG => Ended::BadConfig,
+                    _ => Ended::Crashed,
+                };
+                all.insert(as_u32(pid), (how, format!("exit status {code}")));
+            }
+            Ok(WaitStatus::Signaled(pid, signal, _)) => {
+                all.insert(as_u32(pid), (Ended::Crashed, signal.to_string()));
+            }
+            Ok(WaitStatus::StillAlive) | Err(_) => return all,
+            // Stopped and continued ones are not asked for.
+            Ok(_) => {}
+        }
     }
+}
+
+fn as_u32(pid: Pid) -> u32 {
+    u32::try_from(pid.as_raw()).unwrap_or_default()
+}
+
+/// A process that the supervisor before this one spawned.
+#[derive(Debug)]
+pub(crate) struct Adopted(AsyncFd<OwnedFd>);
+
+impl Adopted {
+    /// Takes hold of a process; none if it is gone.
+    pub(crate) fn new(id: record::Identity) -> io::Result<Option<Self>> {
+        let Some(pid) = as_rustix(id.pid) else {
+            return Ok(None);
+        };
+        let fd = match pidfd_open(pid, PidfdFlags::NONBLOCK) {
+            Ok(fd) => fd,
+            Err(rustix::io::Errno::SRCH) => return Ok(None),
+            Err(e) => return Err(e.into()),
+        };
+        // The descriptor means one process for good; the number may have been used again before.
+        if record::start_time(id.pid) != Some(id.start_time) {
+            return Ok(None);
+        }
+        Ok(Some(Self(fd::readable(fd)?)))
+    }
+
+    /// Returns when it has ended. Its exit status is its parent's to know.
+    pub(crate) async fn ended(&self) -> (Ended, String) {
+        match self.0.readable().await {
+            Ok(_) => (
+                Ended::Crashed,
+                "exit status unknown, as another supervisor started it".into(),
+            ),
+            Err(e) => (Ended::Crashed, e.to_string()),
+        }
+    }
+}
+
+fn as_rustix(pid: u32) -> Option<rustix::process::Pid> {
+    rustix::process::Pid::from_raw(i32::try_from(pid).ok()?)
 }
 
 fn as_pid(pid: u32) -> Option<Pid> {
@@ -123,41 +201,36 @@ pub(crate) fn terminate(pid: u32) {
     }
 }
 
-/// Ends the process and everything in its group.
+/// Ends the process and everything in its group. Of one that just ended too: a number is not used
+/// again while a group has it, and not soon after.
 pub(crate) fn kill_group(pid: u32) {
     if let Some(p) = as_pid(pid)
         && let Err(e) = killpg(p, Signal::SIGKILL)
+        && e != Errno::ESRCH
     {
-        tracing::debug!(pid, %e, "SIGKILL");
+        tracing::warn!(pid, %e, "SIGKILL");
     }
 }
 
-/// What an exit status means for the table, and in words.
-pub(crate) fn ended(status: io::Result<std::process::ExitStatus>) -> (Ended, String) {
-    match status {
-        Ok(s) if s.success() => (Ended::Clean, s.to_string()),
-        Ok(s) if s.code() == Some(EX_CONFIG) => (Ended::BadConfig, s.to_string()),
-        Ok(s) => (Ended::Crashed, s.to_string()),
-        Err(e) => (Ended::Crashed, e.to_string()),
+/// Ends a process that holds the lock of one that is gone, and returns when it is.
+pub(crate) fn kill_leftover(pid: u32) {
+    let Some(p) = as_pid(pid) else { return };
+    tracing::warn!(pid, "it outlived the process that started it: killed");
+    if let Err(e) = kill(p, Signal::SIGKILL) {
+        if e != Errno::ESRCH {
+            tracing::warn!(pid, %e, "SIGKILL");
+        }
+        return;
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_full_log_moves_aside_and_the_writer_goes_on() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("x.log");
-        let mut writer = open_log(&path).unwrap();
-        writer.write_all(b"first\nsecond\n").unwrap();
-        rotate_log(&path, 100).unwrap();
-        assert_eq!(tail(&path, 100).unwrap(), "first\nsecond\n");
-        rotate_log(&path, 5).unwrap();
-        writer.write_all(b"third\n").unwrap();
-        assert_eq!(tail(&path, 100).unwrap(), "third\n");
-        assert_eq!(tail(&old_log(&path), 100).unwrap(), "first\nsecond\n");
-        assert_eq!(tail(&old_log(&path), 9).unwrap(), "second\n", "whole lines");
+    let Some(fd) = as_rustix(pid).and_then(|p| pidfd_open(p, PidfdFlags::empty()).ok()) else {
+        return;
+    };
+    let timeout = nix::poll::PollTimeout::try_from(LEFTOVER).unwrap_or(nix::poll::PollTimeout::MAX);
+    let mut fds = [nix::poll::PollFd::new(
+        fd.as_fd(),
+        nix::poll::PollFlags::POLLIN,
+    )];
+    if nix::poll::poll(&mut fds, timeout) != Ok(1) {
+        tracing::warn!(pid, "it does not end");
     }
 }

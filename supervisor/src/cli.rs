@@ -11,8 +11,8 @@ use lotus_types::Kind;
 use tokio::sync::mpsc;
 
 use crate::config::{self, Config};
-use crate::proto::{ProcessRequest, StatusRequest, StatusResponse};
-use crate::{child, control, runner::Runner};
+use crate::proto::{ProcessRequest, ProcessStatus, StatusRequest, StatusResponse};
+use crate::{control, logs, runner::Runner, unit};
 
 /// Starts, orders, watches and restarts the hub and its spokes on one host.
 ///
@@ -54,14 +54,24 @@ enum Command {
         name: String,
     },
     /// Stop one process, or everything when no name is given.
+    ///
+    /// The hub, and what it needs, is stopped when that loses no proof, no block and no hours of
+    /// sealing. Until then the reasons are shown. Ctrl-C ends the waiting here, not the stop:
+    /// `start NAME` takes it back.
     Stop {
         /// Its name in `status`.
         name: Option<String>,
+        #[command(flatten)]
+        how: How,
     },
-    /// Restart one process; those that depend on it keep running and reconnect.
+    /// Restart one process; its spokes keep running and reconnect.
+    ///
+    /// Waits for a safe moment as `stop` does.
     Restart {
         /// Its name in `status`.
         name: String,
+        #[command(flatten)]
+        how: How,
     },
     /// Print the end of a process's log.
     Logs {
@@ -71,11 +81,27 @@ enum Command {
         #[arg(long, default_value_t = 16)]
         kib: u64,
     },
+    /// Print the systemd unit that runs this supervisor on --repo.
+    SystemdUnit {
+        /// User that runs it, and everything below it.
+        #[arg(long, default_value = "lotus")]
+        user: String,
+    },
     /// Print or check the configuration.
     Config {
         #[command(subcommand)]
         what: ConfigCommand,
     },
+}
+
+#[derive(Clone, Copy, Debug, clap::Args)]
+struct How {
+    /// Do not wait until it is safe. What that costs is written to the logs.
+    #[arg(long)]
+    force: bool,
+    /// Do not wait until it is done.
+    #[arg(long)]
+    no_wait: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -124,10 +150,46 @@ pub fn start(args: Args) -> Result<(), Fault> {
             print(&status.into_inner(), json);
             Ok(())
         }
-        Command::Start { name } => ask(&root, &runtime, "start", &name),
-        Command::Stop { name: Some(name) } => ask(&root, &runtime, "stop", &name),
-        Command::Stop { name: None } => runtime.block_on(stop_all(&root)),
-        Command::Restart { name } => ask(&root, &runtime, "restart", &name),
+        Command::Start { name } => runtime.block_on(async {
+            let mut client = control::client(&root).await?;
+            let request = ProcessRequest { name, force: false };
+            print(
+                &client.start(request).await.map_err(refused)?.into_inner(),
+                false,
+            );
+            Ok(())
+        }),
+        Command::Stop { name, how } => runtime.block_on(async {
+            let mut client = control::client(&root).await?;
+            let request = ProcessRequest {
+                name: name.clone().unwrap_or_default(),
+                force: how.force,
+            };
+            client.stop(request).await.map_err(refused)?;
+            match name {
+                _ if how.no_wait => Ok(()),
+                Some(name) => until(&root, &name, |p| p.state == "stopped").await,
+                None => all_stopped(&root).await,
+            }
+        }),
+        Command::Restart { name, how } => runtime.block_on(async {
+            let mut client = control::client(&root).await?;
+            let before = client.status(StatusRequest {}).await.map_err(refused)?;
+            let pid = |all: &StatusResponse| {
+                let found = all.processes.iter().find(|p| p.name == name);
+                found.map_or(0, |p| p.pid)
+            };
+            let old = pid(&before.into_inner());
+            let request = ProcessRequest {
+                name: name.clone(),
+                force: how.force,
+            };
+            client.restart(request).await.map_err(refused)?;
+            if how.no_wait {
+                return Ok(());
+            }
+            until(&root, &name, |p| p.ready && p.pid != old).await
+        }),
         Command::Logs { name, kib } => {
             let valid = |c: char| c.is_ascii_alphanumeric() || c == '-';
             let log = root.join("logs").join(format!("{name}.log"));
@@ -141,7 +203,19 @@ pub fn start(args: Args) -> Result<(), Fault> {
                     "`lotus-supervisor status` lists the names",
                 ));
             }
-            print!("{}", child::tail(&log, kib << 10)?);
+            print!("{}", logs::tail(&log, kib << 10)?);
+            Ok(())
+        }
+        Command::SystemdUnit { user } => {
+            let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+            if user.is_empty() || !user.chars().all(valid) {
+                return Err(Fault::new(
+                    Kind::Data,
+                    format!("{user:?} is no name of a user"),
+                    "give the user's name: --user lotus",
+                ));
+            }
+            print!("{}", unit::unit(&std::env::current_exe()?, &root, &user));
             Ok(())
         }
         Command::Config { what } => {
@@ -178,15 +252,15 @@ async fn run(root: &Path, cfg: Config, bin_dir: Option<PathBuf>) -> Result<(), F
     let processes = config::processes(&cfg, root, &bin)?;
     let health = Health::default();
     let admin = Admin::bind(&cfg.admin, health.clone(), &run_dir, "supervisor").await?;
-    let runner = Runner::new(processes, cfg.limits, &root.join("logs"), health.clone())?;
+    let runner = Runner::new(processes, cfg.limits, root, health.clone())?;
     let (calls_tx, calls_rx) = mpsc::channel(64);
     signals::run_until_signal(|stop| async move {
         // Status is served until the last process has stopped.
         let done = CancellationToken::new();
         let work = async {
-            runner.run(calls_rx, stop.clone()).await;
+            let ended = runner.run(calls_rx, stop.clone()).await;
             done.cancel();
-            Ok(())
+            ended
         };
         let ready = async {
             tokio::select! {
@@ -201,7 +275,7 @@ async fn run(root: &Path, cfg: Config, bin_dir: Option<PathBuf>) -> Result<(), F
         tokio::try_join!(
             work,
             ready,
-            control::serve(root, calls_tx, stop.clone(), done.clone()),
+            control::serve(root, calls_tx, done.clone()),
             admin.serve(done.clone()),
         )?;
         Ok(())
@@ -224,50 +298,71 @@ fn refused(status: tonic::Status) -> Fault {
     }
 }
 
-fn ask(
+/// How often the status is looked at while something is waited for.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Waits until `name` is as wanted, and says why it is not. It ends when the process fails, and
+/// otherwise has no limit: the hub may have to prove first.
+async fn until(
     root: &Path,
-    runtime: &tokio::runtime::Runtime,
-    what: &str,
     name: &str,
+    wanted: impl Fn(&ProcessStatus) -> bool,
 ) -> Result<(), Fault> {
-    let status = runtime.block_on(async {
-        let mut client = control::client(root).await?;
-        let request = ProcessRequest { name: name.into() };
-        match what {
-            "start" => client.start(request).await,
-            "stop" => client.stop(request).await,
-            _ => client.restart(request).await,
+    let mut client = control::client(root).await?;
+    let mut said = String::new();
+    loop {
+        let all = client.status(StatusRequest {}).await.map_err(refused)?;
+        let all = all.into_inner();
+        // One that the configuration does not name any more is gone once it is stopped.
+        let Some(p) = all.processes.iter().find(|p| p.name == name) else {
+            return Ok(());
+        };
+        if wanted(p) {
+            print(&all, false);
+            return Ok(());
         }
-        .map_err(refused)
-    })?;
-    print(&status.into_inner(), false);
+        if p.state == "failed" {
+            return Err(Fault::new(
+                Kind::Config,
+                format!("{name} failed: {}", p.reason),
+                format!("`lotus-supervisor logs {name}` shows why; then `start {name}`"),
+            ));
+        }
+        say(&mut said, format!("{name}: {} {}", p.state, p.reason));
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Waits until the supervisor is gone, and says what it waits for.
+async fn all_stopped(root: &Path) -> Result<(), Fault> {
+    let mut said = String::new();
+    // A supervisor that ends does not answer any more.
+    while let Ok(mut client) = control::client(root).await {
+        let Ok(all) = client.status(StatusRequest {}).await else {
+            break;
+        };
+        let all = all.into_inner().processes;
+        let waits = all.iter().filter(|p| p.state != "stopped");
+        let words: Vec<String> = waits
+            .filter(|p| p.reason.starts_with("waits to stop") || p.state == "stopping")
+            .map(|p| format!("{}: {} {}", p.name, p.state, p.reason))
+            .collect();
+        if !words.is_empty() {
+            say(&mut said, words.join(", "));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    println!("everything is stopped");
     Ok(())
 }
 
-/// Asks for the stop and waits until the supervisor is gone, within its own limits.
-async fn stop_all(root: &Path) -> Result<(), Fault> {
-    let limits = load(root)?.limits;
-    let mut client = control::client(root).await?;
-    client
-        .stop(ProcessRequest::default())
-        .await
-        .map_err(refused)?;
-    // Four levels at most: spokes, hub, init, node.
-    let patience = Duration::from_secs(limits.stop_secs.saturating_mul(4).saturating_add(10));
-    let gone = async {
-        while client.status(StatusRequest {}).await.is_ok() {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    };
-    tokio::time::timeout(patience, gone).await.map_err(|_| {
-        Fault::new(
-            Kind::Transport,
-            format!("still stopping after {patience:?}"),
-            "`lotus-supervisor status` shows what it waits for",
-        )
-    })?;
-    println!("everything is stopped");
-    Ok(())
+/// Says something once.
+fn say(before: &mut String, now: String) {
+    let now = now.trim_end().to_owned();
+    if *before != now {
+        eprintln!("{now}");
+        *before = now;
+    }
 }
 
 fn print(status: &StatusResponse, json: bool) {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use lotus_runtime::Fault;
 use lotus_runtime::admin::AdminConfig;
@@ -19,6 +20,8 @@ pub struct Config {
     pub hub: HubProcess,
     /// The spokes.
     pub spokes: SpokesConfig,
+    /// Programs of others that belong to this host, by name: a full node, an exporter.
+    pub process: BTreeMap<String, ProcessConfig>,
     /// Time limits.
     pub limits: Limits,
     /// Health and metrics of the supervisor itself.
@@ -53,13 +56,72 @@ impl Default for DevnetConfig {
 }
 
 /// `[hub]`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HubProcess {
+    /// Run the hub. Off on a host of spokes alone.
+    pub enabled: bool,
+    /// Names of `[process]` that must be ready before it.
+    pub after: Vec<String>,
     /// More arguments for `lotus-miner run`.
     pub args: Vec<String>,
     /// Environment of the process; `LOTUS_MINER__SECTION__KEY` sets its configuration.
     pub env: BTreeMap<String, String>,
+}
+
+impl Default for HubProcess {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            after: Vec::new(),
+            args: Vec::new(),
+            env: BTreeMap::new(),
+        }
+    }
+}
+
+/// `[process.NAME]`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ProcessConfig {
+    /// Program, as a path, and its arguments.
+    pub command: Vec<String>,
+    /// Environment of the process.
+    pub env: BTreeMap<String, String>,
+    /// Names of those that must be ready before it is started.
+    pub after: Vec<String>,
+    /// When it counts as ready.
+    pub ready: Readiness,
+    /// What it does when one of those that it comes after ends.
+    pub strategy: Strategy,
+    /// Seconds without a sign of life (`WATCHDOG=1` of sd_notify) after which it is killed; 0 for
+    /// one that gives none.
+    pub watchdog_secs: u64,
+}
+
+/// When a process counts as ready.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Readiness {
+    /// As soon as it runs.
+    #[default]
+    AtOnce,
+    /// When it says so: `READY=1` of sd_notify, or a newline on the descriptor LOTUS_NOTIFY_FD.
+    Told,
+}
+
+/// What a process does when one of those that it comes after ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Strategy {
+    /// Nothing.
+    #[default]
+    OneForOne,
+    /// It is stopped, and started when the other is ready again.
+    RestForOne,
+    /// It runs on. It is restarted if the other came back and it does not become ready again
+    /// within `limits.reattach_secs`.
+    Reconnect,
 }
 
 /// `[spokes]`.
@@ -89,6 +151,16 @@ pub struct Limits {
     pub start_secs: u64,
     /// Seconds that a process may take to end after SIGTERM; then it is killed.
     pub stop_secs: u64,
+    /// Seconds after which a run counts as healthy: the crashes before it are forgotten, and the
+    /// next restart is immediate.
+    pub healthy_secs: u64,
+    /// Seconds without a sign of life after which a process of ours is killed; 0 for no limit.
+    pub watchdog_secs: u64,
+    /// Seconds that a spoke has to become ready again after its hub did; then it is restarted.
+    pub reattach_secs: u64,
+    /// A spoke that ended by itself this often within an hour is given up. 0 for never. The hub
+    /// and the node are never given up.
+    pub restarts_an_hour: u32,
     /// MiB at which a log file is rotated to `NAME.log.1`.
     pub log_mib: u64,
 }
@@ -98,6 +170,10 @@ impl Default for Limits {
         Self {
             start_secs: 120,
             stop_secs: 45,
+            healthy_secs: 60,
+            watchdog_secs: 120,
+            reattach_secs: 60,
+            restarts_an_hour: 100,
             log_mib: 64,
         }
     }
@@ -114,11 +190,41 @@ pub struct Process {
     pub env: BTreeMap<String, String>,
     /// Names of those that must be ready before it is started.
     pub after: Vec<String>,
+    /// What it does when one of them ends.
+    pub strategy: Strategy,
+    /// When it counts as ready.
+    pub ready: Readiness,
+    /// How long it may give no sign of life once it is ready.
+    pub watchdog: Option<Duration>,
+    /// Whether it may be given up when it ends by itself too often.
+    pub may_fail: bool,
     /// A one-shot is done when it ends well; it is skipped when this path exists.
     pub creates: Option<PathBuf>,
+    /// Where its health is served: a file with the address, which it writes at its start.
+    pub health: Option<PathBuf>,
+    /// Socket of the hub that says whether a stop is safe now.
+    pub safety: Option<PathBuf>,
 }
 
 impl Process {
+    /// A process that starts at once and knows nothing of us.
+    #[must_use]
+    pub fn new(name: &str, command: Vec<String>) -> Self {
+        Self {
+            name: name.into(),
+            command,
+            env: BTreeMap::new(),
+            after: Vec::new(),
+            strategy: Strategy::OneForOne,
+            ready: Readiness::AtOnce,
+            watchdog: None,
+            may_fail: false,
+            creates: None,
+            health: None,
+            safety: None,
+        }
+    }
+
     /// Whether it ends by itself.
     #[must_use]
     pub const fn is_oneshot(&self) -> bool {
@@ -140,95 +246,156 @@ pub fn processes(cfg: &Config, root: &Path, bin: &Path) -> Result<Vec<Process>, 
         Ok(path.display().to_string())
     };
     let dir = |name: &str| root.join(name).display().to_string();
+    let watchdog = |secs: u64| (secs > 0).then(|| Duration::from_secs(secs));
+    let ours = |name: &str, command: Vec<String>| Process {
+        ready: Readiness::Told,
+        watchdog: watchdog(cfg.limits.watchdog_secs),
+        ..Process::new(name, command)
+    };
+    let words = |all: &[&str]| all.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
+
     let mut out = Vec::new();
-    let mut hub_after = Vec::new();
+    for (name, p) in &cfg.process {
+        out.push(Process {
+            env: p.env.clone(),
+            after: p.after.clone(),
+            strategy: p.strategy,
+            ready: p.ready,
+            watchdog: watchdog(p.watchdog_secs),
+            may_fail: true,
+            ..Process::new(name, p.command.clone())
+        });
+    }
+    let mut hub_after = cfg.hub.after.clone();
     if cfg.devnet.enabled {
-        let mut command = vec![
-            exe("lotus-devnet")?,
-            "run".into(),
-            "--repo".into(),
-            dir("devnet"),
-        ];
+        let mut command = words(&[&exe("lotus-devnet")?, "run", "--repo", &dir("devnet")]);
         command.extend(cfg.devnet.args.iter().cloned());
         out.push(Process {
-            name: "devnet".into(),
-            command,
             env: cfg.devnet.env.clone(),
-            after: vec![],
-            creates: None,
+            ..ours("devnet", command)
         });
+        let command = words(&[
+            &exe("lotus-miner")?,
+            "init",
+            "--repo",
+            &dir("miner"),
+            "--actor",
+            &cfg.devnet.actor,
+            "--node-repo",
+            &dir("devnet"),
+        ]);
         out.push(Process {
-            name: "hub-init".into(),
-            command: vec![
-                exe("lotus-miner")?,
-                "init".into(),
-                "--repo".into(),
-                dir("miner"),
-                "--actor".into(),
-                cfg.devnet.actor.clone(),
-                "--node-repo".into(),
-                dir("devnet"),
-            ],
             env: cfg.hub.env.clone(),
-            after: vec!["devnet".into()],
+            after: words(&["devnet"]),
             creates: Some(root.join("miner/config.toml")),
+            ..Process::new("hub-init", command)
         });
-        hub_after = vec!["devnet".into(), "hub-init".into()];
+        hub_after.extend(words(&["devnet", "hub-init"]));
     }
-    let mut command = vec![
-        exe("lotus-miner")?,
-        "run".into(),
-        "--repo".into(),
-        dir("miner"),
-    ];
-    command.extend(cfg.hub.args.iter().cloned());
-    out.push(Process {
-        name: "hub".into(),
-        command,
-        env: cfg.hub.env.clone(),
-        after: hub_after,
-        creates: None,
-    });
-    for service in &cfg.spokes.services {
-        if out.iter().any(|p| p.name == *service) {
-            return Err(Fault::new(
-                Kind::Config,
-                format!("service {service:?} is named twice"),
-                "name each service once in spokes.services",
-            ));
-        }
-        let mut env = BTreeMap::from([(
-            "LOTUS_MARKETS__HUB__ADDR".to_owned(),
-            format!("unix:{}", root.join("miner/run/hub.sock").display()),
-        )]);
-        env.extend(cfg.spokes.env.clone());
+    let socket = root.join("miner/run/hub.sock");
+    let mut spokes_after = Vec::new();
+    if cfg.hub.enabled {
+        let mut command = words(&[&exe("lotus-miner")?, "run", "--repo", &dir("miner")]);
+        command.extend(cfg.hub.args.iter().cloned());
         out.push(Process {
-            name: service.clone(),
-            command: vec![
-                exe("lotus-markets")?,
-                "run".into(),
-                format!("--services={service}"),
-                "--repo".into(),
-                dir("markets"),
-            ],
+            env: cfg.hub.env.clone(),
+            after: hub_after,
+            safety: Some(socket.clone()),
+            ..ours("hub", command)
+        });
+        spokes_after = words(&["hub"]);
+    }
+    for service in &cfg.spokes.services {
+        let mut env = BTreeMap::new();
+        if cfg.hub.enabled {
+            let addr = format!("unix:{}", socket.display());
+            env.insert("LOTUS_MARKETS__HUB__ADDR".to_owned(), addr);
+        }
+        env.extend(cfg.spokes.env.clone());
+        let services = format!("--services={service}");
+        let command = words(&[
+            &exe("lotus-markets")?,
+            "run",
+            &services,
+            "--repo",
+            &dir("markets"),
+        ]);
+        out.push(Process {
             env,
-            after: vec!["hub".into()],
-            creates: None,
+            after: spokes_after.clone(),
+            strategy: Strategy::Reconnect,
+            may_fail: true,
+            health: Some(root.join(format!("markets/run/{service}-admin.addr"))),
+            ..ours(service, command)
         });
     }
+    check(&out)?;
     Ok(out)
+}
+
+/// Names, commands and the graph.
+fn check(all: &[Process]) -> Result<(), Fault> {
+    let wrong = |what: String, fix: &str| Err(Fault::new(Kind::Config, what, fix));
+    for (i, p) in all.iter().enumerate() {
+        let valid = |c: char| c.is_ascii_alphanumeric() || c == '-';
+        if p.name.is_empty() || p.name.len() > 64 || !p.name.chars().all(valid) {
+            return wrong(
+                format!("{:?} is no name of a process", p.name),
+                "use up to 64 letters, digits and hyphens",
+            );
+        }
+        if all[..i].iter().any(|q| q.name == p.name) {
+            return wrong(
+                format!("{:?} is named twice", p.name),
+                "name each service once in spokes.services, and no [process] like one of ours",
+            );
+        }
+        if p.command.is_empty() {
+            return wrong(
+                format!("process.{} has no command", p.name),
+                "give the program and its arguments as a list: command = [\"/usr/bin/x\", \"-v\"]",
+            );
+        }
+        if let Some(unknown) = p.after.iter().find(|a| !all.iter().any(|q| q.name == **a)) {
+            return wrong(
+                format!("{} comes after {unknown:?}, which does not exist", p.name),
+                "name processes of this supervisor in `after`",
+            );
+        }
+    }
+    // Whoever can start is taken away until nobody is left.
+    let mut left: Vec<&Process> = all.iter().collect();
+    loop {
+        let before = left.len();
+        let names: Vec<&str> = left.iter().map(|p| p.name.as_str()).collect();
+        left.retain(|p| p.after.iter().any(|a| names.contains(&a.as_str())));
+        if left.is_empty() {
+            return Ok(());
+        }
+        if left.len() == before {
+            return wrong(
+                format!("they wait for each other: {}", names.join(", ")),
+                "break the circle in `after`",
+            );
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn each_process_comes_after_what_it_needs() {
+    fn binaries() -> tempfile::TempDir {
         let bin = tempfile::tempdir().unwrap();
         for name in ["lotus-devnet", "lotus-miner", "lotus-markets"] {
             std::fs::write(bin.path().join(name), "").unwrap();
         }
+        bin
+    }
+
+    #[test]
+    fn each_process_comes_after_what_it_needs() {
+        let bin = binaries();
         let mut cfg = Config::default();
         cfg.devnet.enabled = true;
         let all = processes(&cfg, Path::new("/r"), bin.path()).unwrap();
@@ -249,8 +416,31 @@ mod tests {
                 assert!(names[..i].contains(&a.as_str()), "{} after {a}", p.name);
             }
         }
-        cfg.spokes.services = vec!["deals".into(), "deals".into()];
-        assert!(processes(&cfg, Path::new("/r"), bin.path()).is_err());
+    }
+
+    #[test]
+    fn a_graph_that_cannot_start_is_refused() {
+        let bin = binaries();
+        let refusal = |text: &str| {
+            let cfg: Config = toml::from_str(text).unwrap();
+            processes(&cfg, Path::new("/r"), bin.path())
+                .unwrap_err()
+                .message
+        };
+        let twice = refusal("[spokes]\nservices = ['deals', 'deals']");
+        assert!(twice.contains("named twice"), "{twice}");
+        let ours = refusal("[process.hub]\ncommand = ['x']");
+        assert!(ours.contains("named twice"), "{ours}");
+        let empty = refusal("[process.a]");
+        assert!(empty.contains("no command"), "{empty}");
+        let odd = refusal("[process.'../a']\ncommand = ['x']");
+        assert!(odd.contains("no name"), "{odd}");
+        let unknown = refusal("[process.a]\ncommand = ['x']\nafter = ['b']");
+        assert!(unknown.contains("does not exist"), "{unknown}");
+        let circle = refusal(
+            "[process.a]\ncommand = ['x']\nafter = ['b']\n[process.b]\ncommand = ['x']\nafter = ['a']",
+        );
+        assert!(circle.contains("wait for each other: a, b"), "{circle}");
     }
 
     #[test]

@@ -26,7 +26,6 @@ pub(crate) fn socket(root: &Path) -> PathBuf {
 
 struct Control {
     calls: mpsc::Sender<Call>,
-    stop: CancellationToken,
 }
 
 impl Control {
@@ -53,17 +52,14 @@ impl Supervisor for Control {
     }
 
     async fn stop(&self, r: Grpc<ProcessRequest>) -> Result<Response<StatusResponse>, Status> {
-        let name = r.into_inner().name;
-        if name.is_empty() {
-            let now = self.ask(Request::Status).await;
-            self.stop.cancel();
-            return now;
-        }
-        self.ask(Request::Stop(name)).await
+        let ProcessRequest { name, force } = r.into_inner();
+        let name = (!name.is_empty()).then_some(name);
+        self.ask(Request::Stop { name, force }).await
     }
 
     async fn restart(&self, r: Grpc<ProcessRequest>) -> Result<Response<StatusResponse>, Status> {
-        self.ask(Request::Restart(r.into_inner().name)).await
+        let ProcessRequest { name, force } = r.into_inner();
+        self.ask(Request::Restart { name, force }).await
     }
 }
 
@@ -72,7 +68,6 @@ impl Supervisor for Control {
 pub(crate) async fn serve(
     root: &Path,
     calls: mpsc::Sender<Call>,
-    stop: CancellationToken,
     done: CancellationToken,
 ) -> Result<(), Fault> {
     let path = socket(root);
@@ -90,7 +85,7 @@ pub(crate) async fn serve(
     });
     tonic::transport::Server::builder()
         .timeout(Duration::from_secs(30))
-        .add_service(SupervisorServer::new(Control { calls, stop }))
+        .add_service(SupervisorServer::new(Control { calls }))
         .serve_with_incoming_shutdown(incoming, done.cancelled_owned())
         .await
         .map_err(|e| Fault::new(Kind::Fatal, format!("control socket: {e}"), "report this"))

@@ -7,9 +7,18 @@ mod child;
 mod cli;
 pub mod config;
 mod control;
+mod fd;
+mod fence;
+mod health;
+mod logs;
+mod notify;
 pub mod order;
+mod plan;
+mod record;
 mod runner;
+mod slot;
 pub mod table;
+mod unit;
 
 pub use cli::{Args, start};
 

@@ -35,15 +35,11 @@ pub fn may_stop<'a>(all: &'a [Process], states: &HashMap<String, State>) -> Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
 
     fn process(name: &str, after: &[&str]) -> Process {
         Process {
-            name: name.into(),
-            command: vec![],
-            env: BTreeMap::new(),
             after: after.iter().map(|s| (*s).to_owned()).collect(),
-            creates: None,
+            ..Process::new(name, vec![])
         }
     }
 

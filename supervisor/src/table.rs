@@ -8,10 +8,12 @@ use std::time::Duration;
 pub enum State {
     /// Wanted, but something it must come after is not ready.
     Waiting,
-    /// Spawned; has not said that it is ready.
+    /// Alive; has not said that it is ready.
     Starting,
     /// Said that it is ready.
     Ready,
+    /// Was ready, and says that it is not now.
+    Unready,
     /// Ended by itself; will be started again when the timer fires.
     Backoff,
     /// Told to stop; `then_start` when a restart was asked for.
@@ -35,6 +37,7 @@ impl State {
             Self::Waiting => "waiting",
             Self::Starting => "starting",
             Self::Ready => "ready",
+            Self::Unready => "unready",
             Self::Backoff => "backoff",
             Self::Stopping { .. } => "stopping",
             Self::Stopped => "stopped",
@@ -52,7 +55,10 @@ impl State {
     /// Whether an operating-system process exists.
     #[must_use]
     pub const fn is_alive(&self) -> bool {
-        matches!(self, Self::Starting | Self::Ready | Self::Stopping { .. })
+        matches!(
+            self,
+            Self::Starting | Self::Ready | Self::Unready | Self::Stopping { .. }
+        )
     }
 }
 
@@ -61,23 +67,38 @@ impl State {
 pub enum Ended {
     /// Exit status 0.
     Clean,
-    /// Exit status 78: the configuration is wrong, a restart does not help.
+    /// Exit status 2 or 78: the command line or the configuration is wrong, a restart does not help.
     BadConfig,
-    /// Any other exit status, a signal, or a failed spawn.
+    /// Any other exit status, a signal, a failed spawn, or an end of which the status is unknown.
     Crashed,
+    /// Crashed, once more than the limits allow.
+    CrashedTooOften,
 }
 
 /// What happens to a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
+    /// A supervisor that starts found it alive. `ready` when the one before it knew so.
+    Found {
+        /// Whether it had said that it is ready.
+        ready: bool,
+    },
     /// Everything it must come after is ready.
     DependenciesReady,
     /// It said that it is ready.
     SaidReady,
+    /// It said that it is not ready any more.
+    SaidUnready,
     /// It ended.
     Ended(Ended),
     /// It was not ready in time.
     StartTimeout,
+    /// It gave no sign of life in time.
+    WatchdogTimeout,
+    /// What it needs came back, and it did not become ready again in time.
+    ReattachTimeout,
+    /// Something that it cannot do without ended or was stopped.
+    DependencyGone,
     /// The back-off is over.
     BackoffOver,
     /// It did not end in time after being told to stop.
@@ -95,6 +116,8 @@ pub enum Event {
 pub enum Effect {
     /// Spawn the process and arm the start timer.
     Spawn,
+    /// Arm the start timer for one that lives already.
+    ArmStart,
     /// Ask it to end (SIGTERM) and arm the stop timer.
     Terminate,
     /// End it and what it started (SIGKILL to the process group).
@@ -104,42 +127,53 @@ pub enum Effect {
 }
 
 /// The table. `oneshot` processes are done when they end well; others never end by themselves.
+/// A timer belongs to the state that it was armed in and is void after it.
 #[must_use]
 pub fn step(state: &State, event: Event, oneshot: bool) -> (State, Vec<Effect>) {
-    use Effect::{ArmBackoff, Kill, Spawn, Terminate};
+    use Effect::{ArmBackoff, ArmStart, Kill, Spawn, Terminate};
+    use Ended::{BadConfig, Clean, Crashed, CrashedTooOften};
     use Event::{
-        BackoffOver, DependenciesReady, SaidReady, StartTimeout, StopTimeout, WantRestart,
-        WantStart, WantStop,
+        BackoffOver, DependenciesReady, DependencyGone, Found, ReattachTimeout, SaidReady,
+        SaidUnready, StartTimeout, StopTimeout, WantRestart, WantStart, WantStop, WatchdogTimeout,
     };
-    use State::{Backoff, Done, Failed, Ready, Starting, Stopped, Stopping, Waiting};
+    use State::{Backoff, Done, Failed, Ready, Starting, Stopped, Stopping, Unready, Waiting};
     match (state, event) {
+        // Found alive by a new supervisor.
+        (Waiting, Found { ready: true }) => (Ready, vec![]),
+        (Waiting, Found { ready: false }) => (Starting, vec![ArmStart]),
+        // It was being stopped when the supervisor before this one died.
+        (Stopped, Found { .. }) => (Stopping { then_start: false }, vec![Terminate]),
+
         // Starting.
         (Waiting, DependenciesReady) => (Starting, vec![Spawn]),
-        (Starting, SaidReady) => (Ready, vec![]),
-        // It is killed and comes back through Ended as a crash.
+        (Starting | Unready, SaidReady) => (Ready, vec![]),
+        (Ready, SaidUnready) => (Unready, vec![]),
+
+        // Killed, it comes back through Ended as a crash.
         (Starting, StartTimeout) => (Starting, vec![Kill]),
+        (Ready | Unready, WatchdogTimeout) => (state.clone(), vec![Kill]),
+
+        // What it needs.
+        (Unready, ReattachTimeout) | (Starting | Ready | Unready, DependencyGone) => {
+            (Stopping { then_start: true }, vec![Terminate])
+        }
 
         // Ending by itself.
-        (Starting | Ready, Event::Ended(Ended::Clean)) if oneshot => (Done, vec![]),
-        (Starting | Ready, Event::Ended(Ended::BadConfig)) => (Failed, vec![]),
-        (Starting | Ready, Event::Ended(Ended::Clean | Ended::Crashed)) => {
-            (Backoff, vec![ArmBackoff])
-        }
+        (Starting | Ready | Unready, Event::Ended(Clean)) if oneshot => (Done, vec![]),
+        (Starting | Ready | Unready, Event::Ended(BadConfig | CrashedTooOften)) => (Failed, vec![]),
+        (Starting | Ready | Unready, Event::Ended(Clean | Crashed)) => (Backoff, vec![ArmBackoff]),
         // Not straight to Starting: what it comes after may have gone too.
         (Backoff, BackoffOver) => (Waiting, vec![]),
 
         // Being stopped.
         (Waiting | Backoff, WantStop) => (Stopped, vec![]),
-        (Starting | Ready, WantStop) => (Stopping { then_start: false }, vec![Terminate]),
-        (Starting | Ready, WantRestart) => (Stopping { then_start: true }, vec![Terminate]),
+        (Starting | Ready | Unready, WantStop) => (Stopping { then_start: false }, vec![Terminate]),
+        (Starting | Ready | Unready, WantRestart) => {
+            (Stopping { then_start: true }, vec![Terminate])
+        }
         (Stopping { .. }, WantStop) => (Stopping { then_start: false }, vec![]),
         (Stopping { .. }, WantStart | WantRestart) => (Stopping { then_start: true }, vec![]),
-        (Stopping { then_start }, StopTimeout) => (
-            Stopping {
-                then_start: *then_start,
-            },
-            vec![Kill],
-        ),
+        (Stopping { .. }, StopTimeout) => (state.clone(), vec![Kill]),
         (Stopping { then_start: false }, Event::Ended(_)) => (Stopped, vec![]),
         (Stopping { then_start: true }, Event::Ended(_)) => (Waiting, vec![]),
 
@@ -148,32 +182,28 @@ pub fn step(state: &State, event: Event, oneshot: bool) -> (State, Vec<Effect>) 
         (Failed | Done, WantStop) => (Stopped, vec![]),
 
         // Late or repeated events are normal. No `_`: a new event must not hide here.
-        (Waiting, SaidReady | Event::Ended(_) | StartTimeout | BackoffOver | StopTimeout)
-        | (Waiting | Starting | Ready, WantStart)
-        | (Waiting, WantRestart)
-        | (Starting, DependenciesReady | BackoffOver | StopTimeout)
-        | (Ready, DependenciesReady | SaidReady | StartTimeout | BackoffOver | StopTimeout)
-        | (Backoff, DependenciesReady | SaidReady | Event::Ended(_) | StartTimeout | StopTimeout)
-        | (Stopping { .. }, DependenciesReady | SaidReady | StartTimeout | BackoffOver)
+        (Waiting, DependencyGone | WantStart | WantRestart | Event::Ended(_))
+        | (Starting | Ready | Unready, WantStart)
+        | (Starting | Unready, SaidUnready)
+        | (Starting, WatchdogTimeout)
+        | (Ready, SaidReady)
+        | (Ready | Unready, StartTimeout)
+        | (Starting | Ready, ReattachTimeout)
+        | (Starting | Ready | Unready, DependenciesReady | BackoffOver | StopTimeout)
+        | (Backoff, DependenciesReady | DependencyGone | Event::Ended(_))
+        | (Stopping { .. }, DependenciesReady | DependencyGone | BackoffOver)
+        | (Stopped, WantStop)
+        | (Starting | Ready | Unready | Backoff | Stopping { .. } | Done | Failed, Found { .. })
         | (
-            Stopped,
-            DependenciesReady
-            | SaidReady
-            | Event::Ended(_)
-            | StartTimeout
-            | BackoffOver
-            | StopTimeout
-            | WantStop,
+            Stopped | Done | Failed,
+            DependenciesReady | DependencyGone | BackoffOver | Event::Ended(_),
         )
         | (
-            Done | Failed,
-            DependenciesReady
-            | SaidReady
-            | Event::Ended(_)
-            | StartTimeout
-            | BackoffOver
-            | StopTimeout,
-        ) => (state.clone(), vec![]),
+            Waiting | Backoff | Stopping { .. } | Stopped | Done | Failed,
+            SaidReady | SaidUnready | StartTimeout | WatchdogTimeout | ReattachTimeout,
+        )
+        | (Waiting, BackoffOver)
+        | (Waiting | Backoff | Stopped | Done | Failed, StopTimeout) => (state.clone(), vec![]),
     }
 }
 
@@ -188,9 +218,6 @@ pub fn restart_delay(crashes_in_a_row: u32) -> Duration {
     }
 }
 
-/// A run that lasted this long forgets the crashes before it.
-pub const HEALTHY_AFTER: Duration = Duration::from_secs(60);
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -200,10 +227,15 @@ mod tests {
         prop::sample::select(vec![
             Event::DependenciesReady,
             Event::SaidReady,
+            Event::SaidUnready,
             Event::Ended(Ended::Clean),
             Event::Ended(Ended::BadConfig),
             Event::Ended(Ended::Crashed),
+            Event::Ended(Ended::CrashedTooOften),
             Event::StartTimeout,
+            Event::WatchdogTimeout,
+            Event::ReattachTimeout,
+            Event::DependencyGone,
             Event::BackoffOver,
             Event::StopTimeout,
             Event::WantStop,
@@ -212,46 +244,90 @@ mod tests {
         ])
     }
 
-    proptest! {
-        /// The world answers as a real one does: a process ends only if it lives.
-        #[test]
-        fn there_are_never_two(events in prop::collection::vec(event(), 0..200), oneshot: bool) {
-            let mut state = State::Waiting;
-            let mut alive = false;
-            for event in events {
-                if matches!(event, Event::Ended(_)) {
-                    if !alive {
-                        continue;
-                    }
-                    alive = false;
+    /// What a supervisor knows of a process when it starts.
+    fn first() -> impl Strategy<Value = (State, Option<Event>)> {
+        let found = prop::sample::select(vec![
+            None,
+            Some(Event::Found { ready: true }),
+            Some(Event::Found { ready: false }),
+        ]);
+        (
+            prop::sample::select(vec![State::Waiting, State::Stopped]),
+            found,
+        )
+    }
+
+    /// Runs events through the table in a world that answers as a real one does: a process ends
+    /// only if it lives. Says each step.
+    fn live(
+        (mut state, found): (State, Option<Event>),
+        events: Vec<Event>,
+        oneshot: bool,
+        mut each: impl FnMut(&State, Event, &State, &[Effect], bool),
+    ) -> State {
+        let mut alive = found.is_some();
+        for event in found.into_iter().chain(events) {
+            if matches!(event, Event::Ended(_)) {
+                if !alive {
+                    continue;
                 }
-                let (next, effects) = step(&state, event, oneshot);
-                for effect in effects {
-                    match effect {
-                        Effect::Spawn => {
-                            prop_assert!(!alive, "{state:?} {event:?} spawned a second one");
-                            alive = true;
-                        }
-                        Effect::Terminate | Effect::Kill => {
-                            prop_assert!(alive, "{state:?} {event:?} signals nobody");
-                        }
-                        Effect::ArmBackoff => prop_assert!(!alive),
-                    }
-                }
-                prop_assert_eq!(next.is_alive(), alive, "{:?} {:?} -> {:?}", state, event, next);
-                state = next;
+                alive = false;
             }
+            let (next, effects) = step(&state, event, oneshot);
+            each(&state, event, &next, &effects, alive);
+            if effects.contains(&Effect::Spawn) {
+                alive = true;
+            }
+            assert_eq!(next.is_alive(), alive, "{state:?} {event:?} -> {next:?}");
+            state = next;
+        }
+        state
+    }
+
+    proptest! {
+        #[test]
+        fn there_are_never_two(
+            first in first(),
+            events in prop::collection::vec(event(), 0..200),
+            oneshot: bool,
+        ) {
+            live(first, events, oneshot, |state, event, _, effects, alive| {
+                for effect in effects {
+                    let fits = match effect {
+                        Effect::Spawn | Effect::ArmBackoff => !alive,
+                        Effect::Terminate | Effect::Kill | Effect::ArmStart => alive,
+                    };
+                    assert!(fits, "{state:?} {event:?} {effect:?}, alive: {alive}");
+                }
+            });
+        }
+
+        /// Whoever is told to stop, or waits for nobody but the clock, has a timer.
+        #[test]
+        fn every_wait_has_a_budget(
+            first in first(),
+            events in prop::collection::vec(event(), 0..200),
+            oneshot: bool,
+        ) {
+            live(first, events, oneshot, |state, event, next, effects, _| {
+                let armed = match next {
+                    State::Starting => effects.iter().any(|e| matches!(e, Effect::Spawn | Effect::ArmStart)),
+                    State::Stopping { .. } => effects.contains(&Effect::Terminate),
+                    State::Backoff => effects.contains(&Effect::ArmBackoff),
+                    _ => true,
+                };
+                let same = std::mem::discriminant(state) == std::mem::discriminant(next);
+                assert!(armed || same, "{state:?} {event:?} -> {next:?} {effects:?}");
+            });
         }
 
         #[test]
-        fn a_stop_always_ends_in_stopped(events in prop::collection::vec(event(), 0..50), oneshot: bool) {
-            let mut state = State::Waiting;
-            for event in events {
-                if matches!(event, Event::Ended(_)) && !state.is_alive() {
-                    continue;
-                }
-                state = step(&state, event, oneshot).0;
-            }
+        fn a_stop_always_ends_in_stopped(
+            first in first(),
+            events in prop::collection::vec(event(), 0..50),
+            oneshot: bool,
+        ) {
+            let mut state = live(first, events, oneshot, |_, _, _, _, _| {});
             state = step(&state, Event::WantStop, oneshot).0;
             if state.is_alive() {
                 state = step(&state, Event::Ended(Ended::Crashed), oneshot).0;
@@ -275,5 +351,14 @@ mod tests {
     fn a_wrong_configuration_is_not_retried() {
         let (state, effects) = step(&State::Ready, Event::Ended(Ended::BadConfig), false);
         assert_eq!((state, effects), (State::Failed, vec![]));
+    }
+
+    #[test]
+    fn a_spoke_that_does_not_come_back_to_its_hub_is_restarted() {
+        let unready = step(&State::Ready, Event::SaidUnready, false).0;
+        let (state, effects) = step(&unready, Event::ReattachTimeout, false);
+        assert_eq!(state, State::Stopping { then_start: true });
+        assert_eq!(effects, [Effect::Terminate]);
+        assert_eq!(step(&unready, Event::SaidReady, false).0, State::Ready);
     }
 }

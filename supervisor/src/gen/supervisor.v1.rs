@@ -5,6 +5,9 @@ pub struct StatusRequest {}
 pub struct ProcessRequest {
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
+    /// Do not wait until it is safe.
+    #[prost(bool, tag = "2")]
+    pub force: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StatusResponse {
@@ -15,7 +18,7 @@ pub struct StatusResponse {
 pub struct ProcessStatus {
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
-    /// "waiting", "starting", "ready", "backoff", "stopping", "stopped", "done" or "failed".
+    /// "waiting", "starting", "ready", "unready", "backoff", "stopping", "stopped", "done" or "failed".
     #[prost(string, tag = "2")]
     pub state: ::prost::alloc::string::String,
     /// 0 when it does not run.
@@ -28,7 +31,7 @@ pub struct ProcessStatus {
     /// Milliseconds since the process was spawned; 0 when it does not run.
     #[prost(uint64, tag = "6")]
     pub uptime_ms: u64,
-    /// What it waits for, or why it gave up.
+    /// What it waits for, why a stop of it waits, or why it gave up.
     #[prost(string, tag = "7")]
     pub reason: ::prost::alloc::string::String,
     #[prost(string, tag = "8")]
@@ -145,7 +148,8 @@ pub mod supervisor_client {
                 .insert(GrpcMethod::new("supervisor.v1.Supervisor", "Start"));
             self.inner.unary(req, path, codec).await
         }
-        /// Stops one process, or all of them and the supervisor when no name is given.
+        /// Stops one process, or all of them and the supervisor when no name is given. What the hub needs
+        /// is stopped when the hub says that it is safe; until then the status has the reasons.
         pub async fn stop(
             &mut self,
             request: impl tonic::IntoRequest<super::ProcessRequest>,
@@ -160,7 +164,7 @@ pub mod supervisor_client {
                 .insert(GrpcMethod::new("supervisor.v1.Supervisor", "Stop"));
             self.inner.unary(req, path, codec).await
         }
-        /// Stops a process and starts it again. Those that depend on it keep running.
+        /// Stops a process, when that is safe, and starts it again.
         pub async fn restart(
             &mut self,
             request: impl tonic::IntoRequest<super::ProcessRequest>,
@@ -199,12 +203,13 @@ pub mod supervisor_server {
             &self,
             request: tonic::Request<super::ProcessRequest>,
         ) -> std::result::Result<tonic::Response<super::StatusResponse>, tonic::Status>;
-        /// Stops one process, or all of them and the supervisor when no name is given.
+        /// Stops one process, or all of them and the supervisor when no name is given. What the hub needs
+        /// is stopped when the hub says that it is safe; until then the status has the reasons.
         async fn stop(
             &self,
             request: tonic::Request<super::ProcessRequest>,
         ) -> std::result::Result<tonic::Response<super::StatusResponse>, tonic::Status>;
-        /// Stops a process and starts it again. Those that depend on it keep running.
+        /// Stops a process, when that is safe, and starts it again.
         async fn restart(
             &self,
             request: tonic::Request<super::ProcessRequest>,

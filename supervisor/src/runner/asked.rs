@@ -1,0 +1,135 @@
+//! What operators ask for, and the waiting until it is safe.
+
+use std::time::Instant;
+
+use super::{Happened, Request, Runner, send};
+use crate::logs;
+use crate::plan::{self, Safety, Verdict, What};
+use crate::proto::ProcessStatus;
+use crate::slot::Plan;
+use crate::table::{Event, State};
+
+impl Runner {
+    pub(super) fn handle(&mut self, request: Request) -> Result<Vec<ProcessStatus>, String> {
+        let (name, force, what) = match request {
+            Request::Status => return Ok(self.status()),
+            _ if self.stopping => return Err("the supervisor is stopping".into()),
+            Request::Stop { name: None, force } => {
+                tracing::info!(force, "asked to stop everything");
+                self.plan_all(force);
+                return Ok(self.status());
+            }
+            Request::Start(name) => (name, false, None),
+            Request::Stop {
+                name: Some(name),
+                force,
+            } => (name, force, Some(What::Stop)),
+            Request::Restart { name, force } => (name, force, Some(What::Restart)),
+        };
+        let Some(i) = self.slots.iter().position(|s| s.process.name == name) else {
+            let names: Vec<&str> = self.slots.iter().map(|s| s.process.name.as_str()).collect();
+            return Err(format!(
+                "there is no process {name:?}; there are {}",
+                names.join(", ")
+            ));
+        };
+        tracing::info!(process = name, ?what, force, "asked for");
+        match what {
+            Some(what) => self.plan(i, what, force),
+            None => {
+                self.slots[i].plan = None;
+                self.event(i, Event::WantStart);
+            }
+        }
+        self.start_what_can();
+        Ok(self.status())
+    }
+
+    /// The hub, if it does its work and cannot go on without process `i`.
+    pub(super) fn hub_above(&self, i: usize) -> Option<usize> {
+        let names = |i: usize| self.slots[i].process.name.as_str();
+        let mut below = vec![i];
+        while let Some(at) = below.pop() {
+            let slot = &self.slots[at];
+            let works = matches!(slot.state, State::Ready | State::Unready);
+            if works && slot.process.safety.is_some() {
+                return Some(at);
+            }
+            below.extend(
+                (0..self.slots.len())
+                    .filter(|j| self.slots[*j].process.after.iter().any(|a| a == names(at))),
+            );
+        }
+        None
+    }
+
+    pub(super) fn plan_all(&mut self, force: bool) {
+        let hub = (0..self.slots.len()).find(|i| self.hub_above(*i) == Some(*i));
+        match hub {
+            Some(hub) => self.plan(hub, What::StopAll, force),
+            None => self.stop_all(),
+        }
+    }
+
+    fn stop_all(&mut self) {
+        self.stopping = true;
+        tracing::info!("stopping every process, spokes first");
+    }
+
+    /// Does `what` to process `i` when it is safe for the hub.
+    fn plan(&mut self, i: usize, what: What, force: bool) {
+        let Some(hub) = self.hub_above(i) else {
+            return self.carry_out(i, what);
+        };
+        self.slots[i].plan = Some(Plan {
+            what,
+            force,
+            again: None,
+            reasons: Vec::new(),
+        });
+        self.ask(i, hub);
+    }
+
+    pub(super) fn ask(&mut self, i: usize, hub: usize) {
+        let Some(socket) = self.slots[hub].process.safety.clone() else {
+            return;
+        };
+        let (run, to_us) = (self.slots[i].run, self.happened_tx.clone());
+        self.tasks.spawn(async move {
+            let answer = plan::ask(socket).await;
+            send(&to_us, i, run, Happened::Safety(answer)).await;
+        });
+    }
+
+    pub(super) fn answered(&mut self, i: usize, answer: Result<Safety, String>) {
+        let slot = &mut self.slots[i];
+        let Some(plan) = &mut slot.plan else { return };
+        match plan::decide(answer, plan.force) {
+            Verdict::Wait { reasons, again } => {
+                if plan.reasons != reasons {
+                    tracing::info!(process = slot.process.name, ?reasons, "not safe yet");
+                }
+                plan.reasons = reasons;
+                plan.again = Some(Instant::now() + again);
+            }
+            Verdict::Go { cost } => {
+                let what = plan.what;
+                if !cost.is_empty() {
+                    let cost = cost.join("; ");
+                    tracing::warn!(process = slot.process.name, cost, "stopped by force");
+                    logs::mark(&slot.log, &format!("stopped by force: {cost}"));
+                }
+                self.carry_out(i, what);
+            }
+        }
+    }
+
+    pub(super) fn carry_out(&mut self, i: usize, what: What) {
+        self.slots[i].plan = None;
+        match what {
+            What::Stop => self.event(i, Event::WantStop),
+            What::Restart => self.event(i, Event::WantRestart),
+            What::StopAll => self.stop_all(),
+        }
+    }
+}

@@ -1,0 +1,557 @@
+//! The effects: one task owns every process, and feeds what happens into the table.
+
+mod asked;
+mod found;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
+
+use lotus_runtime::{CancellationToken, Fault, Health};
+use rand::Rng as _;
+use tokio::io::AsyncReadExt as _;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use crate::config::{Limits, Process, Readiness, Strategy};
+use crate::notify::{NotifySocket, Said};
+use crate::plan::Safety;
+use crate::proto::ProcessStatus;
+use crate::record::{self, Identity, Record};
+use crate::slot::Slot;
+use crate::table::{Effect, Ended, Event, State, restart_delay, step};
+use crate::{child, health, logs, order};
+
+/// What the control socket asks for. The answer is the status after it took effect.
+#[derive(Debug)]
+pub(crate) enum Request {
+    /// Nothing but the status.
+    Status,
+    /// Start the named process.
+    Start(String),
+    /// Stop the named process, or everything.
+    Stop { name: Option<String>, force: bool },
+    /// Restart the named process.
+    Restart { name: String, force: bool },
+}
+
+/// A request and where its answer goes.
+pub(crate) type Call = (Request, oneshot::Sender<Result<Vec<ProcessStatus>, String>>);
+
+/// Something that happened to one run of a process. Events of an earlier run are dropped.
+#[derive(Debug)]
+enum Happened {
+    Ready,
+    Healthy(bool),
+    Ended(Ended, String),
+    /// The hub's answer to a stop that is planned for it.
+    Safety(Result<Safety, String>),
+}
+
+/// Owns the processes.
+pub(crate) struct Runner {
+    slots: Vec<Slot>,
+    limits: Limits,
+    health: Health,
+    notify: NotifySocket,
+    writes: logs::Writes,
+    rotate_at: Option<Instant>,
+    record: Record,
+    stopping: bool,
+    tasks: JoinSet<()>,
+    happened_tx: mpsc::Sender<(usize, u64, Happened)>,
+    happened_rx: mpsc::Receiver<(usize, u64, Happened)>,
+}
+
+/// Events that may wait for the runner; senders wait for room.
+const QUEUE: usize = 256;
+/// How long after a write to a log the sizes are looked at.
+const ROTATE_AFTER: Duration = Duration::from_secs(60);
+
+impl Runner {
+    /// Takes over what lives of the supervisor before this one. `root` has the folders `logs` and
+    /// `run`; the caller holds the supervisor's lock.
+    pub(crate) fn new(
+        processes: Vec<Process>,
+        limits: Limits,
+        root: &Path,
+        health: Health,
+    ) -> Result<Self, Fault> {
+        let (log_dir, run_dir) = (root.join("logs"), root.join("run"));
+        std::fs::create_dir_all(&log_dir)?;
+        let socket = run_dir.join("notify.sock");
+        let notify = NotifySocket::bind(socket.clone())
+            .map_err(|e| Fault::bind(&socket.display(), "--repo", &e))?;
+        let (happened_tx, happened_rx) = mpsc::channel(QUEUE);
+        let (record, known) = Record::open(&run_dir)?;
+        // Whoever a process leaves behind becomes our child and not a zombie of nobody's.
+        if let Err(e) = nix::sys::prctl::set_child_subreaper(true) {
+            tracing::warn!(%e, "processes that ours leave behind go to init");
+        }
+        let slot = |process: Process| {
+            let log = log_dir.join(format!("{}.log", process.name));
+            let fence = run_dir.join(format!("{}.lock", process.name));
+            Slot::new(process, log, fence)
+        };
+        let mut runner = Self {
+            slots: processes.into_iter().map(slot).collect(),
+            limits,
+            health,
+            notify,
+            writes: logs::Writes::new()?,
+            rotate_at: None,
+            record,
+            stopping: false,
+            tasks: JoinSet::new(),
+            happened_tx,
+            happened_rx,
+        };
+        for (name, entry) in &known {
+            let named = runner.slots.iter().any(|s| s.process.name == *name);
+            if !named && entry.alive.is_some() {
+                let mut left = slot(Process::new(name, vec!["(removed)".into()]));
+                left.removed = true;
+                runner.slots.push(left);
+            }
+        }
+        for i in 0..runner.slots.len() {
+            runner.take_over(i, known.get(&runner.slots[i].process.name))?;
+        }
+        Ok(runner)
+    }
+
+    /// Runs until everything is to be stopped, then stops it in reverse order and returns.
+    pub(crate) async fn run(
+        mut self,
+        mut calls: mpsc::Receiver<Call>,
+        stop: CancellationToken,
+    ) -> Result<(), Fault> {
+        let mut child_ended = signal(SignalKind::child())?;
+        let mut told = false;
+        self.watch_logs();
+        loop {
+            self.fire();
+            if self.stopping {
+                for i in self.may_stop() {
+                    self.event(i, Event::WantStop);
+                }
+                if self.slots.iter().all(|s| s.state == State::Stopped) {
+                    break;
+                }
+            } else {
+                self.start_what_can();
+            }
+            self.publish();
+            self.save();
+            let due = self
+                .slots
+                .iter()
+                .filter_map(Slot::due)
+                .chain(self.rotate_at)
+                .min();
+            tokio::select! {
+                _ = child_ended.recv() => self.reap(),
+                Some((i, run, what)) = self.happened_rx.recv() => self.happened(i, run, what),
+                said = self.notify.recv() => self.said(said?),
+                Some((request, answer)) = calls.recv() => {
+                    let reply = self.handle(request);
+                    if answer.send(reply).is_err() {
+                        tracing::debug!("the caller went away");
+                    }
+                }
+                () = sleep_until(due) => {}
+                written = self.writes.written(), if self.rotate_at.is_none() => {
+                    written?;
+                    self.rotate_at = Some(Instant::now() + ROTATE_AFTER);
+                }
+                () = stop.cancelled(), if !told => {
+                    told = true;
+                    tracing::info!("told to stop");
+                    self.plan_all(true);
+                }
+                Some(_) = self.tasks.join_next() => {}
+            }
+        }
+        self.publish();
+        self.record.write(BTreeMap::new())?;
+        self.tasks.shutdown().await;
+        Ok(())
+    }
+
+    fn save(&mut self) {
+        // In a stop of everything each one is stopped, but not for good.
+        if self.stopping {
+            return;
+        }
+        let all = self
+            .slots
+            .iter()
+            .filter(|s| !s.removed || s.alive.is_some())
+            .map(|s| (s.process.name.clone(), s.entry()))
+            .collect();
+        if let Err(e) = self.record.write(all) {
+            tracing::warn!(%e, "the next supervisor will know less: processes.json not written");
+        }
+    }
+
+    // The graph.
+
+    fn states(&self) -> HashMap<String, State> {
+        self.slots
+            .iter()
+            .map(|s| (s.process.name.clone(), s.state.clone()))
+            .collect()
+    }
+
+    fn may_stop(&self) -> Vec<usize> {
+        let processes: Vec<Process> = self.slots.iter().map(|s| s.process.clone()).collect();
+        let states = self.states();
+        let names = order::may_stop(&processes, &states);
+        (0..self.slots.len())
+            .filter(|i| names.contains(&processes[*i].name.as_str()))
+            .collect()
+    }
+
+    fn start_what_can(&mut self) {
+        // A one-shot that has nothing to do lets others start in the same round.
+        loop {
+            let states = self.states();
+            let mut again = false;
+            for i in 0..self.slots.len() {
+                let slot = &mut self.slots[i];
+                let unmet = order::unmet(&slot.process, &states).join(", ");
+                if slot.process.strategy == Strategy::Reconnect {
+                    let limit = Duration::from_secs(self.limits.reattach_secs);
+                    slot.can_reattach(unmet.is_empty(), limit);
+                }
+                if slot.state != State::Waiting {
+                    continue;
+                }
+                if !unmet.is_empty() {
+                    slot.reason = format!("waits for {unmet}");
+                    continue;
+                }
+                slot.reason.clear();
+                if slot.process.creates.as_ref().is_some_and(|p| p.exists()) {
+                    slot.enter(State::Done);
+                } else {
+                    self.event(i, Event::DependenciesReady);
+                }
+                again |= self.slots[i].state.satisfies();
+            }
+            if !again {
+                return;
+            }
+        }
+    }
+
+    // What happens.
+
+    /// Everything that is due.
+    fn fire(&mut self) {
+        let now = Instant::now();
+        for i in 0..self.slots.len() {
+            while let Some(event) = self.slots[i].fire(now) {
+                let slot = &mut self.slots[i];
+                match event {
+                    Event::StartTimeout => {
+                        slot.reason = format!("not ready after {} s", self.limits.start_secs);
+                    }
+                    Event::WatchdogTimeout => {
+                        slot.reason = "gave no sign of life".into();
+                        tracing::warn!(process = slot.process.name, "gave no sign of life: killed");
+                        logs::mark(&slot.log, "it gave no sign of life: killed");
+                    }
+                    Event::ReattachTimeout => {
+                        tracing::warn!(
+                            process = slot.process.name,
+                            "is not ready although the hub is: restarted"
+                        );
+                    }
+                    _ => {}
+                }
+                self.event(i, event);
+            }
+            if self.slots[i].ask_again(now) {
+                match self.hub_above(i) {
+                    Some(hub) => self.ask(i, hub),
+                    None => {
+                        let what = self.slots[i].plan.as_ref().map(|p| p.what);
+                        if let Some(what) = what {
+                            self.carry_out(i, what);
+                        }
+                    }
+                }
+            }
+        }
+        if self.rotate_at.take_if(|at| *at <= now).is_some() {
+            for slot in &self.slots {
+                if let Err(e) = logs::rotate(&slot.log, self.limits.log_mib << 20) {
+                    tracing::warn!(process = slot.process.name, %e, "log not rotated");
+                }
+            }
+            self.watch_logs();
+        }
+    }
+
+    fn watch_logs(&self) {
+        self.writes
+            .watch(self.slots.iter().map(|s| s.log.as_path()));
+    }
+
+    fn reap(&mut self) {
+        for (pid, (how, words)) in child::reaped() {
+            let is = |s: &Slot| s.alive.is_some_and(|id| id.pid == pid);
+            if let Some(i) = self.slots.iter().position(is) {
+                self.ended(i, how, &words);
+            }
+        }
+    }
+
+    fn said(&mut self, said: Said) {
+        let is = |s: &Slot| s.alive.is_some_and(|id| id.pid == said.pid);
+        // Others have the socket's name too: what a process starts inherits it.
+        let Some(i) = self.slots.iter().position(is) else {
+            return;
+        };
+        let slot = &mut self.slots[i];
+        if said.alive && matches!(slot.state, State::Ready | State::Unready) {
+            slot.sign_of_life();
+        }
+        if said.ready && slot.state == State::Starting {
+            self.event(i, Event::SaidReady);
+        }
+    }
+
+    fn happened(&mut self, i: usize, run: u64, what: Happened) {
+        if self.slots[i].run != run {
+            return;
+        }
+        match what {
+            Happened::Ready => {
+                if self.slots[i].state == State::Starting {
+                    self.event(i, Event::SaidReady);
+                }
+            }
+            Happened::Healthy(true) => self.event(i, Event::SaidReady),
+            Happened::Healthy(false) => {
+                self.slots[i].reason = "says that it is not ready; see its /readyz".into();
+                self.event(i, Event::SaidUnready);
+            }
+            Happened::Ended(how, words) => self.ended(i, how, &words),
+            Happened::Safety(answer) => self.answered(i, answer),
+        }
+    }
+
+    fn ended(&mut self, i: usize, how: Ended, words: &str) {
+        let limit = self.limits.restarts_an_hour;
+        let slot = &mut self.slots[i];
+        if !slot.state.is_alive() {
+            return;
+        }
+        let mut pid = String::new();
+        if let Some(id) = slot.alive {
+            pid = format!("pid {} ended: ", id.pid);
+            // What it started ends with it.
+            child::kill_group(id.pid);
+        }
+        let wanted = matches!(slot.state, State::Stopping { .. });
+        let done = slot.process.is_oneshot() && how == Ended::Clean;
+        let by_itself = !wanted && !done;
+        let healthy = Duration::from_secs(self.limits.healthy_secs);
+        slot.end(words, by_itself, healthy);
+        let how = if by_itself {
+            slot.too_often(how, limit)
+        } else {
+            how
+        };
+        let name = slot.process.name.clone();
+        if by_itself {
+            let last = logs::last_words(&slot.log);
+            tracing::warn!(process = name, exit = words, last, "ended by itself");
+            match how {
+                Ended::BadConfig if last.is_empty() => slot.reason = words.into(),
+                Ended::BadConfig => slot.reason = last,
+                Ended::CrashedTooOften => {
+                    slot.reason = format!("ended by itself more than {limit} times in an hour");
+                }
+                Ended::Clean | Ended::Crashed => {}
+            }
+        } else {
+            tracing::info!(process = name, exit = words, "ended");
+        }
+        logs::mark(&slot.log, &format!("{pid}{words}"));
+        // A plan was for the run that is over.
+        let planned = slot.plan.take().map(|p| p.what);
+        self.event(i, Event::Ended(how));
+        if let Some(what) = planned {
+            self.carry_out(i, what);
+        }
+    }
+
+    fn event(&mut self, i: usize, event: Event) {
+        let slot = &mut self.slots[i];
+        let (next, effects) = step(&slot.state, event, slot.process.is_oneshot());
+        let was_alive = slot.state.is_alive();
+        if next != slot.state {
+            tracing::info!(
+                process = slot.process.name,
+                from = slot.state.name(),
+                to = next.name(),
+                "state"
+            );
+            slot.enter(next);
+        }
+        let stays = matches!(
+            slot.state,
+            State::Starting | State::Ready | State::Unready | State::Done
+        );
+        for effect in effects {
+            self.carry(i, effect);
+        }
+        if was_alive && !stays {
+            self.gone(i);
+        }
+    }
+
+    fn carry(&mut self, i: usize, effect: Effect) {
+        let pid = self.slots[i].alive.map(|id| id.pid);
+        let slot = &mut self.slots[i];
+        match effect {
+            Effect::Spawn => self.spawn(i),
+            Effect::ArmStart => slot.arm(Duration::from_secs(self.limits.start_secs)),
+            Effect::Terminate => {
+                slot.arm(Duration::from_secs(self.limits.stop_secs));
+                if let Some(pid) = pid {
+                    child::terminate(pid);
+                }
+            }
+            Effect::Kill => {
+                if let Some(pid) = pid {
+                    child::kill_group(pid);
+                }
+            }
+            Effect::ArmBackoff => {
+                slot.restarts += 1;
+                let wait = restart_delay(slot.crashes_in_a_row());
+                let wait = wait.mul_f64(rand::rng().random_range(0.75..=1.0));
+                slot.reason = format!("ended by itself; starts again in {wait:.1?}");
+                slot.arm(wait);
+            }
+        }
+    }
+
+    /// Process `i` is gone or going: tells those that cannot do without it.
+    fn gone(&mut self, i: usize) {
+        let name = self.slots[i].process.name.clone();
+        for j in 0..self.slots.len() {
+            let p = &self.slots[j].process;
+            if p.strategy == Strategy::RestForOne && p.after.contains(&name) {
+                self.event(j, Event::DependencyGone);
+            }
+        }
+    }
+
+    fn spawn(&mut self, i: usize) {
+        let slot = &mut self.slots[i];
+        // The address of the run before may be somebody else's by now.
+        if let Some(file) = &slot.process.health
+            && let Err(e) = std::fs::remove_file(file)
+            && e.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(%e, file = %file.display(), "an old address stays");
+        }
+        let spawned = child::spawn(&slot.process, &slot.log, &slot.fence, self.notify.path());
+        let spawned = match spawned {
+            Ok(spawned) => spawned,
+            Err(e) => {
+                let run = slot.begin(None, SystemTime::now());
+                tracing::warn!(process = slot.process.name, %e, "does not start");
+                let words = format!("does not start: {e}");
+                let to_us = self.happened_tx.clone();
+                self.tasks.spawn(async move {
+                    send(&to_us, i, run, Happened::Ended(Ended::Crashed, words)).await;
+                });
+                return;
+            }
+        };
+        let pid = spawned.pid;
+        // One that ended already is a zombie until it is reaped, so it has a start time.
+        let start_time = record::start_time(pid).unwrap_or_default();
+        let run = slot.begin(Some(Identity { pid, start_time }), SystemTime::now());
+        slot.arm(Duration::from_secs(self.limits.start_secs));
+        let command = slot.process.command.join(" ");
+        logs::mark(&slot.log, &format!("pid {pid}: {command}"));
+        if slot.process.ready == Readiness::AtOnce && !slot.process.is_oneshot() {
+            return self.event(i, Event::SaidReady);
+        }
+        let to_us = self.happened_tx.clone();
+        let mut pipe = spawned.notify;
+        let task = self.tasks.spawn(async move {
+            let mut byte = [0u8; 1];
+            // Closed without a word: it ended, or it says it on the socket, or never.
+            if let Ok(1) = pipe.read(&mut byte).await {
+                send(&to_us, i, run, Happened::Ready).await;
+            }
+        });
+        self.slots[i].keep(task);
+        self.follow_health(i);
+    }
+
+    fn follow_health(&mut self, i: usize) {
+        let slot = &mut self.slots[i];
+        let Some(file) = slot.process.health.clone() else {
+            return;
+        };
+        let (run, to_us) = (slot.run, self.happened_tx.clone());
+        let task = self.tasks.spawn(async move {
+            let told = |healthy| send(&to_us, i, run, Happened::Healthy(healthy));
+            health::follow(file, told).await;
+        });
+        self.slots[i].keep(task);
+    }
+
+    // What others see.
+
+    /// Health and metrics follow the table.
+    fn publish(&self) {
+        for slot in &self.slots {
+            let name = slot.process.name.clone();
+            let state = slot.state.name();
+            self.health.set(
+                &name,
+                if slot.state.satisfies() {
+                    Ok(state.into())
+                } else {
+                    Err(format!("{state} {}", slot.reason).trim_end().to_owned())
+                },
+            );
+            metrics::gauge!("lotus_supervisor_process_ready", "process" => name.clone())
+                .set(f64::from(u8::from(slot.state.satisfies())));
+            metrics::counter!("lotus_supervisor_process_restarts_total", "process" => name)
+                .absolute(u64::from(slot.restarts));
+        }
+    }
+
+    fn status(&self) -> Vec<ProcessStatus> {
+        self.slots
+            .iter()
+            .filter(|s| !s.removed || s.state != State::Stopped)
+            .map(Slot::status)
+            .collect()
+    }
+}
+
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn send(to: &mpsc::Sender<(usize, u64, Happened)>, i: usize, run: u64, what: Happened) {
+    if to.send((i, run, what)).await.is_err() {
+        tracing::debug!("the runner is gone");
+    }
+}
