@@ -7,4 +7,4 @@ pub mod history;
 mod net;
 mod watch;
 
-pub use net::{Failed, Net, NetConfig, ProcessStatus, secs};
+pub use net::{Failed, Net, NetConfig, ProcessStatus, binary, secs};

@@ -139,17 +139,7 @@ impl Net {
         text.insert("hub".into(), toml::Table::new().into());
         set(&mut text, "hub", "env", cfg.hub_env.clone());
         std::fs::write(root.path().join("supervisor.toml"), text.to_string())?;
-        let log = std::fs::File::create(root.path().join("supervisor.log"))?;
-        let supervisor = Command::new(bin.join("lotus-supervisor"))
-            .args(["run", "--repo"])
-            .arg(root.path())
-            .envs(&cfg.env)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|e| Failed::at("lotus-supervisor", e))?;
+        let supervisor = supervisor(&bin, root.path(), &cfg.env)?;
         let net = Self {
             root,
             bin,
@@ -213,6 +203,50 @@ impl Net {
             .ok_or_else(|| Failed(format!("{name} does not run")))?;
         kill9(pid)?;
         Ok(pid)
+    }
+
+    /// Pid of the supervisor.
+    pub fn supervisor_pid(&self) -> Result<u32, Failed> {
+        self.supervisor
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .id()
+            .ok_or_else(|| Failed::new("the supervisor ended"))
+    }
+
+    /// Kills the supervisor with SIGKILL and starts another one, which finds the processes alive.
+    pub fn replace_supervisor(&self) -> Result<(), Failed> {
+        // Held throughout: whoever waits for something must not see the gap.
+        let mut current = self
+            .supervisor
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let pid = current
+            .id()
+            .ok_or_else(|| Failed::new("the supervisor ended"))?;
+        kill9(pid)?;
+        let deadline = Instant::now() + secs(10);
+        while current.try_wait()?.is_none() {
+            if Instant::now() > deadline {
+                return Err(Failed::new("a killed supervisor does not end"));
+            }
+            std::thread::yield_now();
+        }
+        *current = supervisor(&self.bin, self.root(), &self.env)?;
+        Ok(())
+    }
+
+    /// Pids of the processes that run exactly this binary with these first arguments.
+    #[must_use]
+    pub fn copies(&self, exe: &str, args: &[&str]) -> Vec<u32> {
+        let exe = self.exe(exe).display().to_string();
+        self.processes()
+            .into_iter()
+            .filter(|(_, words)| {
+                words.first() == Some(&exe) && words[1..].iter().zip(args).all(|(a, b)| a == b)
+            })
+            .map(|(pid, _)| pid)
+            .collect()
     }
 
     /// Pids of the hub's workers of a class, `seal` or `prove`.
@@ -396,6 +430,24 @@ impl Drop for Net {
     }
 }
 
+/// Starts a supervisor. Those after the first append to the same log.
+fn supervisor(bin: &Path, root: &Path, env: &BTreeMap<String, String>) -> Result<Child, Failed> {
+    let log = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(root.join("supervisor.log"))?;
+    Command::new(bin.join("lotus-supervisor"))
+        .args(["run", "--repo"])
+        .arg(root)
+        .envs(env)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|e| Failed::at("lotus-supervisor", e))
+}
+
 fn set(text: &mut toml::Table, section: &str, key: &str, value: impl serde::Serialize) {
     let value = toml::Value::try_from(value).expect("strings, lists and tables of strings");
     if let Some(table) = text.get_mut(section).and_then(toml::Value::as_table_mut) {
@@ -411,6 +463,11 @@ pub(crate) fn kill9(pid: u32) -> Result<(), Failed> {
         nix::sys::signal::Signal::SIGKILL,
     )
     .map_err(|e| Failed::at("kill -9", e))
+}
+
+/// One of the built binaries.
+pub fn binary(name: &str) -> Result<PathBuf, Failed> {
+    Ok(binaries()?.join(name))
 }
 
 /// The folder of the built binaries: that of this program, or the one above for a test.

@@ -1,4 +1,4 @@
-//! The plain systemd units, as systemd itself reads them.
+//! The systemd units, plain and the supervisor's, as systemd itself reads them.
 
 use std::path::Path;
 use std::process::Command;
@@ -29,6 +29,19 @@ fn the_units_are_good() {
         std::fs::write(&path, here).unwrap();
         units.push(path);
     }
+    // As root, because systemd wants the user of a unit to exist.
+    let printed = Command::new(lotus_e2e::binary("lotus-supervisor").unwrap())
+        .args(["systemd-unit", "--user", "root", "--repo", "/var/lib/lotus"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(printed.stdout).unwrap();
+    for line in ["KillMode=process", "Delegate=yes", "Type=notify"] {
+        assert!(text.lines().any(|l| l == line), "{text}");
+    }
+    assert!(text.contains("lotus-supervisor run --repo /var/lib/lotus\n"));
+    let path = dir.path().join("lotus-supervisor.service");
+    std::fs::write(&path, text).unwrap();
+    units.push(path);
     let out = Command::new("systemd-analyze")
         .args(["verify", "--man=no"])
         .args(&units)

@@ -497,12 +497,11 @@ async fn mined_elsewhere(net: &Net, node: &Node, cfg: &NetConfig) -> Result<Stri
 
 async fn supervisor(net: &Net, what: &str) -> Result<(), Failed> {
     let root = net.root().display().to_string();
-    net.run("lotus-supervisor", &[what, "hub", "--repo", &root])
-        .await?;
-    let wanted = match what {
-        "stop" => "stopped",
-        _ => "ready",
+    let (args, wanted) = match what {
+        "stop" => (vec!["stop", "hub", "--force", "--repo", &root], "stopped"),
+        _ => (vec![what, "hub", "--repo", &root], "ready"),
     };
+    net.run("lotus-supervisor", &args).await?;
     net.wait(&format!("the hub to be {wanted}"), SETTLED, async |n| {
         let hub = n.process("hub").await.ok()?;
         (hub.state == wanted).then_some(())
