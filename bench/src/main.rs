@@ -5,6 +5,7 @@ mod commits;
 mod overhead;
 mod records;
 mod start;
+mod supervisor;
 
 use std::process::ExitCode;
 
@@ -19,6 +20,8 @@ use serde::Serialize;
 enum Args {
     /// What the hub costs over the proof library and the disk, and how it starts with many sectors
     Sealing(Options),
+    /// Restart after kill -9, memory and idle cost of the supervisor, beside runit, s6, supervisord
+    Supervisor(supervisor::Options),
 }
 
 #[derive(Debug, clap::Args)]
@@ -63,12 +66,15 @@ struct Report {
 }
 
 fn main() -> ExitCode {
-    let Args::Sealing(options) = Args::parse();
-    let done = match tokio::runtime::Runtime::new() {
-        Ok(runtime) => runtime.block_on(run(&options)),
-        Err(e) => Err(e.into()),
+    let args = Args::parse();
+    let json = match &args {
+        Args::Sealing(options) => options.json,
+        Args::Supervisor(options) => options.json,
     };
-    let (value, code) = match done.and_then(|r| Ok(serde_json::to_value(r)?)) {
+    let done = tokio::runtime::Runtime::new()
+        .map_err(Error::from)
+        .and_then(|runtime| runtime.block_on(measure(args)));
+    let (value, code) = match done {
         Ok(value) => (value, ExitCode::SUCCESS),
         Err(e) => {
             eprintln!("lotus-bench: {e}");
@@ -78,10 +84,17 @@ fn main() -> ExitCode {
             (value, ExitCode::FAILURE)
         }
     };
-    if options.json {
+    if json {
         println!("{value}");
     }
     code
+}
+
+async fn measure(args: Args) -> Result<serde_json::Value, Error> {
+    Ok(match args {
+        Args::Sealing(options) => serde_json::to_value(run(&options).await?)?,
+        Args::Supervisor(options) => serde_json::to_value(supervisor::run(options).await?)?,
+    })
 }
 
 async fn run(options: &Options) -> Result<Report, Error> {

@@ -112,7 +112,7 @@ pub(crate) async fn run(sizes: &[u64]) -> Result<Report, Failed> {
     let net = Net::start(&cfg).await?;
     net.ready(secs(120)).await?;
     let root = net.root().display().to_string();
-    let stop = ["stop", "hub", "--repo", &root];
+    let stop = ["stop", "hub", "--force", "--repo", &root];
     net.run("lotus-supervisor", &stop).await?;
     let rig = Rig {
         repo: net.root().join("miner"),
