@@ -102,6 +102,8 @@ pub struct ProcessStatus {
     pub ready: bool,
     /// How often it was started again after it ended by itself.
     pub restarts: u32,
+    /// What it waits for.
+    pub reason: String,
     /// Its log.
     pub log_file: PathBuf,
 }

@@ -1,8 +1,18 @@
 //! The supervisor keeps things running, and a host of spokes runs exactly what it was told to.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::process::{Command, Stdio};
 
 use lotus_e2e::{Net, NetConfig, secs};
+
+/// Asks the hub on its command line.
+async fn hub(net: &Net, words: &[&str]) -> serde_json::Value {
+    let repo = net.root().join("miner").display().to_string();
+    let args = [words, &["--json", "--repo", &repo]].concat();
+    let out = net.run("lotus-miner", &args).await.unwrap();
+    serde_json::from_str(&out).unwrap()
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn spokes_run_as_named_and_come_back_when_killed() {
@@ -89,6 +99,39 @@ async fn spokes_run_as_named_and_come_back_when_killed() {
         assert_eq!(b.pid == a.pid, !killed || b.pid.is_none(), "{b:?} {a:?}");
         assert_eq!(a.restarts, u32::from(killed), "{a:?}");
     }
+
+    // A restart waits until no step of hours is under way, here of seconds, and then happens.
+    hub(&net, &["sectors", "pledge"]).await;
+    net.wait("PreCommit1", secs(60), async |n| {
+        let all = hub(n, &["sectors", "list"]).await;
+        (all[0]["state"] == "PreCommit1").then_some(())
+    })
+    .await
+    .unwrap();
+    let root = net.root().display().to_string();
+    let old = net.process("hub").await.unwrap().pid;
+    let restart = ["restart", "hub", "--no-wait", "--repo", &root];
+    net.run("lotus-supervisor", &restart).await.unwrap();
+    net.wait("the reason of the wait", secs(20), async |n| {
+        let p = n.process("hub").await.ok()?;
+        assert_eq!(p.pid, old, "{p:?}");
+        let waits = p.reason.starts_with("waits to restart it safely: ");
+        (waits && p.reason.contains("PreCommit")).then_some(())
+    })
+    .await
+    .unwrap();
+    net.wait("the restart", secs(180), async |n| {
+        let p = n.process("hub").await.ok()?;
+        (p.ready && p.pid != old).then_some(())
+    })
+    .await
+    .unwrap();
+    let all = hub(&net, &["sectors", "list"]).await;
+    let state = all[0]["state"].as_str().unwrap();
+    assert!(
+        !["GetTicket", "PreCommit1", "PreCommit2"].contains(&state),
+        "{all}"
+    );
 
     // A second supervisor is refused.
     let out = Command::new(net.exe("lotus-supervisor"))

@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use lotus_types::Kind;
 use tokio::sync::mpsc;
 
 use crate::config::{self, Config};
+use crate::events::{self, Events};
 use crate::proto::{ProcessRequest, ProcessStatus, StatusRequest, StatusResponse};
 use crate::{control, logs, runner::Runner, unit};
 
@@ -78,8 +80,25 @@ enum Command {
         /// Its name in `status`.
         name: String,
         /// KiB to print.
-        #[arg(long, default_value_t = 16)]
+        #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(..=65_536))]
         kib: u64,
+        /// Go on with what is written from now on, until Ctrl-C.
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Print what happened: starts, ends with the last words, waits, what operators asked for.
+    Events {
+        /// Of this process only.
+        name: Option<String>,
+        /// How many.
+        #[arg(short = 'n', long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(..=100_000))]
+        lines: u32,
+        /// Go on with what happens from now on, until Ctrl-C.
+        #[arg(short, long)]
+        follow: bool,
+        /// Print JSON, one object a line; of a crash with the last 200 lines of the log.
+        #[arg(long)]
+        json: bool,
     },
     /// Print the systemd unit that runs this supervisor on --repo.
     SystemdUnit {
@@ -190,7 +209,7 @@ pub fn start(args: Args) -> Result<(), Fault> {
             }
             until(&root, &name, |p| p.ready && p.pid != old).await
         }),
-        Command::Logs { name, kib } => {
+        Command::Logs { name, kib, follow } => {
             let valid = |c: char| c.is_ascii_alphanumeric() || c == '-';
             let log = root.join("logs").join(format!("{name}.log"));
             if !name.chars().all(valid) || !log.exists() {
@@ -203,9 +222,21 @@ pub fn start(args: Args) -> Result<(), Fault> {
                     "`lotus-supervisor status` lists the names",
                 ));
             }
+            let end = std::fs::metadata(&log)?.len();
             print!("{}", logs::tail(&log, kib << 10)?);
+            if follow {
+                logs::follow(&log, end, |text| {
+                    std::io::stdout().write_all(text.as_bytes())
+                })?;
+            }
             Ok(())
         }
+        Command::Events {
+            name,
+            lines,
+            follow,
+            json,
+        } => print_events(&root, name.as_deref(), lines, follow, json),
         Command::SystemdUnit { user } => {
             let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
             if user.is_empty() || !user.chars().all(valid) {
@@ -297,6 +328,58 @@ fn refused(status: tonic::Status) -> Fault {
         ),
     }
 }
+
+fn print_events(
+    root: &Path,
+    name: Option<&str>,
+    lines: u32,
+    follow: bool,
+    json: bool,
+) -> Result<(), Fault> {
+    let events = Events::new(&root.join("logs"));
+    if !events.path().exists() {
+        return Err(Fault::new(
+            Kind::Data,
+            format!("nothing happened yet in {}", root.display()),
+            "start `lotus-supervisor run`, or name its folder with --repo",
+        ));
+    }
+    let show = |line: &str| {
+        // A line of another version, or one that a crash cut off, is shown as it is.
+        let Ok(entry) = serde_json::from_str::<events::Entry>(line) else {
+            return Some(line.to_owned());
+        };
+        if name.is_some_and(|n| n != entry.process) {
+            return None;
+        }
+        Some(if json {
+            line.to_owned()
+        } else {
+            format!("{}  {:<12} {}", entry.at, entry.process, entry.what)
+        })
+    };
+    let end = std::fs::metadata(events.path())?.len();
+    let text = logs::tail(events.path(), EVENTS_READ)?;
+    let all: Vec<String> = text.lines().filter_map(show).collect();
+    let from = all
+        .len()
+        .saturating_sub(usize::try_from(lines).unwrap_or(usize::MAX));
+    for line in &all[from..] {
+        println!("{line}");
+    }
+    if follow {
+        logs::follow(events.path(), end, |text| {
+            let mut out = std::io::stdout();
+            text.lines()
+                .filter_map(show)
+                .try_for_each(|line| out.write_all(format!("{line}\n").as_bytes()))
+        })?;
+    }
+    Ok(())
+}
+
+/// Most bytes of events that are looked through.
+const EVENTS_READ: u64 = 64 << 20;
 
 /// How often the status is looked at while something is waited for.
 const LOOK: Duration = Duration::from_millis(200);

@@ -10,6 +10,8 @@ use lotus_runtime::telemetry::TelemetryConfig;
 use lotus_types::Kind;
 use serde::{Deserialize, Serialize};
 
+use crate::logs::Rotation;
+
 /// The supervisor's configuration.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -161,8 +163,22 @@ pub struct Limits {
     /// A spoke that ended by itself this often within an hour is given up. 0 for never. The hub
     /// and the node are never given up.
     pub restarts_an_hour: u32,
-    /// MiB at which a log file is rotated to `NAME.log.1`.
+    /// MiB at which a log is moved aside to `NAME.log.1`.
     pub log_mib: u64,
+    /// Days after which a log is moved aside, even if it is small.
+    pub log_days: u64,
+    /// Old logs of a process that are kept.
+    pub log_keep: u32,
+}
+
+impl Limits {
+    pub(crate) const fn rotation(&self) -> Rotation {
+        Rotation {
+            limit: self.log_mib << 20,
+            age: Duration::from_secs(self.log_days.saturating_mul(24 * 3600)),
+            keep: self.log_keep,
+        }
+    }
 }
 
 impl Default for Limits {
@@ -175,6 +191,8 @@ impl Default for Limits {
             reattach_secs: 60,
             restarts_an_hour: 100,
             log_mib: 64,
+            log_days: 30,
+            log_keep: 5,
         }
     }
 }

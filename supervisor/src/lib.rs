@@ -7,6 +7,7 @@ mod child;
 mod cli;
 pub mod config;
 mod control;
+mod events;
 mod fd;
 mod fence;
 mod health;

@@ -3,9 +3,12 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
-use rustix::fs::inotify;
+use rustix::fs::{FallocateFlags, fallocate, inotify};
+use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
 
 use crate::fd;
@@ -15,26 +18,111 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).open(path)
 }
 
-/// Copies a log that has grown over `limit` to `NAME.log.1` and empties it. The child keeps
-/// writing to the same file: it appends.
-pub(crate) fn rotate(path: &Path, limit: u64) -> io::Result<()> {
-    let len = match std::fs::metadata(path) {
-        Ok(meta) => meta.len(),
+/// When logs are moved aside, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rotation {
+    /// Bytes from which on.
+    pub(crate) limit: u64,
+    /// How long before, even if there are fewer.
+    pub(crate) age: Duration,
+    /// Old ones that are kept.
+    pub(crate) keep: u32,
+}
+
+/// Moves a log that is large or old enough to `NAME.log.1`, and older ones one further. The
+/// process goes on writing to the same file, and no line is lost: what was copied is cut out of
+/// the file's beginning, which leaves what is written meanwhile alone. Up to one block stays.
+pub(crate) fn rotate(path: &Path, rules: Rotation) -> io::Result<()> {
+    let meta = match std::fs::metadata(path) {
+        Ok(meta) => meta,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(e),
     };
-    if len <= limit {
+    let (len, block) = (meta.len(), meta.blksize().max(1));
+    let old_enough = begun(path, &meta)
+        .and_then(|at| at.elapsed().ok())
+        .is_some_and(|age| age >= rules.age);
+    // The whole blocks, but never all of the file: that the kernel refuses.
+    let cut = len.saturating_sub(1) / block * block;
+    if cut == 0 || (len <= rules.limit && !old_enough) {
         return Ok(());
     }
-    std::fs::copy(path, old(path))?;
-    OpenOptions::new().write(true).open(path)?.set_len(0)
+    let temp = old(path, "tmp");
+    io::copy(&mut File::open(path)?.take(cut), &mut File::create(&temp)?)?;
+    for n in (1..rules.keep).rev() {
+        match std::fs::rename(old(path, &n.to_string()), old(path, &(n + 1).to_string())) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+    }
+    std::fs::rename(&temp, old(path, "1"))?;
+    let log = OpenOptions::new().write(true).open(path)?;
+    match fallocate(&log, FallocateFlags::COLLAPSE_RANGE, 0, cut) {
+        // A file system that cannot: what is written between the copy and this is lost.
+        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => log.set_len(0),
+        done => Ok(done?),
+    }
 }
 
-fn old(path: &Path) -> PathBuf {
+/// When the log that is written now was begun: when the one before was moved aside, else when the
+/// file was made, where the file system knows it.
+fn begun(path: &Path, meta: &std::fs::Metadata) -> Option<SystemTime> {
+    let before = std::fs::metadata(old(path, "1")).and_then(|m| m.modified());
+    before.or_else(|_| meta.created()).ok()
+}
+
+fn old(path: &Path, what: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(".1");
+    name.push(".");
+    name.push(what);
     name.into()
 }
+
+/// The last `lines` of a log, at most `bytes` of them.
+pub(crate) fn last_lines(path: &Path, lines: usize, bytes: u64) -> io::Result<Vec<String>> {
+    let text = tail(path, bytes)?;
+    let all: Vec<&str> = text.lines().collect();
+    let from = all.len().saturating_sub(lines);
+    Ok(all[from..].iter().map(|l| (*l).to_owned()).collect())
+}
+
+/// Prints what is written to a log from `at` on, until printing fails. A log that became shorter
+/// was moved aside: it is read from its beginning.
+pub(crate) fn follow(
+    path: &Path,
+    mut at: u64,
+    mut print: impl FnMut(&str) -> io::Result<()>,
+) -> io::Result<()> {
+    loop {
+        let mut file = File::open(path)?;
+        let len = file.metadata()?.len();
+        if len < at {
+            at = 0;
+        }
+        if len > at {
+            file.seek(io::SeekFrom::Start(at))?;
+            let mut text = Vec::new();
+            file.take((len - at).min(MOST)).read_to_end(&mut text)?;
+            // A line that is not whole is printed when it is.
+            let Some(end) = text.iter().rposition(|b| *b == b'\n') else {
+                std::thread::sleep(LOOK);
+                continue;
+            };
+            at += end as u64 + 1;
+            match print(&String::from_utf8_lossy(&text[..=end])) {
+                Err(e) if e.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+                printed => printed?,
+            }
+        } else {
+            std::thread::sleep(LOOK);
+        }
+    }
+}
+
+/// Most that is read of a log at a time.
+const MOST: u64 = 1 << 20;
+/// How often a log that is followed is looked at.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// The end of a log, at most `bytes`, from a line's start.
 pub(crate) fn tail(path: &Path, bytes: u64) -> io::Result<String> {
@@ -91,7 +179,7 @@ impl Writes {
         let flags = inotify::WatchFlags::MODIFY | inotify::WatchFlags::ONESHOT;
         for log in logs {
             if let Err(e) = inotify::add_watch(self.inotify.get_ref(), log, flags)
-                && e != rustix::io::Errno::NOENT
+                && e != Errno::NOENT
             {
                 tracing::warn!(%e, log = %log.display(), "the log's size is not watched");
             }
@@ -113,21 +201,89 @@ impl Writes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+
+    const RULES: Rotation = Rotation {
+        limit: 10_000,
+        age: Duration::from_secs(3600),
+        keep: 1000,
+    };
 
     #[test]
-    fn a_full_log_moves_aside_and_the_writer_goes_on() {
+    fn no_line_is_lost_when_a_log_moves_aside() {
+        const LINES: u32 = 50_000;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.log");
         let mut writer = open(&path).unwrap();
-        writer.write_all(b"first\nsecond\n").unwrap();
-        rotate(&path, 100).unwrap();
+        writer.write_all(&[0; 20_000]).unwrap();
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        if fallocate(&file, FallocateFlags::COLLAPSE_RANGE, 0, 4096).is_err() {
+            println!(
+                "SKIPPED: this file system cuts nothing out of a file: set TMPDIR to ext4, xfs"
+            );
+            return;
+        }
+        file.set_len(0).unwrap();
+        let writes = std::thread::spawn(move || {
+            for n in 0..LINES {
+                writer.write_all(format!("line {n}\n").as_bytes()).unwrap();
+            }
+        });
+        while !writes.is_finished() {
+            rotate(&path, RULES).unwrap();
+        }
+        writes.join().unwrap();
+        rotate(&path, RULES).unwrap();
+        let mut text = String::new();
+        let mut moved = 0;
+        for n in (1..RULES.keep).rev() {
+            if let Ok(part) = std::fs::read_to_string(old(&path, &n.to_string())) {
+                text += &part;
+                moved += 1;
+            }
+        }
+        text += &std::fs::read_to_string(&path).unwrap();
+        let got: Vec<&str> = text.lines().collect();
+        assert_eq!(got.len(), LINES as usize, "{moved} moves");
+        assert!(
+            got.iter()
+                .enumerate()
+                .all(|(n, l)| *l == format!("line {n}"))
+        );
+        assert!(moved > 10, "{moved}");
+    }
+
+    #[test]
+    fn old_logs_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.log");
+        let rules = Rotation { keep: 2, ..RULES };
+        for n in 0..5 {
+            let mut writer = open(&path).unwrap();
+            writer.write_all(&vec![b'a' + n; 20_000]).unwrap();
+            rotate(&path, rules).unwrap();
+        }
+        let first = |what: &str| std::fs::read(old(&path, what)).unwrap()[8_000];
+        assert_eq!((first("2"), first("1")), (b'd', b'e'));
+        assert!(!old(&path, "3").exists() && !old(&path, "tmp").exists());
+        // A small one goes when it is old.
+        rotate(&path, rules).unwrap();
+        open(&path).unwrap().write_all(&[b'z'; 5_000]).unwrap();
+        let aged = Rotation {
+            age: Duration::ZERO,
+            ..rules
+        };
+        rotate(&path, aged).unwrap();
+        assert_eq!(first("2"), b'e');
+    }
+
+    #[test]
+    fn the_end_of_a_log_has_whole_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.log");
+        open(&path).unwrap().write_all(b"first\nsecond\n").unwrap();
         assert_eq!(tail(&path, 100).unwrap(), "first\nsecond\n");
-        rotate(&path, 5).unwrap();
-        writer.write_all(b"third\n").unwrap();
-        assert_eq!(tail(&path, 100).unwrap(), "third\n");
-        assert_eq!(tail(&old(&path), 100).unwrap(), "first\nsecond\n");
-        assert_eq!(tail(&old(&path), 9).unwrap(), "second\n", "whole lines");
+        assert_eq!(tail(&path, 9).unwrap(), "second\n");
+        assert_eq!(last_lines(&path, 1, 100).unwrap(), ["second"]);
     }
 
     #[tokio::test]

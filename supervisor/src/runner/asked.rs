@@ -3,11 +3,11 @@
 use std::time::Instant;
 
 use super::{Happened, Request, Runner, send};
-use crate::logs;
 use crate::plan::{self, Safety, Verdict, What};
 use crate::proto::ProcessStatus;
 use crate::slot::Plan;
 use crate::table::{Event, State};
+use crate::{events, logs};
 
 impl Runner {
     pub(super) fn handle(&mut self, request: Request) -> Result<Vec<ProcessStatus>, String> {
@@ -34,6 +34,16 @@ impl Runner {
             ));
         };
         tracing::info!(process = name, ?what, force, "asked for");
+        let asked = match what {
+            None => "start",
+            Some(What::Restart) => "restart",
+            Some(What::Stop | What::StopAll) => "stop",
+        };
+        let asked = events::What::Asked {
+            what: asked.into(),
+            force,
+        };
+        self.events.write(&name, asked);
         match what {
             Some(what) => self.plan(i, what, force),
             None => {
@@ -108,6 +118,10 @@ impl Runner {
             Verdict::Wait { reasons, again } => {
                 if plan.reasons != reasons {
                     tracing::info!(process = slot.process.name, ?reasons, "not safe yet");
+                    let what = events::What::Waits {
+                        reasons: reasons.clone(),
+                    };
+                    self.events.write(&slot.process.name, what);
                 }
                 plan.reasons = reasons;
                 plan.again = Some(Instant::now() + again);
@@ -115,6 +129,8 @@ impl Runner {
             Verdict::Go { cost } => {
                 let what = plan.what;
                 if !cost.is_empty() {
+                    let forced = events::What::Forced { cost: cost.clone() };
+                    self.events.write(&slot.process.name, forced);
                     let cost = cost.join("; ");
                     tracing::warn!(process = slot.process.name, cost, "stopped by force");
                     logs::mark(&slot.log, &format!("stopped by force: {cost}"));

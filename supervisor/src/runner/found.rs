@@ -8,9 +8,9 @@ use super::{Happened, Runner, send};
 use crate::child::{self, Adopted};
 use crate::config::Readiness;
 use crate::fence::{Fence, FenceError};
-use crate::logs;
 use crate::record::{self, Entry, Found, Identity};
 use crate::table::{Event, State};
+use crate::{events, logs};
 
 impl Runner {
     /// Finds out whether a process lives, and takes hold of it.
@@ -56,6 +56,8 @@ impl Runner {
         let run = slot.begin(Some(id), since);
         let ready = slot.process.ready == Readiness::AtOnce || known.is_some_and(|k| k.ready);
         tracing::info!(process = slot.process.name, pid, ready, "found alive");
+        let name = &slot.process.name;
+        self.events.write(name, events::What::Found { pid, ready });
         logs::mark(
             &slot.log,
             &format!("pid {pid} lives on under a new supervisor"),

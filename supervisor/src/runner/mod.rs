@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::config::{Limits, Process, Readiness, Strategy};
+use crate::events::{self, Events};
 use crate::notify::{NotifySocket, Said};
 use crate::plan::Safety;
 use crate::proto::ProcessStatus;
@@ -55,6 +56,7 @@ pub(crate) struct Runner {
     limits: Limits,
     health: Health,
     notify: NotifySocket,
+    events: Events,
     writes: logs::Writes,
     rotate_at: Option<Instant>,
     record: Record,
@@ -99,6 +101,7 @@ impl Runner {
             limits,
             health,
             notify,
+            events: Events::new(&log_dir),
             writes: logs::Writes::new()?,
             rotate_at: None,
             record,
@@ -260,10 +263,13 @@ impl Runner {
                     }
                     Event::WatchdogTimeout => {
                         slot.reason = "gave no sign of life".into();
+                        self.events.write(&slot.process.name, events::What::Silent);
                         tracing::warn!(process = slot.process.name, "gave no sign of life: killed");
                         logs::mark(&slot.log, "it gave no sign of life: killed");
                     }
                     Event::ReattachTimeout => {
+                        self.events
+                            .write(&slot.process.name, events::What::NotReattached);
                         tracing::warn!(
                             process = slot.process.name,
                             "is not ready although the hub is: restarted"
@@ -286,9 +292,11 @@ impl Runner {
             }
         }
         if self.rotate_at.take_if(|at| *at <= now).is_some() {
-            for slot in &self.slots {
-                if let Err(e) = logs::rotate(&slot.log, self.limits.log_mib << 20) {
-                    tracing::warn!(process = slot.process.name, %e, "log not rotated");
+            let rules = self.limits.rotation();
+            let logs = self.slots.iter().map(|s| s.log.as_path());
+            for log in logs.chain([self.events.path()]) {
+                if let Err(e) = logs::rotate(log, rules) {
+                    tracing::warn!(log = %log.display(), %e, "log not rotated");
                 }
             }
             self.watch_logs();
@@ -361,6 +369,8 @@ impl Runner {
         let by_itself = !wanted && !done;
         let healthy = Duration::from_secs(self.limits.healthy_secs);
         slot.end(words, by_itself, healthy);
+        let what = events::What::ended(words, by_itself, &slot.log);
+        self.events.write(&slot.process.name, what);
         let how = if by_itself {
             slot.too_often(how, limit)
         } else {
@@ -401,6 +411,11 @@ impl Runner {
                 to = next.name(),
                 "state"
             );
+            let what = events::What::State {
+                from: slot.state.name().into(),
+                to: next.name().into(),
+            };
+            self.events.write(&slot.process.name, what);
             slot.enter(next);
         }
         let stays = matches!(
@@ -477,10 +492,16 @@ impl Runner {
             }
         };
         let pid = spawned.pid;
+        // Its first log was not there to be watched before.
+        if self.rotate_at.is_none() {
+            self.writes.watch(std::iter::once(slot.log.as_path()));
+        }
         // One that ended already is a zombie until it is reaped, so it has a start time.
         let start_time = record::start_time(pid).unwrap_or_default();
         let run = slot.begin(Some(Identity { pid, start_time }), SystemTime::now());
         slot.arm(Duration::from_secs(self.limits.start_secs));
+        self.events
+            .write(&slot.process.name, events::What::Spawned { pid });
         let command = slot.process.command.join(" ");
         logs::mark(&slot.log, &format!("pid {pid}: {command}"));
         if slot.process.ready == Readiness::AtOnce && !slot.process.is_oneshot() {

@@ -1,0 +1,171 @@
+//! What happened to each process, one JSON object a line in `logs/events.jsonl`.
+
+use std::fmt;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::logs;
+
+/// Most lines of a crashed process's log that are kept with the crash, and most bytes of them.
+const LAST_LINES: usize = 200;
+const LAST_BYTES: u64 = 32 << 10;
+
+/// One thing that happened.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Entry {
+    /// RFC 3339, to the millisecond.
+    pub(crate) at: String,
+    pub(crate) process: String,
+    #[serde(flatten)]
+    pub(crate) what: What,
+}
+
+/// What happened.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub(crate) enum What {
+    /// Its state changed.
+    State { from: String, to: String },
+    /// It was spawned.
+    Spawned { pid: u32 },
+    /// A new supervisor found it alive.
+    Found { pid: u32, ready: bool },
+    /// It ended. Of one that ended by itself with the end of its log.
+    Ended {
+        exit: String,
+        by_itself: bool,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        last_lines: Vec<String>,
+    },
+    /// It gave no sign of life, and was killed.
+    Silent,
+    /// Its hub is back and it is not ready: restarted.
+    NotReattached,
+    /// An operator asked.
+    Asked { what: String, force: bool },
+    /// A stop waits until it is safe.
+    Waits { reasons: Vec<String> },
+    /// It was stopped although it was not safe.
+    Forced { cost: Vec<String> },
+}
+
+impl What {
+    /// The end of a process, with the end of its log if nobody asked for it.
+    pub(crate) fn ended(exit: &str, by_itself: bool, log: &Path) -> Self {
+        let last_lines = if by_itself {
+            logs::last_lines(log, LAST_LINES, LAST_BYTES).unwrap_or_default()
+        } else {
+            Vec::new()
+        };
+        Self::Ended {
+            exit: exit.into(),
+            by_itself,
+            last_lines,
+        }
+    }
+}
+
+impl fmt::Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::State { from, to } => write!(f, "{from} -> {to}"),
+            Self::Spawned { pid } => write!(f, "spawned, pid {pid}"),
+            Self::Found { pid, ready } => {
+                let ready = if *ready { "ready" } else { "not ready" };
+                write!(f, "found alive by a new supervisor, pid {pid}, {ready}")
+            }
+            Self::Ended {
+                exit,
+                by_itself,
+                last_lines,
+            } => {
+                let by_itself = if *by_itself { " by itself" } else { "" };
+                write!(f, "ended{by_itself}: {exit}")?;
+                match last_lines.last() {
+                    Some(line) => write!(f, ": {line}"),
+                    None => Ok(()),
+                }
+            }
+            Self::Silent => write!(f, "gave no sign of life: killed"),
+            Self::NotReattached => write!(f, "not ready although its hub is: restarted"),
+            Self::Asked { what, force } => {
+                let force = if *force { ", by force" } else { "" };
+                write!(f, "asked to {what}{force}")
+            }
+            Self::Waits { reasons } => write!(f, "waits: {}", reasons.join("; ")),
+            Self::Forced { cost } => write!(f, "stopped by force: {}", cost.join("; ")),
+        }
+    }
+}
+
+/// The file.
+#[derive(Debug)]
+pub(crate) struct Events {
+    path: PathBuf,
+}
+
+impl Events {
+    pub(crate) fn new(log_dir: &Path) -> Self {
+        Self {
+            path: log_dir.join("events.jsonl"),
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes one down. What cannot be written is in the supervisor's own log.
+    pub(crate) fn write(&self, process: &str, what: What) {
+        let entry = Entry {
+            at: format!("{:.3}", Timestamp::now()),
+            process: process.into(),
+            what,
+        };
+        let written = serde_json::to_vec(&entry)
+            .map_err(std::io::Error::from)
+            .and_then(|mut line| {
+                line.push(b'\n');
+                logs::open(&self.path)?.write_all(&line)
+            });
+        if let Err(e) = written {
+            tracing::warn!(%e, path = %self.path.display(), "event not written");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_lines_that_can_be_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let events = Events::new(dir.path());
+        let log = dir.path().join("hub.log");
+        logs::open(&log)
+            .unwrap()
+            .write_all(b"one\nlast words\n")
+            .unwrap();
+        events.write("hub", What::Spawned { pid: 7 });
+        events.write("hub", What::ended("SIGKILL", true, &log));
+        events.write("hub", What::ended("exit status 0", false, &log));
+        let text = std::fs::read_to_string(events.path()).unwrap();
+        let all: Vec<Entry> = text
+            .lines()
+            .map(|l| serde_json::from_str(l).unwrap())
+            .collect();
+        let words: Vec<String> = all.iter().map(|e| e.what.to_string()).collect();
+        assert_eq!(
+            words,
+            [
+                "spawned, pid 7",
+                "ended by itself: SIGKILL: last words",
+                "ended: exit status 0"
+            ]
+        );
+    }
+}
