@@ -378,6 +378,14 @@ impl Net {
         files
     }
 
+    /// Whether some log has these words.
+    #[must_use]
+    pub fn has_logged(&self, words: &str) -> bool {
+        self.log_files()
+            .iter()
+            .any(|file| std::fs::read_to_string(file).is_ok_and(|text| text.contains(words)))
+    }
+
     /// The ends of all logs, for a failure.
     #[must_use]
     pub fn logs(&self) -> String {

@@ -180,7 +180,7 @@ async fn groth16_posts_of_a_pledged_sector_are_taken() {
     let powered = powered.await.unwrap();
     let elsewhere = made().contains("step=\"window_post\"");
     assert!(
-        elsewhere && net.logs().contains("a proof came from another host"),
+        elsewhere && net.has_logged("a proof came from another host"),
         "{}",
         made()
     );
