@@ -70,6 +70,7 @@ async fn without_parameter_files_nothing_starts_and_the_way_out_is_told() {
                 post,
                 "v28-stacked-proof-of-replication",
                 "v28-empty-sector-update",
+                "v28-fil-inner-product-v1.srs",
                 way_out,
             ],
         ),
@@ -109,7 +110,8 @@ async fn without_parameter_files_nothing_starts_and_the_way_out_is_told() {
     assert!(out.status.success());
     let list: Value = serde_json::from_slice(&out.stdout).unwrap();
     let files = list["files"].as_array().unwrap();
-    assert_eq!(files.len(), 8);
+    // Two for each of four circuits, and that of aggregates.
+    assert_eq!(files.len(), 9);
     assert!(files.iter().all(|f| f["bytes"].is_null()), "{list}");
     let verify = ["params", "verify", "--sector-size", "2KiB", "--post-only"];
     refused(
