@@ -21,6 +21,9 @@ const QUIET: Duration = secs(4);
 /// The last write of a life, counted from its start and from when it is ready: a hub that starts
 /// goes on with its sectors at once, and a deal that comes later takes some twenty writes.
 const WRITES: (u32, u32) = (6, 20);
+/// The same in half of the lives that are ready: a step that waited for the chain is the first
+/// write after a while.
+const SOON: u32 = 2;
 /// How long some sectors may take under kills.
 const ROUND: Duration = secs(900);
 /// How long everything may take to be proven once the kills are over.
@@ -380,7 +383,12 @@ async fn started(net: &Net, before: u32, ready: bool) -> Result<u32, Failed> {
 async fn die_at_write(net: &Net, before: u32, moments: &mut StdRng) -> Result<Option<u32>, Failed> {
     let ready = moments.random();
     let pid = started(net, before, ready).await?;
-    let which = moments.random_range(1..=if ready { WRITES.1 } else { WRITES.0 });
+    let last = match (ready, moments.random()) {
+        (false, _) => WRITES.0,
+        (true, false) => WRITES.1,
+        (true, true) => SOON,
+    };
+    let which = moments.random_range(1..=last);
     let strace = Command::new("strace")
         .args([
             "-f",
