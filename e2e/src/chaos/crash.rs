@@ -115,9 +115,11 @@ pub(crate) async fn run(options: &Options, seed: u64) -> Result<Report, Failed> 
         history: History::default(),
         deaths: BTreeSet::new(),
     };
-    let commit = run.at_writes(&[Order::Deals]).await?;
+    let commit = run.at_writes(&[Order::Deals], "FinalizeSector").await?;
     eprintln!("{commit} kills at writes of the journal on the commit path");
-    let snap = run.at_writes(&[Order::Pledge, Order::Deals]).await?;
+    let snap = run
+        .at_writes(&[Order::Pledge, Order::Deals], "ReleaseSectorKey")
+        .await?;
     eprintln!("{snap} kills at writes of the journal on the path of upgrades");
     run.at_moments().await?;
     run.settle().await.unwrap_or_else(|e| eprintln!("{e}"));
@@ -165,8 +167,9 @@ pub(crate) async fn run(options: &Options, seed: u64) -> Result<Report, Failed> 
 
 impl Run {
     /// Sectors, hand-over of their pieces included, while the hub dies at writes of its journal,
-    /// until it has died at every step of the path.
-    async fn at_writes(&mut self, path: &[Order]) -> Result<u32, Failed> {
+    /// until it has died at every step of the path, which ends with the state `last`. A deal may
+    /// get a new sector although there is one to upgrade, so a round may walk another path.
+    async fn at_writes(&mut self, path: &[Order], last: &str) -> Result<u32, Failed> {
         let most = self.options.crash_writes;
         let mut kills = 0;
         loop {
@@ -174,9 +177,10 @@ impl Run {
                 kills += self.round(*order, most.saturating_sub(kills)).await?;
                 self.settle().await?;
             }
-            let missed = self.boundaries().await?.missed;
-            eprintln!("{kills} kills; not yet at {missed:?}");
-            if missed.is_empty() || kills >= most {
+            let Boundaries { hit, missed } = self.boundaries().await?;
+            let walked = hit.iter().any(|step| step.ends_with(last));
+            eprintln!("{kills} kills; to its end: {walked}; not yet at {missed:?}");
+            if walked && missed.is_empty() || kills >= most {
                 return Ok(kills);
             }
         }
