@@ -86,9 +86,11 @@ impl Runner {
         tracing::info!("stopping every process, spokes first");
     }
 
-    /// Does `what` to process `i` when it is safe for the hub.
+    /// Does `what` to process `i` when it is safe for the hub. To one that is not alive at once:
+    /// that takes nothing from the hub.
     fn plan(&mut self, i: usize, what: What, force: bool) {
-        let Some(hub) = self.hub_above(i) else {
+        let alive = self.slots[i].state.is_alive();
+        let Some(hub) = self.hub_above(i).filter(|_| alive) else {
             return self.carry_out(i, what);
         };
         self.slots[i].plan = Some(Plan {
