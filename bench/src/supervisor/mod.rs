@@ -6,7 +6,7 @@
 mod rival;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ pub(crate) struct Options {
 struct Figures {
     p50_ms: f64,
     p99_ms: f64,
-    idle_wakeups: u64,
+    idle_wakeups: u32,
     idle_cpu_ms: f64,
     rss_mb: f64,
     /// Restarts that did not come within 15 s.
@@ -210,36 +210,18 @@ async fn full(idle_seconds: u64) -> Result<Full, Failed> {
     let net = Net::start(&NetConfig::default()).await?;
     net.ready(secs(120)).await?;
     let pid = net.supervisor_pid()?;
-    let before = switches(pid)?;
+    let dir = PathBuf::from(format!("/proc/{pid}"));
+    let switches = || rival::status(&dir, "voluntary_ctxt_switches:").map(f64::from);
+    let before = switches()?;
     tokio::time::sleep(secs(idle_seconds)).await;
-    let after = switches(pid)?;
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let woken = switches()? - before;
     let full = Full {
         processes: net.status().await?.len(),
-        rss_mb: number(&text, "VmRSS:")? * 1024.0 / 1e6,
-        wakeups_per_second: ratio("wake-ups", after - before, secs(idle_seconds).as_secs_f64())?,
+        rss_mb: rival::rss_mb(pid)?,
+        wakeups_per_second: ratio("wake-ups", woken, secs(idle_seconds).as_secs_f64())?,
     };
     net.stop().await?;
     Ok(full)
-}
-
-fn switches(pid: u32) -> Result<f64, Failed> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    number(&text, "voluntary_ctxt_switches:")
-}
-
-/// The number behind a name in /proc/PID/status.
-fn number(status: &str, name: &str) -> Result<f64, Failed> {
-    status
-        .lines()
-        .find_map(|l| {
-            l.strip_prefix(name)?
-                .split_whitespace()
-                .next()?
-                .parse()
-                .ok()
-        })
-        .ok_or_else(|| Failed(format!("/proc/PID/status has no {name}")))
 }
 
 impl Report {

@@ -70,7 +70,7 @@ pub(crate) struct Measured {
     pub(crate) restarts_ms: Vec<f64>,
     /// Restarts that took longer than anybody waits.
     pub(crate) missed: u32,
-    pub(crate) idle_wakeups: u64,
+    pub(crate) idle_wakeups: u32,
     pub(crate) idle_cpu_ms: f64,
     pub(crate) rss_mb: f64,
 }
@@ -162,18 +162,12 @@ impl Rival {
     }
 
     /// Wake-ups and processor time until now.
-    pub(crate) fn cost(&self) -> Result<(u64, f64), Failed> {
+    pub(crate) fn cost(&self) -> Result<(u32, f64), Failed> {
         let (mut wakeups, mut nanos) = (0, 0.0);
         let tasks = PathBuf::from(format!("/proc/{}/task", self.process.id()));
         for task in std::fs::read_dir(tasks)? {
             let task = task?.path();
-            let status = std::fs::read_to_string(task.join("status"))?;
-            let line = status
-                .lines()
-                .find_map(|l| l.strip_prefix("voluntary_ctxt_switches:"));
-            wakeups += line
-                .and_then(|n| n.trim().parse::<u64>().ok())
-                .ok_or_else(|| Failed::new("/proc/PID/status has no count of switches"))?;
+            wakeups += status(&task, "voluntary_ctxt_switches:")?;
             let stat = std::fs::read_to_string(task.join("schedstat"))?;
             let ran = stat
                 .split_whitespace()
@@ -186,13 +180,28 @@ impl Rival {
 
     /// Resident memory, in MB.
     pub(crate) fn rss_mb(&self) -> Result<f64, Failed> {
-        let text = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
-        text.lines()
-            .find_map(|l| l.strip_prefix("VmRSS:")?.trim().strip_suffix("kB"))
-            .and_then(|kb| kb.trim().parse::<f64>().ok())
-            .map(|kb| kb * 1024.0 / 1e6)
-            .ok_or_else(|| Failed::new("/proc/PID/status has no VmRSS"))
+        rss_mb(self.process.id())
     }
+}
+
+/// Resident memory of a process, in MB.
+pub(crate) fn rss_mb(pid: u32) -> Result<f64, Failed> {
+    let kb = status(Path::new(&format!("/proc/{pid}")), "VmRSS:")?;
+    Ok(f64::from(kb) * 1024.0 / 1e6)
+}
+
+/// The number behind a name in the status of a process or of a thread of it.
+pub(crate) fn status(dir: &Path, name: &str) -> Result<u32, Failed> {
+    std::fs::read_to_string(dir.join("status"))?
+        .lines()
+        .find_map(|l| {
+            l.strip_prefix(name)?
+                .split_whitespace()
+                .next()?
+                .parse()
+                .ok()
+        })
+        .ok_or_else(|| Failed(format!("{} has no {name}", dir.display())))
 }
 
 impl Drop for Rival {
