@@ -2,8 +2,9 @@
 //! right ones, and how those of 2 KiB sectors are made.
 //!
 //! Each [`Circuit`] of each sector size has two files: the proving parameters and the verifying
-//! key. Aggregates have one file for all sizes, which serves as both. Networks work with published ones, whose digests come with the proof library. Ones made
-//! here fit only each other: their proofs hold nowhere else.
+//! key. Aggregates have one file for all sizes, which serves as both. Networks work with published
+//! ones, whose digests come with the proof library. Ones made here fit only each other: their proofs
+//! hold nowhere else.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, BufWriter, Write};
