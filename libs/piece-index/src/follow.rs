@@ -125,6 +125,12 @@ impl Piece {
             .reduce(Wanted::and)
             .filter(|w| *w != Wanted::default())
     }
+
+    /// Whether it is where it should be, or cannot be brought there.
+    fn settled(&self) -> bool {
+        let target = self.target();
+        self.reached == Some(target) || self.hopeless == Some(target)
+    }
 }
 
 struct Done {
@@ -332,8 +338,7 @@ impl<H: Hooks> Follower<H> {
                 continue;
             };
             let target = piece.target();
-            let settled = piece.reached == Some(target) || piece.hopeless == Some(target);
-            if settled || piece.running || piece.waiting {
+            if piece.settled() || piece.running || piece.waiting {
                 continue;
             }
             piece.running = true;
@@ -410,10 +415,16 @@ impl<H: Hooks> Follower<H> {
             .values()
             .filter(|p| p.hopeless.is_some())
             .count();
-        match bad {
-            0 => format!("{reached} pieces"),
-            _ => format!("{reached} pieces; {bad} cannot be indexed (see the log)"),
+        // What is to be removed counts too: until then it is still served.
+        let open = self.pieces.values().filter(|p| !p.settled()).count();
+        let mut text = format!("{reached} pieces");
+        if open > 0 {
+            text += &format!("; {open} to go");
         }
+        if bad > 0 {
+            text += &format!("; {bad} cannot be indexed (see the log)");
+        }
+        text
     }
 }
 
