@@ -87,6 +87,10 @@ fn main() -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(Failed(why)) => {
             eprintln!("lotus-chaos: {why}");
+            if args.json {
+                let first = why.lines().next().unwrap_or_default();
+                println!("{}", serde_json::json!({ "ok": false, "error": first }));
+            }
             ExitCode::FAILURE
         }
     }
