@@ -10,7 +10,7 @@ pub use client::{Channel, HubClient, HubConfig, events_stream};
 pub use error::{HubError, status, with_code};
 
 /// API version of this build, `major.minor`. A hub serves this and the previous minor version.
-pub const API_VERSION: (u32, u32) = (1, 0);
+pub const API_VERSION: (u32, u32) = (1, 1);
 
 /// Descriptors of every service, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!("gen/descriptor.bin");

@@ -217,7 +217,7 @@ pub async fn run(repo: Repo, cfg: MinerConfig, stop: CancellationToken) -> Resul
         size,
         activity,
         follower: follower.clone(),
-        block_delay: OnceLock::new(),
+        block_delay: Arc::new(OnceLock::new()),
     });
     let (unsealed, unseal) = Unsealed::new(pieces.clone(), generation, sealer.clone());
     let height = watch::Sender::new(0);

@@ -5,13 +5,16 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
 use hub_proto::v1::event::What;
 use hub_proto::v1::{
-    SafeToRestartResponse, SectorChanged, SectorInfo, SectorLogEntry, SectorPiece,
+    ProvingState, ProvingWork, SafeToRestartResponse, SectorChanged, SectorInfo, SectorLogEntry,
+    SectorPiece,
 };
 use lotus_chain::Follower;
 use lotus_journal::{JournalError, Tx};
-use lotus_proving::{Activity, SectorFiles};
+use lotus_proving::{Activity, Busy, SectorFiles, Work};
 use lotus_sealing::machine::{Allocation, Notify, SealTicket};
 use lotus_sealing::{
     Observer, PieceFiles, Sealing, SealingError, SectorChange, SectorRecord, SectorState, Storage,
@@ -49,7 +52,7 @@ pub struct Sealer {
     /// The chain's head.
     pub follower: Follower,
     /// Length of an epoch, once the node told it.
-    pub block_delay: OnceLock<Duration>,
+    pub block_delay: Arc<OnceLock<Duration>>,
 }
 
 impl Sealer {
@@ -60,12 +63,15 @@ impl Sealer {
         }
     }
 
-    /// Unix milliseconds at which an epoch begins, as far as known.
-    fn time_of(&self, epoch: Epoch) -> Option<u64> {
-        let head = self.follower.head().borrow().clone()?;
-        let ahead = u64::try_from((epoch - head.height).0).unwrap_or(0);
-        let delay = u64::try_from(self.block_delay.get()?.as_millis()).ok()?;
-        Some(unix_ms().saturating_add(ahead.saturating_mul(delay)))
+    /// Tells the Unix milliseconds at which an epoch begins, as far as known.
+    fn clock(&self) -> impl Fn(Epoch) -> Option<u64> + Send + use<> {
+        let (follower, delay) = (self.follower.clone(), self.block_delay.clone());
+        move |epoch| {
+            let head = follower.head().borrow().clone()?;
+            let ahead = u64::try_from((epoch - head.height).0).unwrap_or(0);
+            let delay = u64::try_from(delay.get()?.as_millis()).ok()?;
+            Some(unix_ms().saturating_add(ahead.saturating_mul(delay)))
+        }
     }
 }
 
@@ -364,14 +370,45 @@ impl Safety for Sealer {
                 open_end = true;
             }
         }
-        let known = until
-            .filter(|_| !open_end)
-            .and_then(|epoch| self.time_of(epoch));
+        let known = until.filter(|_| !open_end).and_then(self.clock());
         SafeToRestartResponse {
             safe: reasons.is_empty(),
             safe_at_unix_ms: known.unwrap_or(0),
             reasons,
         }
+    }
+
+    fn proving(&self) -> BoxStream<'static, ProvingState> {
+        let (activity, changes) = (self.activity.clone(), self.activity.changes());
+        let when = self.clock();
+        let start = (activity, changes, when, None::<Vec<Busy>>);
+        futures::stream::unfold(start, |(activity, mut changes, when, told)| async move {
+            loop {
+                changes.borrow_and_update();
+                let now = activity.proving();
+                if told.as_ref() != Some(&now) {
+                    let state = proving_state(&now, &when);
+                    return Some((state, (activity, changes, when, Some(now))));
+                }
+                changes.changed().await.ok()?;
+            }
+        })
+        .boxed()
+    }
+}
+
+/// What the proofs that are being made look like to others.
+fn proving_state(all: &[Busy], when: &impl Fn(Epoch) -> Option<u64>) -> ProvingState {
+    let work = all.iter().map(|b| ProvingWork {
+        kind: match b.work {
+            Work::WinningPost | Work::Block => "winning".into(),
+            Work::WindowPost | Work::WindowPostSoon | Work::Deadline => "window".into(),
+        },
+        what: b.what.clone(),
+        closes_unix_ms: b.until.and_then(when).unwrap_or(0),
+    });
+    ProvingState {
+        work: work.collect(),
     }
 }
 

@@ -63,6 +63,27 @@ pub struct SafeToRestartResponse {
     pub reasons: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchProvingRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ProvingState {
+    /// Empty when nothing is proven.
+    #[prost(message, repeated, tag = "1")]
+    pub work: ::prost::alloc::vec::Vec<ProvingWork>,
+}
+/// A proof that must be made in time.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ProvingWork {
+    /// "window" for a deadline, "winning" for a block.
+    #[prost(string, tag = "1")]
+    pub kind: ::prost::alloc::string::String,
+    /// For operators: "WindowPoSt of deadline 7, closes at epoch 1234".
+    #[prost(string, tag = "2")]
+    pub what: ::prost::alloc::string::String,
+    /// When it is too late: Unix milliseconds; 0 when there is no such time or it is not known.
+    #[prost(uint64, tag = "3")]
+    pub closes_unix_ms: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchCapacityRequest {}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CapacityState {
@@ -649,6 +670,25 @@ pub mod hub_client {
                 .insert(GrpcMethod::new("hub.v1.Hub", "SafeToRestart"));
             self.inner.unary(req, path, codec).await
         }
+        /// The proofs that are being made, and those that will be within moments: at once, and with each
+        /// change. Since API 1.1, feature "proving".
+        pub async fn watch_proving(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WatchProvingRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ProvingState>>,
+            tonic::Status,
+        > {
+            self.inner.ready().await.map_err(|e| {
+                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
+            })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hub.v1.Hub/WatchProving");
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("hub.v1.Hub", "WatchProving"));
+            self.inner.server_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -679,6 +719,17 @@ pub mod hub_server {
             &self,
             request: tonic::Request<super::SafeToRestartRequest>,
         ) -> std::result::Result<tonic::Response<super::SafeToRestartResponse>, tonic::Status>;
+        /// Server streaming response type for the WatchProving method.
+        type WatchProvingStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ProvingState, tonic::Status>,
+            > + std::marker::Send
+            + 'static;
+        /// The proofs that are being made, and those that will be within moments: at once, and with each
+        /// change. Since API 1.1, feature "proving".
+        async fn watch_proving(
+            &self,
+            request: tonic::Request<super::WatchProvingRequest>,
+        ) -> std::result::Result<tonic::Response<Self::WatchProvingStream>, tonic::Status>;
     }
     /// Who answers, and what it can do.
     #[derive(Debug)]
@@ -862,6 +913,48 @@ pub mod hub_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hub.v1.Hub/WatchProving" => {
+                    #[allow(non_camel_case_types)]
+                    struct WatchProvingSvc<T: Hub>(pub Arc<T>);
+                    impl<T: Hub> tonic::server::ServerStreamingService<super::WatchProvingRequest>
+                        for WatchProvingSvc<T>
+                    {
+                        type Response = super::ProvingState;
+                        type ResponseStream = T::WatchProvingStream;
+                        type Future =
+                            BoxFuture<tonic::Response<Self::ResponseStream>, tonic::Status>;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WatchProvingRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut =
+                                async move { <T as Hub>::watch_proving(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WatchProvingSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -254,6 +254,15 @@ impl v1::hub_server::Hub for State {
     ) -> Result<Response<v1::SafeToRestartResponse>, Status> {
         unused()
     }
+
+    type WatchProvingStream = Pin<Box<dyn Stream<Item = Result<v1::ProvingState, Status>> + Send>>;
+
+    async fn watch_proving(
+        &self,
+        _: Request<v1::WatchProvingRequest>,
+    ) -> Result<Response<Self::WatchProvingStream>, Status> {
+        unused()
+    }
 }
 
 #[async_trait::async_trait]

@@ -1,6 +1,7 @@
 //! One deadline, from its challenge to its close.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{FuturesUnordered, StreamExt as _};
@@ -9,13 +10,14 @@ use lotus_node_client::api::{BitField, Partition, TipSet, TipSetKey};
 use lotus_runtime::Backoff;
 use tokio::time::Instant;
 
+use crate::activity::BusyGuard;
 use crate::deadline::{Due, Window};
 use crate::memory::free_memory;
 use crate::partition::{Batch, batches, per_message, wanted};
 use crate::prove::parallel;
 use crate::submit::MAX_ATTEMPTS;
 use crate::window::{Shared, sleep_if};
-use crate::{DeadlineRecord, Outcome, ProvingError};
+use crate::{DeadlineRecord, Outcome, ProvingError, Work};
 
 /// Longest wait between two tries. A new head is a try of its own.
 const RETRY_MAX: Duration = Duration::from_secs(10);
@@ -57,6 +59,7 @@ impl Shared {
         let mut backoff = Backoff::new(self.deps.cfg.retry_first(), RETRY_MAX);
         let mut busy = None;
         let mut retry = None;
+        let mut proving = self.near(w).await;
         loop {
             let Some(head) = heads.borrow_and_update().clone() else {
                 // There was a head, or nothing would be due.
@@ -94,14 +97,28 @@ impl Shared {
                 }
             }
             // A deadline that is proven for now needs no waiting for.
+            let begin = |work, what| self.deps.activity.begin(work, what, Some(w.close));
             busy = match (progress.is_complete(), busy) {
                 (true, _) => None,
                 (false, Some(guard)) => Some(guard),
-                (false, None) => Some(self.deps.activity.begin(
-                    format!("wdpost {}", w.index),
-                    format!("deadline {} is not proven yet", w.index),
-                    Some(w.close),
-                )),
+                (false, None) => {
+                    let what = format!("deadline {} is not proven yet", w.index);
+                    Some(begin(Work::Deadline, what))
+                }
+            };
+            // Waiting for a message to land takes nothing from anybody. The next guard is there
+            // before the last one goes, so that nobody sees a pause.
+            let makes_proofs = !proofs.is_empty() || !progress.held.is_empty();
+            proving = match proving {
+                _ if !makes_proofs => None,
+                Some((Work::WindowPost, guard)) => Some((Work::WindowPost, guard)),
+                _near => {
+                    let what = format!(
+                        "WindowPoSt of deadline {}, closes at epoch {}",
+                        w.index, w.close
+                    );
+                    Some((Work::WindowPost, begin(Work::WindowPost, what)))
+                }
             };
             tokio::select! {
                 Some((batch, made)) = proofs.next(), if !proofs.is_empty() => {
@@ -126,8 +143,37 @@ impl Shared {
                 }
             }
         }
-        drop(busy);
+        drop((busy, proving));
         self.conclude(w, &progress);
+    }
+
+    /// Waits until the challenge is known. If the deadline has something to prove, it is said
+    /// meanwhile, and for as long as what is returned lives.
+    async fn near(&self, w: &Window) -> Option<(Work, BusyGuard)> {
+        let mut heads = self.deps.follower.head();
+        let head = heads.borrow_and_update().clone()?;
+        let (key, miner) = (head.key(), self.deps.miner.address());
+        let partitions = self.deps.node.state_miner_partitions(miner, w.index, &key);
+        let ours = match partitions.await {
+            Ok(all) => all.iter().any(|p| !wanted(p).is_empty()),
+            Err(e) => {
+                tracing::debug!(error = %e, "cannot see what the deadline will need");
+                false
+            }
+        };
+        let near = ours.then(|| {
+            let what = format!("WindowPoSt of deadline {} begins", w.index);
+            let work = Work::WindowPostSoon;
+            (work, self.deps.activity.begin(work, what, Some(w.close)))
+        });
+        let known = |h: &Option<_>| {
+            h.as_ref()
+                .is_none_or(|h: &Arc<TipSet>| w.is_known(h.height))
+        };
+        if heads.wait_for(known).await.is_err() {
+            return None;
+        }
+        near
     }
 
     /// How many proofs are made at a time.

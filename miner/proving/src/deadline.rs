@@ -36,6 +36,8 @@ pub enum Due {
 /// Epochs on top of the challenge before it is proved against, so that the reorg of a single
 /// tipset costs no proof.
 const CHALLENGE_CONFIDENCE: EpochDelta = EpochDelta(1);
+/// Epochs before that at which others are told that proofs begin.
+const NEAR: EpochDelta = EpochDelta(2);
 /// Epochs after the opening at which Lotus submits, in a window of 60. Source: lotus,
 /// storage/wdpost, SubmitConfidence.
 const SUBMIT_CONFIDENCE: i64 = 4;
@@ -103,6 +105,18 @@ impl Window {
         } else {
             Due::Nothing
         }
+    }
+
+    /// Whether the challenge is known, or a head later than that is there.
+    #[must_use]
+    pub fn is_known(&self, head: Epoch) -> bool {
+        self.due(head) != Due::Nothing
+    }
+
+    /// Whether proofs begin within moments, so that room is made for them now.
+    #[must_use]
+    pub fn is_near(&self, head: Epoch) -> bool {
+        !self.is_known(head) && self.is_known(head + NEAR)
     }
 
     /// Whether its sectors should be checked now: during the last window before the cut-off, as
@@ -179,6 +193,8 @@ mod tests {
         ] {
             assert_eq!(w.due(Epoch(head)), due, "head {head}");
         }
+        let near: Vec<i64> = (1000..1130).filter(|h| w.is_near(Epoch(*h))).collect();
+        assert_eq!(near, [1039, 1040], "just before the challenge is known");
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //!   a head is a pure function of `dline.Info` ([`deadline`]); every constant comes from the node.
 //! - [`Mining`] takes part in every epoch's election. Before a block is signed its height and
 //!   parents are reserved in a [`Fence`].
-//! - [`Activity`] says what a restart would interrupt.
+//! - [`Activity`] says what a restart would interrupt, and which proofs are being made.
 //!
 //! Proofs are made in worker processes ([`lotus_workers::Pool`]); messages go through
 //! [`lotus_messages::Sender`].
@@ -33,7 +33,7 @@ mod submit;
 mod watch;
 mod window;
 
-pub use activity::{Activity, Busy};
+pub use activity::{Activity, Busy, Work};
 pub use config::{CheckLevel, MiningConfig, ProvingConfig};
 pub use error::ProvingError;
 pub use fence::{Fence, FenceError, LocalFence, Mined};

@@ -8,11 +8,11 @@ use lotus_node_client::api::{BitField, Partition, TipSetKey};
 use lotus_types::{Epoch, EpochDelta, SectorNumber};
 use serde::{Deserialize, Serialize};
 
-use crate::ProvingError;
 use crate::config::CheckLevel;
 use crate::deadline::Window;
 use crate::partition::{batches, wanted};
 use crate::window::{Shared, WindowPost};
+use crate::{ProvingError, Work};
 
 /// Sectors that one command may name.
 const RECOVER_MAX: usize = 10_000;
@@ -122,6 +122,8 @@ impl WindowPost {
     /// Makes the proofs of a deadline against its newest challenge, and submits nothing.
     pub async fn compute(&self, deadline: u64) -> Result<Vec<Computed>, ProvingError> {
         let shared = self.shared();
+        let what = format!("WindowPoSt of deadline {deadline}, made by hand");
+        let _busy = shared.deps.activity.begin(Work::WindowPost, what, None);
         let key = shared.head_key().await?;
         let partitions = shared.partitions(deadline, &key).await?;
         for p in &partitions {

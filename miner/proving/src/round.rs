@@ -14,7 +14,7 @@ use lotus_workers::{Output, Post, PostFile, PostKind};
 
 use crate::mining::Shared;
 use crate::pace::{Base, Pace};
-use crate::{ProvingError, RoundStep};
+use crate::{ProvingError, RoundStep, Work};
 
 /// Epochs between a ticket's round and the randomness that it is drawn from.
 /// Source: lotus, build/buildconstants, TicketRandomnessLookback.
@@ -124,11 +124,11 @@ impl Shared {
         };
         let wins = election.win_count;
         self.log(move |log| log.won(round, wins)).await?;
-        let _busy = deps.activity.begin(
-            "mining".into(),
-            format!("won the election of epoch {round} and makes its block"),
-            Some(round + EpochDelta(1)),
-        );
+        let over = Some(round + EpochDelta(1));
+        let what = format!("won the election of epoch {round} and makes its block");
+        let _busy = deps.activity.begin(Work::Block, what, over);
+        let what = format!("WinningPoSt of epoch {round}");
+        let proving = deps.activity.begin(Work::WinningPost, what, over);
         tracing::info!(%round, wins = election.win_count, "won the election");
         let ticket = self.ticket(&info, base, round).await?;
         let key = base.key();
@@ -172,6 +172,8 @@ impl Shared {
         let block = self.create(&template).await?;
         deps.fence.signed(round, &block).await?;
         budget.lap("block");
+        // What is left is a wait and a call.
+        drop(proving);
         sleep_until(pace.publish(clock, round)).await;
         budget.lap("wait");
         deps.node.sync_submit_block(&block).await?;

@@ -215,7 +215,8 @@ impl Shared {
             .await?;
         let mut jobs = Vec::new();
         for w in Window::upcoming(&di) {
-            if matches!(w.due(head.height), Due::Prove | Due::Submit) {
+            let now = matches!(w.due(head.height), Due::Prove | Due::Submit);
+            if now || w.is_near(head.height) {
                 jobs.push((w, Job::Prove));
             }
             if w.check_due(head.height) {

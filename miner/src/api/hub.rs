@@ -1,12 +1,13 @@
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use hub_proto::v1::capacity_server::Capacity;
 use hub_proto::v1::events_server::Events;
 use hub_proto::v1::hub_server::Hub;
 use hub_proto::v1::{
     AcquireRequest, CapacityState, Credit, Event, HelloRequest, HelloResponse, IdentityRequest,
-    IdentityResponse, ReleaseRequest, ReleaseResponse, SafeToRestartRequest, SafeToRestartResponse,
-    SubscribeRequest, WatchCapacityRequest,
+    IdentityResponse, ProvingState, ReleaseRequest, ReleaseResponse, SafeToRestartRequest,
+    SafeToRestartResponse, SubscribeRequest, WatchCapacityRequest, WatchProvingRequest,
 };
 use hub_proto::{API_VERSION, status, with_code};
 use lotus_types::Kind;
@@ -53,6 +54,7 @@ impl Hub for Api {
                 "pull.http".into(),
                 "lease".into(),
                 "events".into(),
+                "proving".into(),
             ],
             data_socket: if on_this_host {
                 self.data_socket.display().to_string()
@@ -80,6 +82,15 @@ impl Hub for Api {
         _: Request<SafeToRestartRequest>,
     ) -> Answer<SafeToRestartResponse> {
         Ok(Response::new(self.safety.safe_to_restart()))
+    }
+
+    type WatchProvingStream =
+        std::pin::Pin<Box<dyn futures::Stream<Item = Result<ProvingState, Status>> + Send>>;
+
+    async fn watch_proving(&self, _: Request<WatchProvingRequest>) -> Streamed<ProvingState> {
+        let end = self.stop.clone().cancelled_owned();
+        let states = self.safety.proving().map(Ok).take_until(end);
+        Ok(Response::new(Box::pin(states)))
     }
 }
 
@@ -137,7 +148,6 @@ impl Events for Api {
         std::pin::Pin<Box<dyn futures::Stream<Item = Result<Event, Status>> + Send>>;
 
     async fn subscribe(&self, request: Request<SubscribeRequest>) -> Streamed<Event> {
-        use futures::StreamExt as _;
         let request = request.into_inner();
         let topics = Topics::parse(&request.topics).map_err(|name| {
             invalid(

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
+use futures::stream::BoxStream;
 use hub_proto::v1::capacity_server::CapacityServer;
 use hub_proto::v1::chain_server::ChainServer;
 use hub_proto::v1::events_server::EventsServer;
@@ -20,7 +21,7 @@ use hub_proto::v1::hub_server::HubServer;
 use hub_proto::v1::pieces_server::PiecesServer;
 use hub_proto::v1::sectors_server::SectorsServer;
 use hub_proto::v1::unsealed_server::UnsealedServer;
-use hub_proto::v1::{SafeToRestartResponse, SectorInfo};
+use hub_proto::v1::{ProvingState, SafeToRestartResponse, SectorInfo};
 use hub_proto::{status, with_code};
 use lotus_journal::JournalError;
 use lotus_node_client::{Node, NodeError};
@@ -63,6 +64,8 @@ pub trait SectorBook: Send + Sync + 'static {
 pub trait Safety: Send + Sync + 'static {
     /// Whether the hub may be stopped now.
     fn safe_to_restart(&self) -> SafeToRestartResponse;
+    /// The proofs that are being made: now, and at each change.
+    fn proving(&self) -> BoxStream<'static, ProvingState>;
 }
 
 /// What the services need. Clones share it.

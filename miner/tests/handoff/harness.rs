@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hub_proto::v1::{
-    DealKey, DealTerms, OfferRequest, PiecePhase, PieceState, PieceStatusRequest,
+    DealKey, DealTerms, OfferRequest, PiecePhase, PieceState, PieceStatusRequest, ProvingState,
     SafeToRestartResponse, SectorInfo, Source, UnixSource, Use, WithdrawRequest, source,
 };
 use hub_proto::{HubClient, HubConfig, HubError};
@@ -104,6 +104,9 @@ impl SectorBook for Sectors {
 impl Safety for Sectors {
     fn safe_to_restart(&self) -> SafeToRestartResponse {
         SafeToRestartResponse::default()
+    }
+    fn proving(&self) -> futures::stream::BoxStream<'static, ProvingState> {
+        Box::pin(futures::stream::pending())
     }
 }
 

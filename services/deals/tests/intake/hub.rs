@@ -138,6 +138,13 @@ impl v1::hub_server::Hub for FakeHub {
     ) -> Answer<v1::SafeToRestartResponse> {
         Err(Status::unimplemented("not used"))
     }
+    type WatchProvingStream = Pin<Box<dyn Stream<Item = Result<v1::ProvingState, Status>> + Send>>;
+    async fn watch_proving(
+        &self,
+        _: Request<v1::WatchProvingRequest>,
+    ) -> Answer<Self::WatchProvingStream> {
+        Err(Status::unimplemented("not used"))
+    }
 }
 
 #[tonic::async_trait]
