@@ -283,7 +283,7 @@ async fn run(root: &Path, cfg: Config, bin_dir: Option<PathBuf>) -> Result<(), F
     let processes = config::processes(&cfg, root, &bin)?;
     let health = Health::default();
     let admin = Admin::bind(&cfg.admin, health.clone(), &run_dir, "supervisor").await?;
-    let runner = Runner::new(processes, cfg.limits, root, health.clone())?;
+    let runner = Runner::new(processes, cfg.limits, &cfg.guard, root, health.clone())?;
     let (calls_tx, calls_rx) = mpsc::channel(64);
     signals::run_until_signal(|stop| async move {
         // Status is served until the last process has stopped.
@@ -458,6 +458,9 @@ fn print(status: &StatusResponse, json: bool) {
                     "name": p.name, "state": p.state, "pid": (p.pid > 0).then_some(p.pid),
                     "ready": p.ready, "restarts": p.restarts, "uptime_ms": p.uptime_ms,
                     "reason": p.reason, "log_file": p.log_file, "last_exit": p.last_exit,
+                    "guard": (!p.guard.is_empty()).then(|| serde_json::json!({
+                        "rung": p.guard, "state": p.guard_state, "reason": p.guard_reason,
+                    })),
                 })
             })
             .collect();
@@ -466,7 +469,7 @@ fn print(status: &StatusResponse, json: bool) {
     }
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header([
-        "PROCESS", "PID", "STATE", "READY", "RESTARTS", "UPTIME", "REASON",
+        "PROCESS", "PID", "STATE", "READY", "RESTARTS", "UPTIME", "GUARD", "REASON",
     ]);
     for p in &status.processes {
         let uptime = Duration::from_secs(p.uptime_ms / 1000);
@@ -485,7 +488,16 @@ fn print(status: &StatusResponse, json: bool) {
             } else {
                 "-".into()
             },
-            p.reason.clone(),
+            match (p.guard.as_str(), p.guard_state.as_str()) {
+                ("", _) => "-".into(),
+                (rung, "") => rung.to_owned(),
+                (rung, state) => format!("{state} ({rung})"),
+            },
+            [p.reason.as_str(), p.guard_reason.as_str()]
+                .into_iter()
+                .filter(|r| !r.is_empty())
+                .collect::<Vec<_>>()
+                .join("; "),
         ]);
     }
     println!("{table}");

@@ -10,6 +10,7 @@ use lotus_runtime::telemetry::TelemetryConfig;
 use lotus_types::Kind;
 use serde::{Deserialize, Serialize};
 
+use crate::guard::{GuardConfig, Mode};
 use crate::logs::Rotation;
 
 /// The supervisor's configuration.
@@ -24,6 +25,8 @@ pub struct Config {
     pub spokes: SpokesConfig,
     /// Programs of others that belong to this host, by name: a full node, an exporter.
     pub process: BTreeMap<String, ProcessConfig>,
+    /// What is squeezed while the hub proves.
+    pub guard: GuardConfig,
     /// Time limits.
     pub limits: Limits,
     /// Health and metrics of the supervisor itself.
@@ -99,6 +102,8 @@ pub struct ProcessConfig {
     /// Seconds without a sign of life (`WATCHDOG=1` of sd_notify) after which it is killed; 0 for
     /// one that gives none.
     pub watchdog_secs: u64,
+    /// What may be done to it while the hub proves: "off", "squeeze" or "freeze".
+    pub guard: Mode,
 }
 
 /// When a process counts as ready.
@@ -222,6 +227,8 @@ pub struct Process {
     pub health: Option<PathBuf>,
     /// Socket of the hub that says whether a stop is safe now.
     pub safety: Option<PathBuf>,
+    /// What may be done to it while the hub proves.
+    pub guard: Mode,
 }
 
 impl Process {
@@ -240,6 +247,7 @@ impl Process {
             creates: None,
             health: None,
             safety: None,
+            guard: Mode::Off,
         }
     }
 
@@ -281,6 +289,7 @@ pub fn processes(cfg: &Config, root: &Path, bin: &Path) -> Result<Vec<Process>, 
             ready: p.ready,
             watchdog: watchdog(p.watchdog_secs),
             may_fail: true,
+            guard: cfg.guard.of(p.guard),
             ..Process::new(name, p.command.clone())
         });
     }
@@ -344,9 +353,11 @@ pub fn processes(cfg: &Config, root: &Path, bin: &Path) -> Result<Vec<Process>, 
             strategy: Strategy::Reconnect,
             may_fail: true,
             health: Some(root.join(format!("markets/run/{service}-admin.addr"))),
+            guard: cfg.guard.of_spoke(service),
             ..ours(service, command)
         });
     }
+    cfg.guard.check(&cfg.spokes.services)?;
     check(&out)?;
     Ok(out)
 }
@@ -459,6 +470,38 @@ mod tests {
             "[process.a]\ncommand = ['x']\nafter = ['b']\n[process.b]\ncommand = ['x']\nafter = ['a']",
         );
         assert!(circle.contains("wait for each other: a, b"), "{circle}");
+    }
+
+    #[test]
+    fn the_guard_takes_spokes_and_whoever_asks() {
+        let bin = binaries();
+        let modes = |text: &str| -> Vec<(String, Mode)> {
+            let cfg: Config = toml::from_str(text).unwrap();
+            let all = processes(&cfg, Path::new("/r"), bin.path()).unwrap();
+            let guarded = all.into_iter().filter(|p| p.guard != Mode::Off);
+            guarded.map(|p| (p.name, p.guard)).collect()
+        };
+        let named = |all: &[(&str, Mode)]| -> Vec<(String, Mode)> {
+            all.iter().map(|(n, m)| ((*n).to_owned(), *m)).collect()
+        };
+        let others =
+            "[process.a]\ncommand = ['x']\n[process.b]\ncommand = ['x']\nguard = 'freeze'\n";
+        let (squeeze, freeze) = (Mode::Squeeze, Mode::Freeze);
+        let spokes = [
+            ("deals", squeeze),
+            ("retrieval", squeeze),
+            ("indexing", squeeze),
+        ];
+        assert_eq!(modes(""), named(&spokes));
+        assert_eq!(modes(others)[0], ("b".into(), freeze));
+        assert_eq!(
+            modes("[guard]\nspokes = 'off'\nservices = { retrieval = 'freeze' }"),
+            named(&[("retrieval", freeze)])
+        );
+        assert_eq!(modes(&format!("{others}[guard]\nenabled = false")), []);
+        let cfg: Config = toml::from_str("[guard.services]\nretrival = 'off'").unwrap();
+        let e = processes(&cfg, Path::new("/r"), bin.path()).unwrap_err();
+        assert!(e.message.contains("retrival"), "{e}");
     }
 
     #[test]

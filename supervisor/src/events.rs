@@ -50,6 +50,14 @@ pub(crate) enum What {
     Waits { reasons: Vec<String> },
     /// It was stopped although it was not safe.
     Forced { cost: Vec<String> },
+    /// It gets what the hub leaves, or nothing at all, while the hub proves.
+    Squeezed {
+        level: String,
+        rung: String,
+        reason: String,
+    },
+    /// The hub has proven.
+    Released,
 }
 
 impl What {
@@ -97,6 +105,12 @@ impl fmt::Display for What {
             }
             Self::Waits { reasons } => write!(f, "waits: {}", reasons.join("; ")),
             Self::Forced { cost } => write!(f, "stopped by force: {}", cost.join("; ")),
+            Self::Squeezed {
+                level,
+                rung,
+                reason,
+            } => write!(f, "{level} ({rung}): {reason}"),
+            Self::Released => write!(f, "released"),
         }
     }
 }

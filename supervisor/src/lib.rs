@@ -10,6 +10,7 @@ mod control;
 mod events;
 mod fd;
 mod fence;
+pub mod guard;
 mod health;
 mod logs;
 mod notify;

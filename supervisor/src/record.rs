@@ -28,6 +28,9 @@ pub(crate) struct Entry {
     pub(crate) restarts: u32,
     pub(crate) crashes_in_a_row: u32,
     pub(crate) last_exit: String,
+    /// The proving guard squeezes or froze it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) squeezed: bool,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::task::AbortHandle;
 
 use crate::config::Process;
+use crate::guard::{Held, Level};
 use crate::plan::What;
 use crate::proto::ProcessStatus;
 use crate::record::{Entry, Identity};
@@ -41,6 +42,8 @@ pub(crate) struct Slot {
     pub(crate) plan: Option<Plan>,
     /// It runs, and the configuration does not name it any more.
     pub(crate) removed: bool,
+    /// What the proving guard has of it.
+    pub(crate) guard: Held,
     crashes_in_a_row: u32,
     /// When it ended by itself, within the last hour.
     crashes: VecDeque<Instant>,
@@ -55,6 +58,7 @@ pub(crate) struct Slot {
 impl Slot {
     pub(crate) fn new(process: Process, log: PathBuf, fence: PathBuf) -> Self {
         Self {
+            guard: Held::new(process.guard),
             process,
             state: State::Waiting,
             log,
@@ -151,13 +155,27 @@ impl Slot {
 
     /// It said that it is alive, or just became ready.
     pub(crate) fn sign_of_life(&mut self) {
-        self.watchdog = self.process.watchdog.map(|limit| Instant::now() + limit);
+        let asleep = self.guard.level == Level::Frozen;
+        let limit = self.process.watchdog.filter(|_| !asleep);
+        self.watchdog = limit.map(|limit| Instant::now() + limit);
+    }
+
+    /// The guard looked at it, which `was` frozen before: whoever is frozen can not say that it
+    /// is alive, or come back to its hub.
+    pub(crate) fn frozen(&mut self, was: bool) {
+        let is = self.guard.level == Level::Frozen;
+        if is || was {
+            self.reattach = None;
+            if matches!(self.state, State::Ready | State::Unready) {
+                self.sign_of_life();
+            }
+        }
     }
 
     /// Whether what it needs is there, for one that lost it.
     pub(crate) fn can_reattach(&mut self, can: bool, limit: Duration) {
         self.reattach = match self.reattach {
-            _ if !can || self.state != State::Unready => None,
+            _ if !can || self.state != State::Unready || self.guard.level == Level::Frozen => None,
             armed @ Some(_) => armed,
             None => Some(Instant::now() + limit),
         };
@@ -209,6 +227,7 @@ impl Slot {
             restarts: self.restarts,
             crashes_in_a_row: self.crashes_in_a_row,
             last_exit: self.last_exit.clone(),
+            squeezed: self.guard.level != Level::Free,
         }
     }
 
@@ -235,7 +254,11 @@ impl Slot {
             None if self.state.satisfies() => String::new(),
             None => self.reason.clone(),
         };
+        let (guard, guard_state, guard_reason) = self.guard.status();
         ProcessStatus {
+            guard,
+            guard_state,
+            guard_reason,
             name: self.process.name.clone(),
             state: self.state.name().into(),
             pid: self.alive.map_or(0, |id| id.pid),
@@ -286,6 +309,22 @@ mod tests {
         s.enter(State::Stopping { then_start: false });
         assert_eq!(s.fire(far), Some(Event::StopTimeout), "still stopping");
         assert_eq!(s.due(), None, "whoever is being stopped is not watched");
+    }
+
+    #[test]
+    fn whoever_is_frozen_is_not_watched() {
+        let mut s = slot();
+        s.enter(State::Ready);
+        assert!(s.due().is_some());
+        s.guard.level = Level::Frozen;
+        s.frozen(false);
+        s.enter(State::Unready);
+        s.can_reattach(true, HOUR);
+        assert_eq!(s.due(), None);
+        s.guard.level = Level::Free;
+        s.frozen(true);
+        let far = Instant::now() + HOUR;
+        assert_eq!(s.fire(far), Some(Event::WatchdogTimeout), "watched again");
     }
 
     #[test]

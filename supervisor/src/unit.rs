@@ -36,6 +36,10 @@ RestartSec=1s
 RestartPreventExitStatus=2 78
 WatchdogSec=2min
 Delegate=yes
+# For the groups of spokes that are squeezed while the hub proves (systemd 254; an older one
+# ignores it with a warning), and else for taking a lowered priority back.
+DelegateSubgroup=supervisor
+LimitNICE=+0
 LimitNOFILE=1048576
 LimitCORE=0
 OOMScoreAdjust=-600

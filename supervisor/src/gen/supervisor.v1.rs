@@ -39,6 +39,16 @@ pub struct ProcessStatus {
     /// How the last run ended; empty when it never ended.
     #[prost(string, tag = "9")]
     pub last_exit: ::prost::alloc::string::String,
+    /// How the proving guard squeezes it: "cgroup2", "cgroup1", "threads", or "none"; empty when it
+    /// does not.
+    #[prost(string, tag = "20")]
+    pub guard: ::prost::alloc::string::String,
+    /// "squeezed" or "frozen" while the hub proves, else empty.
+    #[prost(string, tag = "21")]
+    pub guard_state: ::prost::alloc::string::String,
+    /// For what it is squeezed; of "none" why that is.
+    #[prost(string, tag = "22")]
+    pub guard_reason: ::prost::alloc::string::String,
 }
 /// Generated client implementations.
 pub mod supervisor_client {

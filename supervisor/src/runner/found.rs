@@ -54,6 +54,9 @@ impl Runner {
         });
         let slot = &mut self.slots[i];
         let run = slot.begin(Some(id), since);
+        let squeezed = known.is_some_and(|k| k.squeezed);
+        let name = slot.process.name.clone();
+        self.guard.found(&mut slot.guard, &name, pid, squeezed);
         let ready = slot.process.ready == Readiness::AtOnce || known.is_some_and(|k| k.ready);
         tracing::info!(process = slot.process.name, pid, ready, "found alive");
         let name = &slot.process.name;

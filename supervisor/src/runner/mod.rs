@@ -2,6 +2,7 @@
 
 mod asked;
 mod found;
+mod guarding;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -16,6 +17,7 @@ use tokio::task::JoinSet;
 
 use crate::config::{Limits, Process, Readiness, Strategy};
 use crate::events::{self, Events};
+use crate::guard::{Guard, GuardConfig, Work};
 use crate::notify::{NotifySocket, Said};
 use crate::plan::Safety;
 use crate::proto::ProcessStatus;
@@ -48,6 +50,8 @@ enum Happened {
     Ended(Ended, String),
     /// The hub's answer to a stop that is planned for it.
     Safety(Result<Safety, String>),
+    /// What the hub proves.
+    Proving(Vec<Work>),
 }
 
 /// Owns the processes.
@@ -59,6 +63,7 @@ pub(crate) struct Runner {
     events: Events,
     writes: logs::Writes,
     rotate_at: Option<Instant>,
+    guard: Guard,
     record: Record,
     stopping: bool,
     tasks: JoinSet<()>,
@@ -77,6 +82,7 @@ impl Runner {
     pub(crate) fn new(
         processes: Vec<Process>,
         limits: Limits,
+        guard: &GuardConfig,
         root: &Path,
         health: Health,
     ) -> Result<Self, Fault> {
@@ -104,6 +110,7 @@ impl Runner {
             events: Events::new(&log_dir),
             writes: logs::Writes::new()?,
             rotate_at: None,
+            guard: Guard::new(root, guard),
             record,
             stopping: false,
             tasks: JoinSet::new(),
@@ -145,6 +152,7 @@ impl Runner {
             } else {
                 self.start_what_can();
             }
+            self.guard();
             self.publish();
             self.save();
             let due = self
@@ -152,6 +160,7 @@ impl Runner {
                 .iter()
                 .filter_map(Slot::due)
                 .chain(self.rotate_at)
+                .chain(self.guard_due())
                 .min();
             tokio::select! {
                 _ = child_ended.recv() => self.reap(),
@@ -349,6 +358,7 @@ impl Runner {
             }
             Happened::Ended(how, words) => self.ended(i, how, &words),
             Happened::Safety(answer) => self.answered(i, answer),
+            Happened::Proving(work) => self.guard.told(work),
         }
     }
 
@@ -359,6 +369,10 @@ impl Runner {
             return;
         }
         let mut pid = String::new();
+        slot.guard.thaw();
+        if slot.process.safety.is_some() {
+            self.guard.told(Vec::new());
+        }
         if let Some(id) = slot.alive {
             pid = format!("pid {} ended: ", id.pid);
             // What it started ends with it.
@@ -369,6 +383,7 @@ impl Runner {
         let by_itself = !wanted && !done;
         let healthy = Duration::from_secs(self.limits.healthy_secs);
         slot.end(words, by_itself, healthy);
+        slot.guard.gone();
         let what = events::What::ended(words, by_itself, &slot.log);
         self.events.write(&slot.process.name, what);
         let how = if by_itself {
@@ -416,8 +431,13 @@ impl Runner {
                 to: next.name().into(),
             };
             self.events.write(&slot.process.name, what);
+            let before = slot.state.clone();
             slot.enter(next);
+            if slot.state == State::Ready && matches!(before, State::Waiting | State::Starting) {
+                self.follow_proving(i);
+            }
         }
+        let slot = &self.slots[i];
         let stays = matches!(
             slot.state,
             State::Starting | State::Ready | State::Unready | State::Done
@@ -438,11 +458,14 @@ impl Runner {
             Effect::ArmStart => slot.arm(Duration::from_secs(self.limits.start_secs)),
             Effect::Terminate => {
                 slot.arm(Duration::from_secs(self.limits.stop_secs));
+                // One that is frozen does not hear it.
+                slot.guard.thaw();
                 if let Some(pid) = pid {
                     child::terminate(pid);
                 }
             }
             Effect::Kill => {
+                slot.guard.thaw();
                 if let Some(pid) = pid {
                     child::kill_group(pid);
                 }
@@ -499,6 +522,7 @@ impl Runner {
         // One that ended already is a zombie until it is reaped, so it has a start time.
         let start_time = record::start_time(pid).unwrap_or_default();
         let run = slot.begin(Some(Identity { pid, start_time }), SystemTime::now());
+        self.guard.take(&mut slot.guard, &slot.process.name, pid);
         slot.arm(Duration::from_secs(self.limits.start_secs));
         self.events
             .write(&slot.process.name, events::What::Spawned { pid });
@@ -550,6 +574,7 @@ impl Runner {
             );
             metrics::gauge!("lotus_supervisor_process_ready", "process" => name.clone())
                 .set(f64::from(u8::from(slot.state.satisfies())));
+            slot.guard.publish(&name);
             metrics::counter!("lotus_supervisor_process_restarts_total", "process" => name)
                 .absolute(u64::from(slot.restarts));
         }
