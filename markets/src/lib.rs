@@ -11,3 +11,19 @@ pub mod registry;
 
 pub use cli::{Args, start};
 pub use config::{MarketsConfig, Repo};
+
+/// The named services on the caller's runtime, until `stop`: for whoever hosts them in a process
+/// that is not `lotus-markets run`.
+pub fn host(
+    repo: Repo,
+    names: Option<&[String]>,
+    stop: lotus_runtime::CancellationToken,
+) -> Result<
+    impl Future<Output = Result<(), lotus_runtime::Fault>> + Send + use<>,
+    lotus_runtime::Fault,
+> {
+    let services = registry::select(names)?;
+    let cfg = repo.config()?;
+    std::fs::create_dir_all(repo.run_dir())?;
+    Ok(host::run(services, cfg, repo, stop))
+}

@@ -7,6 +7,8 @@
 //!   [`orders`]: messages on an operator's order.
 //! - [`sealer`]: joins sealing, proving and workers to these parts. [`run`]: starts it all.
 
+#[cfg(feature = "all-in-one")]
+pub mod all_in_one;
 pub mod api;
 pub mod backup;
 pub mod capacity;

@@ -92,7 +92,12 @@ impl Parts {
 }
 
 /// Runs the hub on `repo` until `stop`.
-pub async fn run(repo: Repo, cfg: MinerConfig, stop: CancellationToken) -> Result<(), Fault> {
+pub async fn run(
+    repo: Repo,
+    cfg: MinerConfig,
+    stop: CancellationToken,
+    #[cfg(feature = "all-in-one")] all_in_one: Option<crate::all_in_one::AllInOne>,
+) -> Result<(), Fault> {
     let open = repo.open()?;
     let _telemetry = telemetry::init("lotus-miner", &cfg.telemetry)?;
     let (repo, journal, generation) = (open.repo.clone(), open.journal.clone(), open.generation);
@@ -141,7 +146,11 @@ pub async fn run(repo: Repo, cfg: MinerConfig, stop: CancellationToken) -> Resul
         &follower,
         cfg.messages.clone(),
     );
-    let (pool, work) = Pool::new(PoolConfig {
+    #[cfg_attr(
+        not(feature = "all-in-one"),
+        expect(unused_mut, reason = "changed by what this build does not have")
+    )]
+    let mut pool_config = PoolConfig {
         settings: cfg.workers.clone(),
         run_dir: repo.run(),
         log_dir: repo.logs(),
@@ -150,7 +159,13 @@ pub async fn run(repo: Repo, cfg: MinerConfig, stop: CancellationToken) -> Resul
         telemetry: cfg.telemetry.clone(),
         proofs,
         generation,
+    };
+    #[cfg(feature = "all-in-one")]
+    let all_in_one = all_in_one.map(|all| {
+        let threads = crate::all_in_one::threads_for_processes(&mut pool_config);
+        (all, threads)
     });
+    let (pool, work) = Pool::new(pool_config);
 
     let events =
         EventLog::open(journal.clone(), generation, cfg.events.keep).map_err(journal_fault)?;
@@ -321,6 +336,11 @@ pub async fn run(repo: Repo, cfg: MinerConfig, stop: CancellationToken) -> Resul
         watch_workers(attached, cfg.workers.clone(), health.clone(), stop.clone()),
     );
     parts.spawn_endless("ready", tell_ready(health.clone(), stop.clone()));
+    #[cfg(feature = "all-in-one")]
+    if let Some((all, threads)) = all_in_one {
+        let beside = crate::all_in_one::run(all, threads, stop.clone());
+        parts.spawn("all_in_one", beside);
+    }
     health.set("api", Ok(listeners.addr().to_string()));
     let (api_cfg, end) = (cfg.api.clone(), stop.clone());
     parts.spawn(

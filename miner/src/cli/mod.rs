@@ -70,7 +70,7 @@ enum Command {
     /// Prepare a repo: check the actor on chain, write config.toml
     Init(init::InitArgs),
     /// Run the hub until SIGTERM or Ctrl-C
-    Run,
+    Run(RunArgs),
     /// Run a worker process; the hub starts these itself
     #[command(hide = true)]
     Worker(WorkerArgs),
@@ -146,6 +146,34 @@ enum InfoCommand {
     All,
 }
 
+/// A build for measuring has more.
+#[derive(Debug, clap::Args)]
+struct RunArgs {
+    /// Run the services of the spokes and the prove workers in this process, to be measured
+    #[cfg(feature = "all-in-one")]
+    #[arg(long, requires = "markets_repo")]
+    all_in_one: bool,
+    /// Folder of the services' configuration and state
+    #[cfg(feature = "all-in-one")]
+    #[arg(long)]
+    markets_repo: Option<PathBuf>,
+    /// Services to run; all when left out
+    #[cfg(feature = "all-in-one")]
+    #[arg(long, value_delimiter = ',')]
+    services: Option<Vec<String>>,
+}
+
+#[cfg(feature = "all-in-one")]
+impl RunArgs {
+    fn all_in_one(self) -> Option<crate::all_in_one::AllInOne> {
+        let markets = self.markets_repo.filter(|_| self.all_in_one)?;
+        Some(crate::all_in_one::AllInOne {
+            markets,
+            services: self.services,
+        })
+    }
+}
+
 /// Whatever an operator typed by habit.
 #[derive(Debug, clap::Args)]
 struct Moved {
@@ -173,7 +201,11 @@ pub fn start(args: Args) -> Result<(), Fault> {
     match command {
         // These make runtimes of their own.
         Command::Worker(worker) => worker_main(&worker),
-        Command::Run => {
+        #[cfg_attr(
+            not(feature = "all-in-one"),
+            expect(unused_variables, reason = "empty")
+        )]
+        Command::Run(args) => {
             let repo = Repo::at(&cx.repo)?;
             // Before anything is locked or bound: a typo must not cost a running hub.
             let cfg = if repo.is_initialised() {
@@ -185,7 +217,17 @@ pub fn start(args: Args) -> Result<(), Fault> {
                 .enable_all()
                 .max_blocking_threads(BLOCKING_THREADS)
                 .build()?;
-            let result = runtime.block_on(signals::run_until_signal(|stop| run(repo, cfg, stop)));
+            #[cfg(feature = "all-in-one")]
+            let all_in_one = args.all_in_one();
+            let result = runtime.block_on(signals::run_until_signal(|stop| {
+                run(
+                    repo,
+                    cfg,
+                    stop,
+                    #[cfg(feature = "all-in-one")]
+                    all_in_one,
+                )
+            }));
             runtime.shutdown_timeout(LAST_WRITES);
             result
         }
@@ -220,7 +262,7 @@ pub fn start(args: Args) -> Result<(), Fault> {
                     Command::Messages(command) => messages::messages(&cx, command).await,
                     Command::Doctor => doctor::doctor(&cx).await,
                     Command::Worker(_)
-                    | Command::Run
+                    | Command::Run(_)
                     | Command::Config(_)
                     | Command::Auth(_)
                     | Command::Params(_)

@@ -41,4 +41,4 @@ pub use post::{Post, PostClaim, PostKind};
 pub use remote::agent::{RemoteArgs, remote_main};
 pub use remote::identity::{Authority, Bundle, WorkerName};
 pub use task::{Class, Output, PieceFile, PostFile, SealProof, Task, UpdateFiles};
-pub use worker::{WorkerArgs, worker_main};
+pub use worker::{WorkerArgs, attach, worker_main};

@@ -89,7 +89,7 @@ pub fn worker_main(args: &WorkerArgs) -> Result<(), Fault> {
         if args.nice != 0 {
             lower_priority(args.nice);
         }
-        serve(args).await
+        attach(args).await
     });
     runtime.shutdown_background();
     result
@@ -103,7 +103,9 @@ pub(crate) fn lower_priority(nice: i32) {
     }
 }
 
-async fn serve(args: &WorkerArgs) -> Result<(), Fault> {
+/// Works for a hub until it stops this worker, dies, or is unreachable. [`worker_main`] is this in
+/// a process of its own, which is where it belongs.
+pub async fn attach(args: &WorkerArgs) -> Result<(), Fault> {
     let lost = |what: &str, e: &dyn std::fmt::Display| {
         Fault::new(
             Kind::Transport,
