@@ -2,6 +2,7 @@
 //! `cargo xtask bench` builds everything and runs this.
 
 mod commits;
+mod guard;
 mod overhead;
 mod records;
 mod start;
@@ -22,6 +23,8 @@ enum Args {
     Sealing(Options),
     /// Restart after kill -9, memory and idle cost of the supervisor, beside runit, s6, supervisord
     Supervisor(supervisor::Options),
+    /// A WindowPoSt while clients hammer the spokes: guard on, guard off, all in one process
+    Guard(guard::Options),
 }
 
 #[derive(Debug, clap::Args)]
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
     let json = match &args {
         Args::Sealing(options) => options.json,
         Args::Supervisor(options) => options.json,
+        Args::Guard(options) => options.json,
     };
     let done = tokio::runtime::Runtime::new()
         .map_err(Error::from)
@@ -94,6 +98,7 @@ async fn measure(args: Args) -> Result<serde_json::Value, Error> {
     Ok(match args {
         Args::Sealing(options) => serde_json::to_value(run(&options).await?)?,
         Args::Supervisor(options) => serde_json::to_value(supervisor::run(options).await?)?,
+        Args::Guard(options) => serde_json::to_value(guard::run(options).await?)?,
     })
 }
 

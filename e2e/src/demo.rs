@@ -203,7 +203,7 @@ fn utf8(path: &Path) -> Result<&str, Failed> {
 
 /// Proposes and uploads. A provider that restarts meanwhile is asked again with the same deal
 /// id, as a client would do it; that is what the id is for.
-async fn propose(net: &Net, car: &Path) -> Result<Deal, Failed> {
+pub async fn propose(net: &Net, car: &Path) -> Result<Deal, Failed> {
     let key = net.root().join("client.key");
     let id = ulid::Ulid::generate().to_string();
     let deadline = Instant::now() + secs(120);

@@ -5,6 +5,7 @@ mod compare;
 pub mod demo;
 pub mod history;
 mod net;
+pub mod sectors;
 mod watch;
 
-pub use net::{Failed, Net, NetConfig, ProcessStatus, binary, secs};
+pub use net::{Failed, GuardStatus, Net, NetConfig, ProcessStatus, binary, secs};

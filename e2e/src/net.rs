@@ -54,6 +54,31 @@ pub struct NetConfig {
     pub services: Vec<String>,
     /// Environment of every process, the client's commands included.
     pub env: BTreeMap<String, String>,
+    /// More arguments of `lotus-miner run`.
+    pub hub_args: Vec<String>,
+    /// `[guard]` of the supervisor.
+    pub guard: toml::Table,
+    /// Folder of the binaries that the supervisor runs, if not that of its own.
+    pub bin_dir: Option<PathBuf>,
+}
+
+impl NetConfig {
+    /// `supervisor.toml`.
+    fn text(&self) -> String {
+        let mut text = toml::toml! {
+            [devnet]
+            enabled = true
+            [spokes]
+            [hub]
+        };
+        set(&mut text, "devnet", "args", self.devnet_args.clone());
+        set(&mut text, "spokes", "services", self.services.clone());
+        set(&mut text, "spokes", "env", self.spoke_env.clone());
+        set(&mut text, "hub", "env", self.hub_env.clone());
+        set(&mut text, "hub", "args", self.hub_args.clone());
+        text.insert("guard".into(), self.guard.clone().into());
+        text.to_string()
+    }
 }
 
 impl Default for NetConfig {
@@ -85,6 +110,9 @@ impl Default for NetConfig {
                 .collect(),
             services: words("deals retrieval indexing"),
             env: BTreeMap::new(),
+            hub_args: Vec::new(),
+            guard: toml::Table::new(),
+            bin_dir: None,
         }
     }
 }
@@ -106,6 +134,19 @@ pub struct ProcessStatus {
     pub reason: String,
     /// Its log.
     pub log_file: PathBuf,
+    /// What the proving guard has of it.
+    pub guard: Option<GuardStatus>,
+}
+
+/// The proving guard's part of a row.
+#[derive(Debug, Clone, Deserialize)]
+pub struct GuardStatus {
+    /// How it squeezes: "cgroup2", "cgroup1", "threads" or "none".
+    pub rung: String,
+    /// "squeezed", "frozen", or empty.
+    pub state: String,
+    /// For what.
+    pub reason: String,
 }
 
 #[derive(Deserialize)]
@@ -120,6 +161,7 @@ pub struct Net {
     root: TempDir,
     bin: PathBuf,
     env: BTreeMap<String, String>,
+    bin_dir: Option<PathBuf>,
     supervisor: Mutex<Child>,
 }
 
@@ -129,30 +171,48 @@ impl Net {
         let bin = binaries()?;
         // Short, because the path of a Unix socket has at most 107 bytes.
         let root = tempfile::Builder::new().prefix("lotus-").tempdir()?;
-        let text = toml::toml! {
-            [devnet]
-            enabled = true
-            [spokes]
-        };
-        let mut text = text;
-        set(&mut text, "devnet", "args", cfg.devnet_args.clone());
-        set(&mut text, "spokes", "services", cfg.services.clone());
-        set(&mut text, "spokes", "env", cfg.spoke_env.clone());
-        text.insert("hub".into(), toml::Table::new().into());
-        set(&mut text, "hub", "env", cfg.hub_env.clone());
-        std::fs::write(root.path().join("supervisor.toml"), text.to_string())?;
-        let supervisor = supervisor(&bin, root.path(), &cfg.env)?;
+        std::fs::write(root.path().join("supervisor.toml"), cfg.text())?;
+        let supervisor = supervisor(&bin, root.path(), cfg.bin_dir.as_deref(), &cfg.env)?;
         let net = Self {
             root,
             bin,
             env: cfg.env.clone(),
+            bin_dir: cfg.bin_dir.clone(),
             supervisor: Mutex::new(supervisor),
         };
-        net.wait("the supervisor to answer", secs(20), async |n| {
-            n.status().await.ok()
-        })
-        .await?;
+        net.answers().await?;
         Ok(net)
+    }
+
+    async fn answers(&self) -> Result<(), Failed> {
+        self.wait("the supervisor to answer", secs(20), async |n| {
+            n.status().await.ok().map(|_| ())
+        })
+        .await
+    }
+
+    /// Stops everything, by force, and starts it again on the same folder with another
+    /// configuration.
+    pub async fn again(&mut self, cfg: &NetConfig) -> Result<(), Failed> {
+        let root = self.root().display().to_string();
+        let words = ["stop", "--force", "--repo", &root];
+        self.run("lotus-supervisor", &words).await?;
+        let before = self
+            .supervisor
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        tokio::time::timeout(secs(30), before.wait())
+            .await
+            .map_err(|_| Failed::new("the supervisor did not end"))??;
+        std::fs::write(self.root().join("supervisor.toml"), cfg.text())?;
+        self.env.clone_from(&cfg.env);
+        self.bin_dir.clone_from(&cfg.bin_dir);
+        let next = supervisor(&self.bin, self.root(), cfg.bin_dir.as_deref(), &cfg.env)?;
+        *self
+            .supervisor
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner) = next;
+        self.answers().await
     }
 
     /// The folder of everything.
@@ -234,7 +294,8 @@ impl Net {
             }
             std::thread::yield_now();
         }
-        *current = supervisor(&self.bin, self.root(), &self.env)?;
+        let bin_dir = self.bin_dir.as_deref();
+        *current = supervisor(&self.bin, self.root(), bin_dir, &self.env)?;
         Ok(())
     }
 
@@ -441,7 +502,12 @@ impl Drop for Net {
 }
 
 /// Starts a supervisor. Those after the first append to the same log.
-fn supervisor(bin: &Path, root: &Path, env: &BTreeMap<String, String>) -> Result<Child, Failed> {
+fn supervisor(
+    bin: &Path,
+    root: &Path,
+    bin_dir: Option<&Path>,
+    env: &BTreeMap<String, String>,
+) -> Result<Child, Failed> {
     let log = std::fs::OpenOptions::new()
         .create(true)
         .append(true)
@@ -449,6 +515,11 @@ fn supervisor(bin: &Path, root: &Path, env: &BTreeMap<String, String>) -> Result
     Command::new(bin.join("lotus-supervisor"))
         .args(["run", "--repo"])
         .arg(root)
+        .args(
+            bin_dir
+                .into_iter()
+                .flat_map(|d| [Path::new("--bin-dir"), d]),
+        )
         .envs(env)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)

@@ -166,6 +166,12 @@ fn chaos(root: &Path, args: Vec<OsString>) -> Result<(), Failed> {
 
 fn bench(root: &Path, args: Vec<OsString>) -> Result<(), Failed> {
     build(root)?;
+    if args.first().is_some_and(|a| a == "guard") {
+        // The whole workspace, so that its libraries have the features that they have already.
+        let words = "build --release --workspace --features lotus-miner/all-in-one \
+                     --bin lotus-miner-all-in-one";
+        sh::run(root, "cargo", words.split_whitespace())?;
+    }
     sh::exec(&target(root)?.join("release/lotus-bench"), args)
 }
 

@@ -8,7 +8,6 @@ mod mining;
 mod node;
 mod pieces;
 mod proving;
-mod sectors;
 
 use std::process::ExitCode;
 

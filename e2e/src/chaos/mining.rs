@@ -8,17 +8,17 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use lotus_actors::{Dst, address_entropy, draw_randomness, win_count};
+use lotus_e2e::sectors::{HEAD, MINER, Worker};
 use lotus_e2e::{Failed, Net, NetConfig, secs};
 use lotus_node_client::Node;
 use lotus_node_client::api::TipSet;
-use lotus_types::Epoch;
+use lotus_types::{Epoch, SectorSize};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde::{Deserialize, Serialize};
 use tokio::process::{Child, Command};
 
 use crate::kills::Kills;
-use crate::sectors::{HEAD, MINER, Worker};
 
 /// Enough to win nearly every round of a network of its own.
 const SECTORS: u64 = 4;
@@ -99,7 +99,7 @@ pub(crate) async fn run(options: &Options, seed: u64) -> Result<Report, Failed> 
     let net = Net::start(&cfg).await?;
     net.ready(secs(120)).await?;
     let node = net.node()?;
-    let worker = Worker::start(&net).await?;
+    let worker = Worker::start(&net, SectorSize::S2KiB).await?;
     worker.onboard(SECTORS).await?;
     worker.end().await;
     let from = first_own_block(&net, &node).await?;

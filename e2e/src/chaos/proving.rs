@@ -11,17 +11,17 @@ use lotus_actors::miner::{
     DeclareFaultsRecoveredParams, SUBMIT_WINDOWED_POST, SubmitWindowedPoStParams,
 };
 use lotus_e2e::history::{History, Landed};
+use lotus_e2e::sectors::{HEAD, MINER, Worker, replica};
 use lotus_e2e::{Failed, Net, NetConfig, secs};
 use lotus_node_client::Node;
 use lotus_node_client::api::{DeadlineInfo, Partition};
-use lotus_types::{Address, Epoch};
+use lotus_types::{Address, Epoch, SectorSize};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 use serde::Serialize;
 
 use crate::kills::Kills;
-use crate::sectors::{HEAD, MINER, Worker, replica};
 
 /// Replicas that are overwritten.
 const BAD: usize = 10;
@@ -108,7 +108,7 @@ pub(crate) async fn run(options: &Options, seed: u64) -> Result<Report, Failed> 
     let net = Net::start(&cfg).await?;
     net.ready(secs(120)).await?;
     let node = net.node()?;
-    let worker = Worker::start(&net).await?;
+    let worker = Worker::start(&net, SectorSize::S2KiB).await?;
     worker.set_control(control(&net).await?).await?;
     worker.onboard(options.sectors).await?;
     worker.end().await;

@@ -11,7 +11,6 @@ use lotus_actors::miner::{
 };
 use lotus_actors::{Dst, RawBytes, address_entropy, encode};
 use lotus_chain::Follower;
-use lotus_e2e::{Failed, Net, secs};
 use lotus_journal::Journal;
 use lotus_messages::{FeesConfig, MessageKind, MessagesConfig, Payer, SendRequest, Sender};
 use lotus_node_client::Node;
@@ -23,10 +22,12 @@ use lotus_runtime::CancellationToken;
 use lotus_types::{ActorId, Address, Epoch, SectorId, SectorNumber, SectorSize, TokenAmount};
 use tokio::task::JoinSet;
 
+use crate::{Failed, Net, secs};
+
 /// The devnet's genesis miner.
-pub(crate) const MINER: ActorId = ActorId(1000);
-pub(crate) const SIZE: SectorSize = SectorSize::S2KiB;
-pub(crate) const HEAD: &TipSetKey = &TipSetKey::HEAD;
+pub const MINER: ActorId = ActorId(1000);
+/// The chain's head.
+pub const HEAD: &TipSetKey = &TipSetKey::HEAD;
 /// Sectors of one message.
 const BATCH: usize = 50;
 /// Sectors that are sealed at a time.
@@ -35,7 +36,8 @@ const PARALLEL: usize = 4;
 const LANDED: Duration = secs(120);
 
 /// Where a hub keeps a sector.
-pub(crate) fn replica(repo: &Path, number: u64) -> PathBuf {
+#[must_use]
+pub fn replica(repo: &Path, number: u64) -> PathBuf {
     let name = SectorId {
         miner: MINER,
         number: SectorNumber(number),
@@ -43,7 +45,9 @@ pub(crate) fn replica(repo: &Path, number: u64) -> PathBuf {
     repo.join("storage/sealed").join(name.to_string())
 }
 
-fn cache(repo: &Path, number: u64) -> PathBuf {
+/// Where a hub keeps a sector's trees.
+#[must_use]
+pub fn cache(repo: &Path, number: u64) -> PathBuf {
     let name = SectorId {
         miner: MINER,
         number: SectorNumber(number),
@@ -52,7 +56,8 @@ fn cache(repo: &Path, number: u64) -> PathBuf {
 }
 
 /// A worker that seals and sends.
-pub(crate) struct Worker {
+pub struct Worker {
+    size: SectorSize,
     node: Node,
     follower: Follower,
     sender: Sender,
@@ -71,8 +76,8 @@ struct Sealed {
 }
 
 impl Worker {
-    /// The worker of the net's miner.
-    pub(crate) async fn start(net: &Net) -> Result<Self, Failed> {
+    /// The worker of the net's miner, which has sectors of this size.
+    pub async fn start(net: &Net, size: SectorSize) -> Result<Self, Failed> {
         let node = net.node()?;
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
@@ -95,6 +100,7 @@ impl Worker {
         let info = node.state_miner_info(MINER.address(), HEAD).await;
         let info = info.map_err(|e| Failed::at("StateMinerInfo", e))?;
         Ok(Self {
+            size,
             node,
             follower,
             sender,
@@ -106,7 +112,7 @@ impl Worker {
     }
 
     /// Ends it; its messages have landed.
-    pub(crate) async fn end(mut self) {
+    pub async fn end(mut self) {
         self.stop.cancel();
         while self.tasks.join_next().await.is_some() {}
     }
@@ -141,7 +147,7 @@ impl Worker {
     }
 
     /// Gives the hub an address of its own for WindowPoSt, so that nobody else takes its nonces.
-    pub(crate) async fn set_control(&self, control: Address) -> Result<(), Failed> {
+    pub async fn set_control(&self, control: Address) -> Result<(), Failed> {
         let params = encode(&ChangeWorkerAddressParams {
             new_worker: self.address,
             new_control_addresses: vec![control],
@@ -151,8 +157,8 @@ impl Worker {
             .await
     }
 
-    /// Seals and commits sectors 0 to `count` - 1.
-    pub(crate) async fn onboard(&self, count: u64) -> Result<(), Failed> {
+    /// Seals and commits sectors 0 to `count` - 1, each with a small piece.
+    pub async fn onboard(&self, count: u64) -> Result<(), Failed> {
         let entropy = address_entropy(&MINER.address());
         let head = self.follower.wait_height(Epoch(5)).await;
         let head = head.map_err(|e| Failed::at("head", e))?;
@@ -165,10 +171,10 @@ impl Worker {
             .map_err(|e| Failed::at("ticket", e))?;
         let sealed: Vec<Sealed> = stream::iter(0..count)
             .map(|number| {
-                let repo = self.repo.clone();
+                let (repo, sector) = (self.repo.clone(), sector(number, self.size));
                 async move {
                     let work = tokio::task::spawn_blocking(move || {
-                        seal(&repo, number, ticket, ticket_epoch)
+                        seal(&repo, &sector, ticket, ticket_epoch)
                     });
                     work.await.map_err(|e| Failed::at("sealing", e))?
                 }
@@ -191,7 +197,7 @@ impl Worker {
         let head = self.node.chain_head().await;
         let head = head.map_err(|e| Failed::at("ChainHead", e))?;
         let info = |s: &Sealed| SectorPreCommitInfo {
-            seal_proof: lotus_proofs::seal_proof_type(SIZE).into(),
+            seal_proof: lotus_proofs::seal_proof_type(self.size).into(),
             sector_number: s.number,
             sealed_cid: s.comm.comm_r.sealed_cid(),
             seal_rand_epoch: s.ticket_epoch.0,
@@ -247,7 +253,7 @@ impl Worker {
                     })
                     .collect(),
             });
-            proofs.push(RawBytes::new(prove(&self.repo, s, &seed)?));
+            proofs.push(RawBytes::new(prove(&self.repo, s, self.size, &seed)?));
         }
         let params = encode(&ProveCommitSectors3Params {
             sector_activations: activations,
@@ -263,17 +269,18 @@ impl Worker {
     }
 }
 
-const fn sector(number: u64) -> SealingSector {
+const fn sector(number: u64, size: SectorSize) -> SealingSector {
     SealingSector {
         id: SectorId {
             miner: MINER,
             number: SectorNumber(number),
         },
-        size: SIZE,
+        size,
     }
 }
 
-fn seal(repo: &Path, number: u64, ticket: Ticket, at: Epoch) -> Result<Sealed, Failed> {
+fn seal(repo: &Path, sector: &SealingSector, ticket: Ticket, at: Epoch) -> Result<Sealed, Failed> {
+    let (number, size) = (sector.id.number.0, sector.size);
     let fail = |what: &'static str| move |e| Failed::at(what, e);
     let (sealed, cache) = (replica(repo, number), cache(repo, number));
     std::fs::create_dir_all(&cache)?;
@@ -281,17 +288,16 @@ fn seal(repo: &Path, number: u64, ticket: Ticket, at: Epoch) -> Result<Sealed, F
     let mut data = number.to_be_bytes().repeat(127);
     data.truncate(1016);
     let piece = lotus_proofs::commp(data.as_slice()).map_err(|e| Failed::at("commP", e))?;
-    let layout = lotus_proofs::layout(SIZE, &[piece]).map_err(fail("layout"))?;
-    lotus_proofs::add_pieces(&unsealed, SIZE, &layout, &mut |_| {
+    let layout = lotus_proofs::layout(size, &[piece]).map_err(fail("layout"))?;
+    lotus_proofs::add_pieces(&unsealed, size, &layout, &mut |_| {
         Ok(Box::new(std::io::Cursor::new(data.clone())))
     })
     .map_err(fail("AddPiece"))?;
-    let sector = sector(number);
     let pc1 = Vanilla
-        .pre_commit1(&sector, &ticket, &layout, &unsealed, &sealed, &cache)
+        .pre_commit1(sector, &ticket, &layout, &unsealed, &sealed, &cache)
         .map_err(fail("PreCommit1"))?;
     let comm = Vanilla
-        .pre_commit2(&sector, &pc1, &sealed, &cache)
+        .pre_commit2(sector, &pc1, &sealed, &cache)
         .map_err(fail("PreCommit2"))?;
     std::fs::remove_file(unsealed)?;
     Ok(Sealed {
@@ -303,9 +309,9 @@ fn seal(repo: &Path, number: u64, ticket: Ticket, at: Epoch) -> Result<Sealed, F
     })
 }
 
-fn prove(repo: &Path, s: &Sealed, seed: &Seed) -> Result<Vec<u8>, Failed> {
+fn prove(repo: &Path, s: &Sealed, size: SectorSize, seed: &Seed) -> Result<Vec<u8>, Failed> {
     let (sealed, cache) = (replica(repo, s.number), cache(repo, s.number));
-    let sector = sector(s.number);
+    let sector = sector(s.number, size);
     let proof = Vanilla
         .commit(
             &sector, &s.ticket, seed, &s.layout, &s.comm, &sealed, &cache,
