@@ -6,7 +6,7 @@ use lotus_runtime::{Fault, signals, telemetry};
 
 use crate::client::{self, ClientCommand};
 use crate::config::Repo;
-use crate::{MarketsConfig, host, registry};
+use crate::{MarketsConfig, host, needs, registry};
 
 /// Public services of a storage provider, and their client.
 #[derive(Debug, Parser)]
@@ -36,6 +36,19 @@ enum Command {
         /// Services to run, separated by commas; all when left out. `services` lists them.
         #[arg(long, value_delimiter = ',')]
         services: Option<Vec<String>>,
+    },
+    /// Print what services need from their host, from their configuration: sockets that may be
+    /// handed to them, files, and TCP ports.
+    Needs {
+        /// Directory of configuration and state [default: ~/.lotus-hub/markets].
+        #[arg(long, env = "LOTUS_HUB_MARKETS")]
+        repo: Option<PathBuf>,
+        /// Services, separated by commas; all when left out.
+        #[arg(long, value_delimiter = ',')]
+        services: Option<Vec<String>>,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// List the services of this binary.
     Services {
@@ -67,6 +80,16 @@ enum ConfigCommand {
 pub fn start(args: Args) -> Result<(), Fault> {
     match args.command {
         Command::Run { repo, services } => run(Repo::at(repo)?, services.as_deref()),
+        Command::Needs {
+            repo,
+            services,
+            json,
+        } => {
+            let repo = Repo::at(repo)?;
+            let services = registry::select(services.as_deref())?;
+            let needs = needs::of(&services, &repo.config()?, &repo)?;
+            needs::print(&needs, json)
+        }
         Command::Services { json } => {
             list(json);
             Ok(())

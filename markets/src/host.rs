@@ -154,6 +154,7 @@ async fn keep(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lotus_runtime::Needs;
     use std::sync::atomic::{AtomicU32, Ordering};
 
     static PANICS: AtomicU32 = AtomicU32::new(0);
@@ -161,6 +162,7 @@ mod tests {
     const STEADY: Entry = Entry {
         name: "steady",
         about: "",
+        needs: |_| Needs::default(),
         start: |_, _, cx| {
             Box::pin(async move {
                 cx.ready.release("here");
@@ -192,6 +194,7 @@ mod tests {
         let shaky = Entry {
             name: "shaky",
             about: "",
+            needs: |_| Needs::default(),
             start: |_, _, cx| {
                 Box::pin(async move {
                     assert!(
@@ -239,6 +242,7 @@ mod tests {
         let wrong = Entry {
             name: "wrong",
             about: "",
+            needs: |_| Needs::default(),
             start: |_, _, _| {
                 Box::pin(async { Err(Fault::new(Kind::Config, "bad port", "another")) })
             },

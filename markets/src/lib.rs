@@ -7,6 +7,7 @@ mod cli;
 mod client;
 mod config;
 mod host;
+mod needs;
 pub mod registry;
 
 pub use cli::{Args, start};

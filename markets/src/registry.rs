@@ -7,7 +7,7 @@ use std::pin::Pin;
 use lotus_deals::Deals;
 use lotus_indexing::Indexing;
 use lotus_retrieval::Retrieval;
-use lotus_runtime::{Cx, Fault, Service};
+use lotus_runtime::{Cx, Fault, Needs, Service};
 use lotus_types::Kind;
 
 use crate::{MarketsConfig, Repo};
@@ -22,6 +22,8 @@ pub struct Entry {
     pub name: &'static str,
     /// What it does, in a few words.
     pub about: &'static str,
+    /// What it needs beside its folder and the hub.
+    pub needs: fn(&MarketsConfig) -> Needs,
     /// Builds it anew and runs it.
     pub start: fn(&MarketsConfig, &Repo, Cx) -> Running,
 }
@@ -33,9 +35,9 @@ fn run<S: Service>(service: S, cx: Cx) -> Running {
 /// Every service, in the order in which they are started.
 #[rustfmt::skip]
 pub const SERVICES: &[Entry] = &[
-    Entry { name: Deals::NAME, about: "takes deals over HTTP (MK20) and hands their pieces to the hub", start: |c, r, cx| run(Deals::new(c.deals.clone(), c.hub.clone(), r.of(Deals::NAME), r.run_dir()), cx) },
-    Entry { name: Retrieval::NAME, about: "serves pieces and DAGs over HTTP (trustless gateway)", start: |c, r, cx| run(Retrieval::new(c.retrieval.clone(), c.hub.clone(), r.of(Retrieval::NAME), r.run_dir()), cx) },
-    Entry { name: Indexing::NAME, about: "indexes pieces and advertises them to IPNI", start: |c, r, cx| run(Indexing::new(c.indexing.clone(), c.hub.clone(), r.of(Indexing::NAME), r.run_dir()), cx) },
+    Entry { name: Deals::NAME, about: "takes deals over HTTP (MK20) and hands their pieces to the hub", needs: |c| c.deals.needs(), start: |c, r, cx| run(Deals::new(c.deals.clone(), c.hub.clone(), r.of(Deals::NAME), r.run_dir()), cx) },
+    Entry { name: Retrieval::NAME, about: "serves pieces and DAGs over HTTP (trustless gateway)", needs: |c| c.retrieval.needs(), start: |c, r, cx| run(Retrieval::new(c.retrieval.clone(), c.hub.clone(), r.of(Retrieval::NAME), r.run_dir()), cx) },
+    Entry { name: Indexing::NAME, about: "indexes pieces and advertises them to IPNI", needs: |c| c.indexing.needs(), start: |c, r, cx| run(Indexing::new(c.indexing.clone(), c.hub.clone(), r.of(Indexing::NAME), r.run_dir()), cx) },
 ];
 
 /// The services that `names` asks for, each once; all when it is `None`.

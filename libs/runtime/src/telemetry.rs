@@ -52,6 +52,15 @@ impl Default for TelemetryConfig {
     }
 }
 
+/// Where traces go; empty for nowhere.
+#[must_use]
+pub fn endpoint(cfg: &TelemetryConfig) -> String {
+    match cfg.otlp_endpoint.as_str() {
+        "" => std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT").unwrap_or_default(),
+        set => set.to_owned(),
+    }
+}
+
 /// Libraries that log every step of every proof.
 const QUIET: &str = "filecoin_proofs=warn,storage_proofs_core=warn,storage_proofs_porep=warn,\
                      storage_proofs_post=warn,storage_proofs_update=warn";
@@ -98,10 +107,7 @@ pub fn init(process: &'static str, cfg: &TelemetryConfig) -> Result<Guard, Fault
         )
     })?;
 
-    let endpoint = match cfg.otlp_endpoint.as_str() {
-        "" => std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT").unwrap_or_default(),
-        set => set.to_owned(),
-    };
+    let endpoint = endpoint(cfg);
     let mut provider = SdkTracerProvider::builder()
         .with_resource(Resource::builder().with_service_name(process).build());
     if !endpoint.is_empty() {

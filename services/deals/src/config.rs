@@ -1,6 +1,7 @@
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
 
+use lotus_runtime::Needs;
 use serde::{Deserialize, Serialize};
 
 /// `[deals]` in config.toml.
@@ -38,6 +39,9 @@ pub struct DealsConfig {
     /// Fetch from loopback, private and link-local addresses too. Leave it off on a public
     /// service: clients choose the addresses.
     pub allow_private_sources: bool,
+    /// TCP ports that deals are fetched from; a deal whose URL has another one is refused. A
+    /// sandboxed service cannot connect to any other.
+    pub pull_ports: Vec<u16>,
     /// Clients to accept, as addresses; empty accepts everyone.
     pub allowed_clients: Vec<String>,
 }
@@ -59,8 +63,19 @@ impl Default for DealsConfig {
             min_start_delay_epochs: 0,
             default_start_delay_epochs: 5_760,
             allow_private_sources: false,
+            pull_ports: vec![80, 443],
             allowed_clients: Vec::new(),
         }
+    }
+}
+
+impl DealsConfig {
+    /// What the service needs beside its folder and the hub.
+    #[must_use]
+    pub fn needs(&self) -> Needs {
+        let mut needs = Needs::default().socket("deals", self.listen).names();
+        needs.connect.extend(&self.pull_ports);
+        needs
     }
 }
 

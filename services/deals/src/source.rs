@@ -55,6 +55,12 @@ pub(crate) fn check_url(text: &str, allow_private: bool) -> Result<Url, SourceEr
     Ok(url)
 }
 
+/// Whether a URL leads to one of these ports. Redirects are not held to them here; a sandbox is.
+pub(crate) fn port_is_one_of(url: &Url, ports: &[u16]) -> bool {
+    url.port_or_known_default()
+        .is_some_and(|port| ports.contains(&port))
+}
+
 fn check_parsed(url: &Url, allow_private: bool) -> Result<(), SourceError> {
     let Some(host) = url
         .host_str()
@@ -307,6 +313,14 @@ mod tests {
             check_url("http://u@example.com/", true),
             Err(SourceError::Credentials)
         );
+    }
+
+    #[test]
+    fn ports_that_a_scheme_implies_count() {
+        let on = |text, ports: &[u16]| port_is_one_of(&check_url(text, true).unwrap(), ports);
+        assert!(on("http://a.b/x", &[80]) && on("https://a.b/x", &[443]));
+        assert!(on("https://a.b:8443/x", &[443, 8443]));
+        assert!(!on("https://a.b/x", &[80]) && !on("http://a.b:81/x", &[80, 443]));
     }
 
     #[tokio::test]

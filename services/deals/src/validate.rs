@@ -163,7 +163,7 @@ pub fn validate(deal: &Deal, signer: &Address, rules: &Rules<'_>) -> Result<Prop
     })?;
     let piece = piece(data, rules)?;
     let format = format(data)?;
-    let source = source_of(data, rules.cfg.allow_private_sources)?;
+    let source = source_of(data, rules.cfg)?;
     let ddo = deal.products.ddo_v1.as_ref().ok_or_else(|| {
         Refusal::new(
             Code::InvalidProduct,
@@ -296,7 +296,7 @@ fn format(data: &DataSource) -> Result<Format, Refusal> {
     }
 }
 
-fn source_of(data: &DataSource, allow_private: bool) -> Result<Source, Refusal> {
+fn source_of(data: &DataSource, cfg: &DealsConfig) -> Result<Source, Refusal> {
     let set = [
         data.source_http.is_some(),
         data.source_http_put.is_some(),
@@ -343,8 +343,15 @@ fn source_of(data: &DataSource, allow_private: bool) -> Result<Source, Refusal> 
         if u.url.len() > MAX_TEXT {
             return bad("a URL is too long".into(), "use at most 4,096 bytes");
         }
-        if let Err(e) = source::check_url(&u.url, allow_private) {
-            return bad(e.to_string(), e.fix());
+        match source::check_url(&u.url, cfg.allow_private_sources) {
+            Ok(url) if source::port_is_one_of(&url, &cfg.pull_ports) => {}
+            Ok(url) => {
+                return bad(
+                    format!("{} has a port that is not fetched from", clip(url.as_str())),
+                    "use the usual port, 80 or 443; the provider sets others in deals.pull_ports",
+                );
+            }
+            Err(e) => return bad(e.to_string(), e.fix()),
         }
         if u.headers.len() > MAX_HEADERS {
             return bad("a URL has too many headers".into(), "use at most ten");

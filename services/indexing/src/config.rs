@@ -1,6 +1,7 @@
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
 
+use lotus_runtime::Needs;
 use serde::{Deserialize, Serialize};
 
 /// `[indexing]` in config.toml.
@@ -43,6 +44,19 @@ impl Default for IndexingConfig {
             stall_secs: 30,
             drain_secs: 10,
         }
+    }
+}
+
+impl IndexingConfig {
+    /// What the service needs beside its folder and the hub.
+    #[must_use]
+    pub fn needs(&self) -> Needs {
+        let needs = Needs::default().socket("indexing", self.listen);
+        if self.announce_urls.is_empty() {
+            return needs;
+        }
+        let urls = self.announce_urls.iter();
+        urls.fold(needs.names(), |needs, url| needs.url(url))
     }
 }
 

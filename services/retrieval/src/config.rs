@@ -1,6 +1,7 @@
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
 
+use lotus_runtime::Needs;
 use serde::{Deserialize, Serialize};
 
 /// `[retrieval]` in config.toml.
@@ -35,6 +36,14 @@ impl Default for RetrievalConfig {
             stall_secs: 30,
             drain_secs: 30,
         }
+    }
+}
+
+impl RetrievalConfig {
+    /// What the service needs beside its folder and the hub.
+    #[must_use]
+    pub fn needs(&self) -> Needs {
+        Needs::default().socket("retrieval", self.listen)
     }
 }
 

@@ -35,7 +35,7 @@ struct Net {
     base: String,
     key: SigningKey,
     http: reqwest::Client,
-    change: fn(&mut DealsConfig),
+    change: Box<dyn Fn(&mut DealsConfig) + Send + Sync>,
 }
 
 fn address(key: &SigningKey) -> Address {
@@ -43,7 +43,7 @@ fn address(key: &SigningKey) -> Address {
 }
 
 impl Net {
-    async fn new(change: fn(&mut DealsConfig)) -> Self {
+    async fn new(change: impl Fn(&mut DealsConfig) + Send + Sync + 'static) -> Self {
         drop(rustls::crypto::ring::default_provider().install_default());
         let mut tasks = JoinSet::new();
         let (hub, addr) = FakeHub::start(&mut tasks).await;
@@ -58,7 +58,7 @@ impl Net {
             base: String::new(),
             key: SigningKey::from_slice(&[7; 32]).unwrap(),
             http: reqwest::Client::new(),
-            change,
+            change: Box::new(change),
         };
         net.start().await;
         net
@@ -431,10 +431,14 @@ async fn one_trace_reaches_the_hub() {
 #[tokio::test]
 async fn a_download_resumes_and_wrong_bytes_fail_the_deal() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let net = Net::new(|c| c.allow_private_sources = true).await;
-    let bytes = data(6, 200_000);
     let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let from = server.local_addr().unwrap();
+    let net = Net::new(move |c| {
+        c.allow_private_sources = true;
+        c.pull_ports = vec![from.port()];
+    })
+    .await;
+    let bytes = data(6, 200_000);
     let served = bytes.clone();
     let (ranges, mut seen) = tokio::sync::mpsc::unbounded_channel();
     let mut tasks = JoinSet::new();
