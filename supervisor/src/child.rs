@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -20,6 +20,7 @@ use tokio::net::unix::pipe;
 
 use crate::config::Process;
 use crate::fence::{Fence, FenceError};
+use crate::launch::Extras;
 use crate::table::Ended;
 use crate::{fd, logs, record};
 
@@ -50,6 +51,7 @@ pub(crate) fn spawn(
     log: &Path,
     fence: &Path,
     notify_socket: &Path,
+    extras: Extras<'_>,
 ) -> Result<Spawned, SpawnError> {
     let (program, args) = process
         .command
@@ -62,7 +64,7 @@ pub(crate) fn spawn(
     inheritable(write.as_fd())?;
     let out = logs::open(log)?;
     let err = out.try_clone()?;
-    let mut command = Command::new(program);
+    let (mut command, lent) = extras.command(program)?;
     command
         .args(args)
         // What a service manager told the supervisor is not meant for its processes.
@@ -88,6 +90,7 @@ pub(crate) fn spawn(
     // Nobody but `reaped` waits for it.
     let pid = command.spawn()?.id();
     drop::<OwnedFd>(write);
+    drop(lent);
     if let Err(e) = fence.hand_over(pid) {
         tracing::warn!(%e, process = process.name, "the pid is not in the lock's file");
     }

@@ -5,6 +5,9 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 fn main() -> ExitCode {
+    if let Some(code) = lotus_supervisor::launched(std::env::args_os()) {
+        return code;
+    }
     match lotus_supervisor::start(lotus_supervisor::Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use crate::config::{Limits, Process, Readiness, Strategy};
 use crate::events::{self, Events};
 use crate::guard::{Guard, GuardConfig, Work};
+use crate::launch::Extras;
 use crate::notify::{NotifySocket, Said};
 use crate::plan::Safety;
 use crate::proto::ProcessStatus;
@@ -500,7 +501,13 @@ impl Runner {
         {
             tracing::warn!(%e, file = %file.display(), "an old address stays");
         }
-        let spawned = child::spawn(&slot.process, &slot.log, &slot.fence, self.notify.path());
+        let spawned = child::spawn(
+            &slot.process,
+            &slot.log,
+            &slot.fence,
+            self.notify.path(),
+            Extras::default(),
+        );
         let spawned = match spawned {
             Ok(spawned) => spawned,
             Err(e) => {
