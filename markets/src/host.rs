@@ -63,6 +63,7 @@ pub(crate) async fn run(
         () = stop.cancelled() => Ok(()),
         Some(done) = hosted.join_next() => flatten(done),
     };
+    notify::stopping();
     end.cancel();
     // Services limit their own drain; this is the net below.
     while let Some(done) = hosted.join_next().await {

@@ -2,12 +2,10 @@
 //!
 //! [`PieceIndex`] is the durable index. [`PieceSource`] reads the hub's pieces under leases.
 //! [`Follower`] brings the two together: it follows the hub's pieces, indexes those that are
-//! wanted, drops those that are gone, and catches up after any break. [`serve`] is the HTTP
-//! server of the spokes that face the public.
+//! wanted, drops those that are gone, and catches up after any break.
 
 mod follow;
 mod index;
-pub mod serve;
 mod source;
 #[cfg(feature = "testing")]
 pub mod testing;

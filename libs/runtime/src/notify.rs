@@ -2,16 +2,19 @@
 //! s6 does it), and datagrams on `NOTIFY_SOCKET` (as systemd does it, see sd_notify(3)).
 //!
 //! The socket has a path, so a supervisor that was killed hears of its processes again as soon as
-//! the next one has bound it: readiness comes with every sign of life.
+//! the next one has bound it: readiness comes with every sign of life. The listening sockets that
+//! the supervisor handed over come with them too, because the next one does not have them.
 
-use std::io::{self, Write as _};
-use std::os::fd::{BorrowedFd, FromRawFd as _, RawFd};
-use std::os::linux::net::SocketAddrExt as _;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::io::{self, IoSlice, Write as _};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, RawFd};
+use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
+
+use crate::listen;
 
 /// Name of the variable that carries the number of the descriptor for the newline.
 pub const FD_VAR: &str = "LOTUS_NOTIFY_FD";
@@ -42,6 +45,7 @@ pub fn ready() {
 /// Keeps what the supervisor handed over from the processes that this one starts. A worker that
 /// outlives the hub must not hold the hub's lock.
 pub(crate) fn keep_descriptors() {
+    listen::all();
     for fd in [FD_VAR, FENCE_VAR].into_iter().filter_map(inherited) {
         #[expect(
             unsafe_code,
@@ -75,6 +79,18 @@ pub(crate) async fn keep_alive() {
             // Normal while a supervisor is replaced.
             tracing::debug!(%e, "no sign of life sent");
         }
+        socket.hand_back();
+    }
+}
+
+/// Tells the supervisor that this process ends because it was asked to, and makes sure that the
+/// next one of its kind gets the listening sockets, with the connections that wait in them.
+pub fn stopping() {
+    if let Some(socket) = Socket::from_env() {
+        if let Err(e) = socket.send("STOPPING=1") {
+            tracing::debug!(%e, "the service manager could not be told of the end");
+        }
+        socket.hand_back();
     }
 }
 
@@ -90,14 +106,14 @@ fn watchdog() -> Option<Duration> {
 }
 
 /// Where datagrams go.
-struct Socket(SocketAddr);
+struct Socket(UnixAddr);
 
 impl Socket {
     fn from_env() -> Option<Self> {
         let name = std::env::var("NOTIFY_SOCKET").ok()?;
         let addr = match name.strip_prefix('@') {
-            Some(name) => SocketAddr::from_abstract_name(name),
-            None => SocketAddr::from_pathname(&name),
+            Some(name) => UnixAddr::new_abstract(name.as_bytes()),
+            None => UnixAddr::new(name.as_str()),
         };
         match addr {
             Ok(addr) => Some(Self(addr)),
@@ -108,11 +124,38 @@ impl Socket {
         }
     }
 
-    /// A socket of its own for each datagram, because the other end may be a new one.
     fn send(&self, text: &str) -> io::Result<()> {
+        self.send_with(text, &[])
+    }
+
+    /// Sends each listening socket to the supervisor that handed it over, or to the one after it.
+    /// Others that hand sockets over keep them.
+    fn hand_back(&self) {
+        if inherited(FENCE_VAR).is_none() {
+            return;
+        }
+        for (name, fd) in listen::all() {
+            let text = format!("FDSTORE=1\nFDNAME={name}");
+            if let Err(e) = self.send_with(&text, &[fd.as_raw_fd()]) {
+                tracing::debug!(%e, name, "a listening socket was not sent");
+            }
+        }
+    }
+
+    /// A socket of its own for each datagram, because the other end may be a new one.
+    fn send_with(&self, text: &str, fds: &[RawFd]) -> io::Result<()> {
         let socket = UnixDatagram::unbound()?;
-        socket.set_nonblocking(true)?;
-        socket.send_to_addr(text.as_bytes(), &self.0).map(drop)
+        let parts = [IoSlice::new(text.as_bytes())];
+        let rights = [ControlMessage::ScmRights(fds)];
+        let rights: &[_] = if fds.is_empty() { &[] } else { &rights };
+        sendmsg(
+            socket.as_raw_fd(),
+            &parts,
+            rights,
+            MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL,
+            Some(&self.0),
+        )?;
+        Ok(())
     }
 }
 

@@ -13,7 +13,6 @@ mod follow;
 mod http;
 pub mod machine;
 pub mod mk20;
-mod serve;
 mod service;
 mod source;
 mod staging;

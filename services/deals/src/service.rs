@@ -7,7 +7,8 @@ use std::time::Duration;
 use hub_proto::{HubClient, HubConfig};
 use lotus_dataplane::{DataError, FdServer, OpenToken};
 use lotus_journal::{Journal, Machines};
-use lotus_runtime::{CancellationToken, Cx, Fault, Service, addr_file, trace};
+use lotus_runtime::serve::{Limits, serve};
+use lotus_runtime::{CancellationToken, Cx, Fault, Service, addr_file, handed, listen, trace};
 use lotus_types::{DealKey, Kind};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -15,7 +16,12 @@ use tokio::task::JoinSet;
 use crate::DealsConfig;
 use crate::engine::{Engine, journal_fault};
 use crate::staging::Staging;
-use crate::{effects, follow, http, serve};
+use crate::{effects, follow, http};
+
+/// Open connections; more wait in the listener's queue.
+const MAX_CONNECTIONS: usize = 1_024;
+/// Longest time for a request's headers, and for a kept connection without a request.
+const HEADER_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The deal service: takes proposals, gets the bytes, hands them to the hub, and follows them
 /// until the sector is proven.
@@ -41,10 +47,11 @@ impl Deals {
     }
 
     /// Port 0 picks a free port, and after a restart the same one if it is still free: clients
-    /// have its URL.
+    /// have its URL. A socket that was handed over has its port already.
     async fn bind(&self) -> Result<TcpListener, Fault> {
         let wanted = self.cfg.listen;
         if wanted.port() == 0
+            && handed(Self::NAME)?.is_none()
             && let Ok(last) = addr_file::read(&self.run_dir, Self::NAME)
             && let Ok(last) = last.parse::<SocketAddr>()
             && last.ip() == wanted.ip()
@@ -52,9 +59,17 @@ impl Deals {
         {
             return Ok(listener);
         }
-        TcpListener::bind(wanted)
-            .await
-            .map_err(|e| Fault::bind(&wanted, "deals.listen", &e))
+        listen(Self::NAME, wanted).await
+    }
+
+    const fn limits(&self) -> Limits {
+        Limits {
+            connections: MAX_CONNECTIONS,
+            headers: HEADER_PATIENCE,
+            stall: Duration::from_secs(self.cfg.transfer_idle_secs),
+            drain: Duration::from_secs(self.cfg.drain_secs),
+            http2: false,
+        }
     }
 
     async fn engine(&self, data_socket: &std::path::Path) -> Result<Arc<Engine>, Fault> {
@@ -98,7 +113,11 @@ impl Service for Deals {
             cx.health.clone(),
             stop.clone(),
         ));
-        tasks.spawn(serve::http1(listener, http::router(engine), stop.clone()));
+        let serving = serve(listener, http::router(engine), self.limits(), stop.clone());
+        tasks.spawn(async {
+            serving.await;
+            Ok(())
+        });
         let data_stop = CancellationToken::new();
         let until = data_stop.clone();
         let mut data_task = JoinSet::new();

@@ -3,10 +3,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hub_proto::HubConfig;
-use lotus_piece_index::serve::{Limits, serve};
 use lotus_piece_index::{Follower, PieceIndex, PieceSource, connect};
-use lotus_runtime::{Cx, Fault, Service, addr_file};
-use tokio::net::TcpListener;
+use lotus_runtime::serve::{Limits, serve};
+use lotus_runtime::{Cx, Fault, Service, addr_file, listen};
 
 use crate::IndexingConfig;
 use crate::addr::Multiaddr;
@@ -50,9 +49,7 @@ impl Service for Indexing {
         let cfg = self.cfg;
         let retrieval = Multiaddr::parse(&cfg.retrieval_url, "indexing.retrieval_url")?;
         let announce_urls = announce::urls(&cfg.announce_urls)?;
-        let listener = TcpListener::bind(cfg.listen)
-            .await
-            .map_err(|e| Fault::bind(&cfg.listen, "indexing.listen", &e))?;
+        let listener = listen(Self::NAME, cfg.listen).await?;
         let addr = listener.local_addr()?;
         let publisher = match cfg.publisher_url.as_str() {
             "" => Multiaddr::parse(&format!("http://{addr}"), "indexing.listen")?,
@@ -68,6 +65,7 @@ impl Service for Indexing {
             connections: cfg.max_connections.get().into(),
             headers: Duration::from_secs(cfg.header_secs),
             stall: Duration::from_secs(cfg.stall_secs),
+            http2: true,
             drain: Duration::from_secs(cfg.drain_secs),
         };
         let app = http_api::router(chain.clone(), index.clone(), cfg.max_requests.get().into());

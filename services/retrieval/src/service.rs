@@ -3,15 +3,17 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use hub_proto::HubConfig;
-use lotus_piece_index::serve::{Limits, serve};
 use lotus_piece_index::{Follower, PieceIndex, PieceSource, connect};
-use lotus_runtime::{Cx, Fault, Service, addr_file};
-use tokio::net::TcpListener;
+use lotus_runtime::serve::{Limits, serve};
+use lotus_runtime::{CancellationToken, Cx, Fault, Service, addr_file, listen};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::RetrievalConfig;
 use crate::gateway::{Gateway, router};
+
+/// How long connections wait for a hub that is not there when the service starts.
+const HUB_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The retrieval spoke.
 #[derive(Debug)]
@@ -44,9 +46,7 @@ impl Service for Retrieval {
             stop,
             health,
         } = cx;
-        let listener = TcpListener::bind(self.cfg.listen)
-            .await
-            .map_err(|e| Fault::bind(&self.cfg.listen, "retrieval.listen", &e))?;
+        let listener = listen(Self::NAME, self.cfg.listen).await?;
         let addr = listener.local_addr()?;
         std::fs::create_dir_all(&self.dir)?;
         let index = PieceIndex::open(&self.dir.join("index.redb"))?;
@@ -61,16 +61,29 @@ impl Service for Retrieval {
             connections: self.cfg.max_connections.get().into(),
             headers: Duration::from_secs(self.cfg.header_secs),
             stall: Duration::from_secs(self.cfg.stall_secs),
+            http2: true,
             drain: Duration::from_secs(self.cfg.drain_secs),
         };
         // Either part ends the other: a gateway that follows nothing would go stale unseen.
         let stop = stop.child_token();
+        // Connections wait in the queue for as long as it takes to know the hub, but not for one
+        // that is away: then they are told to come back.
+        let hub_known = CancellationToken::new();
+        let serving = async {
+            tokio::select! {
+                () = hub_known.cancelled() => {}
+                () = tokio::time::sleep(HUB_PATIENCE) => {}
+                () = stop.cancelled() => {}
+            }
+            serve(listener, router(gateway.clone()), limits, stop.clone()).await;
+        };
         let follow = async {
             let Some(hub) = connect(&self.hub, Self::NAME, &stop).await? else {
                 return Ok(());
             };
             let source = PieceSource::new(hub.clone(), self.cfg.max_leases.get().into());
             drop(gateway.source.set(source.clone()));
+            hub_known.cancel();
             let follower =
                 Follower::new(hub, index, source, Arc::new(()), health, "retrieval.index");
             let listed = || {
@@ -84,10 +97,7 @@ impl Service for Retrieval {
             stop.cancel();
             ended
         };
-        let ((), followed) = tokio::join!(
-            serve(listener, router(gateway.clone()), limits, stop.clone()),
-            follow
-        );
+        let ((), followed) = tokio::join!(serving, follow);
         // Their clients are gone, so the walks end at their next block.
         gateway.walks.close();
         gateway.walks.wait().await;

@@ -1,25 +1,35 @@
-//! An HTTP server for the public: bounded connections, no slow clients, and a drain at the end.
+//! An HTTP server for the public: bounded connections, no slow clients, and a drain at the end
+//! that breaks no request. It owns its connections: when it is dropped they end.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::ConnectInfo;
+use axum::http::Request;
+use hyper::body::Incoming;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use lotus_runtime::CancellationToken;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::drain::Activity;
 
 /// Requests that one HTTP/2 connection may have open.
 const STREAMS: u32 = 64;
+/// How long a kept connection without a request stays open while the server drains: whoever sends
+/// one at that moment, not knowing better, gets an answer.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// What a client may use up.
 #[derive(Debug, Clone, Copy)]
@@ -32,11 +42,63 @@ pub struct Limits {
     pub stall: Duration,
     /// Time that open requests get at the end.
     pub drain: Duration,
+    /// Whether clients may speak HTTP/2 too.
+    pub http2: bool,
 }
 
-/// Serves until stopped, then lets open requests finish.
+/// Serves until stopped. Then it accepts nobody any more, and lets open requests finish. Handlers
+/// find the client's address as `ConnectInfo<SocketAddr>`.
 pub async fn serve(listener: TcpListener, app: Router, limits: Limits, stop: CancellationToken) {
+    let builder = builder(&limits);
+    let places = Arc::new(Semaphore::new(limits.connections));
+    let mut open = JoinSet::new();
+    loop {
+        let next = async {
+            let place = places.clone().acquire_owned().await;
+            (place, listener.accept().await)
+        };
+        let (place, accepted) = tokio::select! {
+            // What waits in the queue is for the next one.
+            biased;
+            () = stop.cancelled() => break,
+            Some(_) = open.join_next() => continue,
+            next = next => next,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(e) => {
+                // Out of descriptors, or a client that went away: both pass.
+                tracing::debug!(error = %e, "connection not accepted");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                continue;
+            }
+        };
+        let serving = connection(
+            builder.clone(),
+            stream,
+            peer,
+            app.clone(),
+            limits,
+            stop.clone(),
+        );
+        open.spawn(async move {
+            serving.await;
+            drop(place);
+        });
+    }
+    drop(listener);
+    let all = async { while open.join_next().await.is_some() {} };
+    if tokio::time::timeout(limits.drain, all).await.is_err() {
+        tracing::warn!(open = open.len(), "open requests are broken off");
+    }
+    open.shutdown().await;
+}
+
+fn builder(limits: &Limits) -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
+    if !limits.http2 {
+        builder = builder.http1_only();
+    }
     builder
         .http1()
         .timer(TokioTimer::new())
@@ -47,65 +109,67 @@ pub async fn serve(listener: TcpListener, app: Router, limits: Limits, stop: Can
         .max_concurrent_streams(STREAMS)
         .keep_alive_interval(limits.stall)
         .keep_alive_timeout(limits.stall);
-    let places = Arc::new(Semaphore::new(limits.connections));
-    let graceful = GracefulShutdown::new();
-    let mut open = JoinSet::new();
-    loop {
-        let next = async {
-            let place = places.clone().acquire_owned().await;
-            (place, listener.accept().await)
-        };
-        let (place, stream) = tokio::select! {
-            () = stop.cancelled() => break,
-            Some(_) = open.join_next() => continue,
-            next = next => next,
-        };
-        let stream = match stream {
-            Ok((stream, _)) => stream,
-            Err(e) => {
-                // Out of descriptors, or a client that went away: both pass.
-                tracing::debug!(error = %e, "connection not accepted");
-                tokio::time::sleep(Duration::from_millis(20)).await;
-                continue;
-            }
-        };
-        if let Err(e) = stream.set_nodelay(true) {
-            tracing::debug!(error = %e, "connection without TCP_NODELAY");
+    builder
+}
+
+/// Serves one connection to its end.
+async fn connection(
+    builder: Builder<TokioExecutor>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    app: Router,
+    limits: Limits,
+    stop: CancellationToken,
+) {
+    if let Err(e) = stream.set_nodelay(true) {
+        tracing::debug!(error = %e, "connection without TCP_NODELAY");
+    }
+    let activity = Activity::new();
+    let io = TokioIo::new(Impatient::new(stream, limits.stall, activity.clone()));
+    let app = TowerToHyperService::new(app);
+    let (seen, drains) = (activity.clone(), stop.clone());
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        let open = seen.request(request.version());
+        request.extensions_mut().insert(ConnectInfo(peer));
+        let (answer, drains) = (app.call(request), drains.clone());
+        async move {
+            let answer = answer.await?;
+            Ok::<_, std::convert::Infallible>(open.answer(answer, drains.is_cancelled()))
         }
-        let io = TokioIo::new(Impatient::new(stream, limits.stall));
-        let service = TowerToHyperService::new(app.clone());
-        let conn = builder.serve_connection(io, service).into_owned();
-        let conn = graceful.watch(conn);
-        open.spawn(async move {
-            if let Err(e) = conn.await {
-                tracing::debug!(error = %e, "connection ended early");
-            }
-            drop(place);
-        });
+    });
+    let conn = builder.serve_connection(io, service);
+    let mut conn = std::pin::pin!(conn);
+    let quiet = async {
+        stop.cancelled().await;
+        activity.quiet(GRACE).await;
+    };
+    let ended = tokio::select! {
+        ended = conn.as_mut() => ended,
+        () = quiet => {
+            conn.as_mut().graceful_shutdown();
+            conn.await
+        }
+    };
+    if let Err(e) = ended {
+        tracing::debug!(error = %e, %peer, "connection ended early");
     }
-    drop(listener);
-    if tokio::time::timeout(limits.drain, graceful.shutdown())
-        .await
-        .is_err()
-    {
-        tracing::warn!(open = open.len(), "open requests are broken off");
-    }
-    open.shutdown().await;
 }
 
 /// A stream whose writes fail when the peer takes nothing for too long.
 struct Impatient<S> {
     stream: S,
     patience: Duration,
+    activity: Activity,
     /// Set while a write waits.
     limit: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Impatient<S> {
-    fn new(stream: S, patience: Duration) -> Self {
+    fn new(stream: S, patience: Duration, activity: Activity) -> Self {
         Self {
             stream,
             patience,
+            activity,
             limit: None,
         }
     }
@@ -115,7 +179,9 @@ impl<S> Impatient<S> {
         cx: &mut Context<'_>,
         write: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
+        self.activity.stuck(write.is_pending());
         if write.is_ready() {
+            self.activity.moved();
             self.limit = None;
             return write;
         }
@@ -133,7 +199,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Impatient<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if read.is_ready() {
+            self.activity.moved();
+        }
+        read
     }
 }
 
