@@ -125,9 +125,19 @@ fn inheritable(fd: BorrowedFd<'_>) -> io::Result<()> {
 
 /// Every child that ended since the last call, and how.
 pub(crate) fn reaped() -> BTreeMap<u32, (Ended, String)> {
+    reap(None)
+}
+
+/// How a child ended, if it did.
+#[cfg(test)]
+pub(crate) fn reaped_one(pid: u32) -> Option<(Ended, String)> {
+    reap(as_pid(pid)).remove(&pid)
+}
+
+fn reap(which: Option<Pid>) -> BTreeMap<u32, (Ended, String)> {
     let mut all = BTreeMap::new();
     loop {
-        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+        match waitpid(which, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::Exited(pid, code)) => {
                 let how = match code {
                     0 => Ended::Clean,

@@ -13,6 +13,8 @@ use tokio::sync::mpsc;
 
 use crate::config::{self, Config};
 use crate::events::{self, Events};
+use crate::helper::Helpers;
+use crate::needs::Asks;
 use crate::proto::{ProcessRequest, ProcessStatus, StatusRequest, StatusResponse};
 use crate::{control, logs, runner::Runner, unit};
 
@@ -283,7 +285,16 @@ async fn run(root: &Path, cfg: Config, bin_dir: Option<PathBuf>) -> Result<(), F
     let processes = config::processes(&cfg, root, &bin)?;
     let health = Health::default();
     let admin = Admin::bind(&cfg.admin, health.clone(), &run_dir, "supervisor").await?;
-    let runner = Runner::new(processes, cfg.limits, &cfg.guard, root, health.clone())?;
+    let helpers = Helpers::default();
+    let asks = Asks::new(&processes, helpers.clone());
+    let runner = Runner::new(
+        processes,
+        cfg.limits,
+        &cfg.guard,
+        root,
+        health.clone(),
+        helpers,
+    )?;
     let (calls_tx, calls_rx) = mpsc::channel(64);
     signals::run_until_signal(|stop| async move {
         // Status is served until the last process has stopped.
@@ -306,7 +317,7 @@ async fn run(root: &Path, cfg: Config, bin_dir: Option<PathBuf>) -> Result<(), F
         tokio::try_join!(
             work,
             ready,
-            control::serve(root, calls_tx, done.clone()),
+            control::serve(root, calls_tx, asks, done.clone()),
             admin.serve(done.clone()),
         )?;
         Ok(())
@@ -320,6 +331,11 @@ fn refused(status: tonic::Status) -> Fault {
             Kind::Data,
             status.message(),
             "`lotus-supervisor status` lists the names",
+        ),
+        tonic::Code::FailedPrecondition => Fault::new(
+            Kind::Config,
+            format!("nothing was done: {}", status.message()),
+            "correct the configuration of the process, and try again",
         ),
         _ => Fault::new(
             Kind::Transport,
@@ -448,6 +464,12 @@ fn say(before: &mut String, now: String) {
     }
 }
 
+/// A socket of a status, as JSON.
+fn socket(text: &str) -> serde_json::Value {
+    let (name, address) = text.split_once(' ').unwrap_or((text, ""));
+    serde_json::json!({"name": name, "address": address})
+}
+
 fn print(status: &StatusResponse, json: bool) {
     if json {
         let processes: Vec<_> = status
@@ -461,6 +483,7 @@ fn print(status: &StatusResponse, json: bool) {
                     "guard": (!p.guard.is_empty()).then(|| serde_json::json!({
                         "rung": p.guard, "state": p.guard_state, "reason": p.guard_reason,
                     })),
+                    "sockets": p.sockets.iter().map(|s| socket(s)).collect::<Vec<_>>(),
                 })
             })
             .collect();

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::guard::{GuardConfig, Mode};
 use crate::logs::Rotation;
+use crate::needs;
 
 /// The supervisor's configuration.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -139,6 +140,9 @@ pub struct SpokesConfig {
     pub services: Vec<String>,
     /// Environment of every spoke; `LOTUS_MARKETS__SECTION__KEY` sets its configuration.
     pub env: BTreeMap<String, String>,
+    /// Bind the addresses that spokes listen on here, and hand them over: connections wait while a
+    /// spoke is replaced, and are not refused. Off: each spoke binds its own.
+    pub hand_sockets: bool,
 }
 
 impl Default for SpokesConfig {
@@ -146,6 +150,7 @@ impl Default for SpokesConfig {
         Self {
             services: ["deals", "retrieval", "indexing"].map(String::from).into(),
             env: BTreeMap::new(),
+            hand_sockets: true,
         }
     }
 }
@@ -229,6 +234,10 @@ pub struct Process {
     pub safety: Option<PathBuf>,
     /// What may be done to it while the hub proves.
     pub guard: Mode,
+    /// Command that prints what it needs from its host; empty for one that does not say.
+    pub needs: Vec<String>,
+    /// Whether the supervisor binds the sockets that it needs, and hands them over.
+    pub hand_sockets: bool,
 }
 
 impl Process {
@@ -248,6 +257,8 @@ impl Process {
             health: None,
             safety: None,
             guard: Mode::Off,
+            needs: Vec::new(),
+            hand_sockets: false,
         }
     }
 
@@ -354,6 +365,8 @@ pub fn processes(cfg: &Config, root: &Path, bin: &Path) -> Result<Vec<Process>, 
             may_fail: true,
             health: Some(root.join(format!("markets/run/{service}-admin.addr"))),
             guard: cfg.guard.of_spoke(service),
+            needs: needs::of_spoke(&exe("lotus-markets")?, service, &root.join("markets")),
+            hand_sockets: cfg.spokes.hand_sockets,
             ..ours(service, command)
         });
     }

@@ -14,6 +14,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Endpoint;
 use tonic::{Request as Grpc, Response, Status};
 
+use crate::needs::Asks;
 use crate::proto::supervisor_client::SupervisorClient;
 use crate::proto::supervisor_server::{Supervisor, SupervisorServer};
 use crate::proto::{ProcessRequest, StatusRequest, StatusResponse};
@@ -26,6 +27,7 @@ pub(crate) fn socket(root: &Path) -> PathBuf {
 
 struct Control {
     calls: mpsc::Sender<Call>,
+    asks: Asks,
 }
 
 impl Control {
@@ -39,6 +41,18 @@ impl Control {
             .map_err(Status::invalid_argument)?;
         Ok(Response::new(StatusResponse { processes }))
     }
+
+    /// Asks a process that is to be started what it needs by now, before anything is done to it:
+    /// with a wrong configuration the one that runs goes on.
+    async fn learn(&self, name: &str) -> Result<(), Status> {
+        let name = name.to_owned();
+        match self.asks.ask(&name).await {
+            Some(Ok(needs)) => self.ask(Request::Needs { name, needs }).await.map(drop),
+            Some(Err(unknown)) if unknown.config => Err(Status::failed_precondition(unknown.why)),
+            // Asked again when it is spawned.
+            Some(Err(_)) | None => Ok(()),
+        }
+    }
 }
 
 #[tonic::async_trait]
@@ -48,7 +62,9 @@ impl Supervisor for Control {
     }
 
     async fn start(&self, r: Grpc<ProcessRequest>) -> Result<Response<StatusResponse>, Status> {
-        self.ask(Request::Start(r.into_inner().name)).await
+        let name = r.into_inner().name;
+        self.learn(&name).await?;
+        self.ask(Request::Start(name)).await
     }
 
     async fn stop(&self, r: Grpc<ProcessRequest>) -> Result<Response<StatusResponse>, Status> {
@@ -59,6 +75,7 @@ impl Supervisor for Control {
 
     async fn restart(&self, r: Grpc<ProcessRequest>) -> Result<Response<StatusResponse>, Status> {
         let ProcessRequest { name, force } = r.into_inner();
+        self.learn(&name).await?;
         self.ask(Request::Restart { name, force }).await
     }
 }
@@ -68,6 +85,7 @@ impl Supervisor for Control {
 pub(crate) async fn serve(
     root: &Path,
     calls: mpsc::Sender<Call>,
+    asks: Asks,
     done: CancellationToken,
 ) -> Result<(), Fault> {
     let path = socket(root);
@@ -85,7 +103,7 @@ pub(crate) async fn serve(
     });
     tonic::transport::Server::builder()
         .timeout(Duration::from_secs(30))
-        .add_service(SupervisorServer::new(Control { calls }))
+        .add_service(SupervisorServer::new(Control { calls, asks }))
         .serve_with_incoming_shutdown(incoming, done.cancelled_owned())
         .await
         .map_err(|e| Fault::new(Kind::Fatal, format!("control socket: {e}"), "report this"))

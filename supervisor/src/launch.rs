@@ -93,7 +93,8 @@ fn inheritable_copy(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let copy = duplicate(fd.as_raw_fd(), libc::F_DUPFD, FIRST)?;
     #[expect(unsafe_code, reason = "the number was made for it a line above")]
     // SAFETY: see the reason above.
-    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+    let owned = unsafe { OwnedFd::from_raw_fd(copy) };
+    Ok(owned)
 }
 
 /// Why the program does not run.

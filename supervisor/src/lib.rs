@@ -12,8 +12,10 @@ mod fd;
 mod fence;
 pub mod guard;
 mod health;
+mod helper;
 mod launch;
 mod logs;
+mod needs;
 mod notify;
 pub mod order;
 mod plan;
@@ -21,6 +23,7 @@ mod record;
 mod runner;
 mod sandbox;
 mod slot;
+mod sockets;
 pub mod table;
 mod unit;
 

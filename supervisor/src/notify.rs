@@ -1,8 +1,9 @@
 //! The socket on which processes say that they are ready and alive: datagrams of sd_notify(3) at
-//! a path, so that those of a supervisor that was killed find the next one.
+//! a path, so that those of a supervisor that was killed find the next one, and give it the
+//! listening sockets that they were handed (`FDSTORE=1`).
 
 use std::io::{self, IoSliceMut};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use nix::sys::socket::{
@@ -13,6 +14,9 @@ use tokio::net::UnixDatagram;
 
 /// Longest datagram that is read; the rest is cut off.
 const LONGEST: usize = 4096;
+/// Most descriptors that the kernel puts in one datagram (`SCM_MAX_FD`). With room for all of them
+/// none is lost unseen: what is not asked for is closed here.
+const MOST: usize = 253;
 
 /// The bound socket.
 #[derive(Debug)]
@@ -22,12 +26,14 @@ pub(crate) struct NotifySocket {
 }
 
 /// What a process says of itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(crate) struct Said {
     /// Its pid, as the kernel knows it.
     pub(crate) pid: u32,
     pub(crate) ready: bool,
     pub(crate) alive: bool,
+    /// A descriptor that it gives back, and its name.
+    pub(crate) stored: Option<(String, OwnedFd)>,
 }
 
 impl NotifySocket {
@@ -57,29 +63,64 @@ impl NotifySocket {
     }
 }
 
+impl NotifySocket {
+    /// What was said before now and not yet heard.
+    pub(crate) fn said_already(&self) -> Vec<Said> {
+        // More than all processes say while one ends is somebody's game.
+        (0..HEARD_AT_ONCE)
+            .map_while(|_| receive(&self.socket).ok())
+            .flatten()
+            .collect()
+    }
+}
+
+/// Most datagrams that are heard before anything else is done.
+const HEARD_AT_ONCE: usize = 64;
+
 /// One datagram; nothing when nobody can be named for it.
 fn receive(socket: &UnixDatagram) -> io::Result<Option<Said>> {
     let mut text = [0u8; LONGEST];
-    let mut space = nix::cmsg_space!(UnixCredentials);
+    let mut space = nix::cmsg_space!(UnixCredentials, [RawFd; MOST]);
+    let mut fds = Vec::new();
     let (len, pid) = {
         let mut slices = [IoSliceMut::new(&mut text)];
         let message = recvmsg::<UnixAddr>(
             socket.as_raw_fd(),
             &mut slices,
             Some(&mut space),
-            MsgFlags::MSG_DONTWAIT,
+            MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC,
         )?;
-        let pid = message.cmsgs()?.find_map(|c| match c {
-            ControlMessageOwned::ScmCredentials(c) => u32::try_from(c.pid()).ok(),
-            _ => None,
-        });
+        let mut pid = None;
+        // Cut short: this process has no descriptors left. Nobody's word is worth an end.
+        let Ok(parts) = message.cmsgs() else {
+            return Ok(None);
+        };
+        for c in parts {
+            match c {
+                ControlMessageOwned::ScmCredentials(c) => pid = u32::try_from(c.pid()).ok(),
+                ControlMessageOwned::ScmRights(new) => fds.extend(new.into_iter().map(own)),
+                _ => {}
+            }
+        }
         (message.bytes, pid)
     };
     let text = String::from_utf8_lossy(&text[..len]);
-    Ok(pid.map(|pid| parse(pid, &text)))
+    Ok(pid.map(|pid| parse(pid, &text, fds)))
 }
 
-fn parse(pid: u32, text: &str) -> Said {
+fn own(fd: RawFd) -> OwnedFd {
+    #[expect(
+        unsafe_code,
+        reason = "the kernel made this descriptor for us in the call that gave its number"
+    )]
+    // SAFETY: see the reason above.
+    let owned = unsafe { OwnedFd::from_raw_fd(fd) };
+    owned
+}
+
+/// What a datagram means. Descriptors that nobody asked for are closed.
+fn parse(pid: u32, text: &str, fds: Vec<OwnedFd>) -> Said {
+    let (mut store, mut name) = (false, "");
     let mut said = Said {
         pid,
         ..Said::default()
@@ -88,9 +129,13 @@ fn parse(pid: u32, text: &str) -> Said {
         match line {
             "READY=1" => said.ready = true,
             "WATCHDOG=1" => said.alive = true,
+            "FDSTORE=1" => store = true,
             // STATUS=, MAINPID= and others are not asked for.
-            _ => {}
+            _ => name = line.strip_prefix("FDNAME=").unwrap_or(name),
         }
+    }
+    if store {
+        said.stored = fds.into_iter().next().map(|fd| (name.to_owned(), fd));
     }
     said
 }
@@ -98,32 +143,88 @@ fn parse(pid: u32, text: &str) -> Said {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::IoSlice;
+    use std::net::TcpListener;
+    use std::os::fd::AsFd as _;
+    use std::os::unix::net::UnixDatagram as Sender;
 
-    #[tokio::test]
-    async fn a_datagram_names_its_sender() {
+    use nix::sys::socket::{ControlMessage, sendmsg};
+
+    fn bound() -> (tempfile::TempDir, NotifySocket, Sender) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify.sock");
         drop(NotifySocket::bind(path.clone()).unwrap());
-        let socket = NotifySocket::bind(path.clone()).unwrap();
-        let sender = std::os::unix::net::UnixDatagram::unbound().unwrap();
-        let mut said = Said {
-            pid: std::process::id(),
-            ready: true,
-            alive: false,
+        let socket = NotifySocket::bind(path).unwrap();
+        (dir, socket, Sender::unbound().unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_datagram_names_its_sender() {
+        let (_dir, socket, sender) = bound();
+        let heard = async |text: &[u8]| {
+            sender.send_to(text, socket.path()).unwrap();
+            let said = socket.recv().await.unwrap();
+            assert_eq!(said.pid, std::process::id());
+            assert!(said.stored.is_none());
+            (said.ready, said.alive)
         };
-        sender
-            .send_to(b"STATUS=hello\nREADY=1\n", socket.path())
-            .unwrap();
-        assert_eq!(socket.recv().await.unwrap(), said);
-        sender
-            .send_to(b"READY=1\nWATCHDOG=1", socket.path())
-            .unwrap();
-        said.alive = true;
-        assert_eq!(socket.recv().await.unwrap(), said);
+        assert_eq!(heard(b"STATUS=hello\nREADY=1\n").await, (true, false));
+        assert_eq!(heard(b"READY=1\nWATCHDOG=1").await, (true, true));
         // Nonsense, and more than is read.
-        sender.send_to(&[0xff; 9000], socket.path()).unwrap();
-        said.ready = false;
-        said.alive = false;
-        assert_eq!(socket.recv().await.unwrap(), said);
+        assert_eq!(heard(&[0xff; 9000]).await, (false, false));
+        // Nothing came with it.
+        assert_eq!(heard(b"FDSTORE=1\nFDNAME=x").await, (false, false));
+    }
+
+    fn give(socket: &NotifySocket, sender: &Sender, text: &str, fds: &[RawFd]) {
+        let to = UnixAddr::new(socket.path()).unwrap();
+        sendmsg(
+            sender.as_raw_fd(),
+            &[IoSlice::new(text.as_bytes())],
+            &[ControlMessage::ScmRights(fds)],
+            MsgFlags::empty(),
+            Some(&to),
+        )
+        .unwrap();
+    }
+
+    /// Descriptors of this process that are `what` in /proc.
+    fn open(what: &str) -> usize {
+        let all = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        all.filter(|e| std::fs::read_link(e.path()).is_ok_and(|l| l.to_string_lossy() == what))
+            .count()
+    }
+
+    #[tokio::test]
+    async fn a_descriptor_comes_with_its_name_and_the_surplus_is_closed() {
+        let (_dir, socket, sender) = bound();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let fd = listener.as_raw_fd();
+        let link = std::fs::read_link(format!("/proc/self/fd/{fd}")).unwrap();
+        let link = link.to_string_lossy();
+
+        give(&socket, &sender, "FDSTORE=1\nFDNAME=retrieval", &[fd; 3]);
+        let (name, kept) = socket.recv().await.unwrap().stored.unwrap();
+        assert_eq!(name, "retrieval");
+        assert_eq!(open(&link), 2, "the other two are closed");
+        let flags = nix::fcntl::fcntl(kept.as_fd(), nix::fcntl::FcntlArg::F_GETFD).unwrap();
+        assert_eq!(flags, libc::FD_CLOEXEC);
+        assert_eq!(TcpListener::from(kept).local_addr().unwrap(), addr);
+
+        // A great many, and two that nobody asked for.
+        give(&socket, &sender, "FDSTORE=1", &[fd; 40]);
+        assert!(socket.recv().await.unwrap().stored.is_some());
+        give(&socket, &sender, "WATCHDOG=1", &[fd; 2]);
+        let said = socket.recv().await.unwrap();
+        assert!(said.alive && said.stored.is_none());
+        assert_eq!(open(&link), 1);
+
+        // What waits is heard without waiting.
+        assert!(socket.said_already().is_empty());
+        give(&socket, &sender, "FDSTORE=1\nFDNAME=a", &[fd]);
+        sender.send_to(b"READY=1", socket.path()).unwrap();
+        let said = socket.said_already();
+        assert!(said[0].stored.is_some() && said[1].ready, "{said:?}");
     }
 }

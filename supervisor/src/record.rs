@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::sockets::Known;
+
 /// A process of the operating system, for good: a pid alone is used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Identity {
@@ -31,6 +33,8 @@ pub(crate) struct Entry {
     /// The proving guard squeezes or froze it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) squeezed: bool,
+    /// Sockets that this supervisor owned for it.
+    pub(crate) sockets: Vec<Known>,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]

@@ -8,9 +8,11 @@ use tokio::task::AbortHandle;
 
 use crate::config::Process;
 use crate::guard::{Held, Level};
+use crate::needs::Asked;
 use crate::plan::What;
 use crate::proto::ProcessStatus;
 use crate::record::{Entry, Identity};
+use crate::sockets::Sockets;
 use crate::table::{Ended, Event, State};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -44,6 +46,9 @@ pub(crate) struct Slot {
     pub(crate) removed: bool,
     /// What the proving guard has of it.
     pub(crate) guard: Held,
+    /// What it needs from its host.
+    pub(crate) asked: Asked,
+    pub(crate) sockets: Sockets,
     crashes_in_a_row: u32,
     /// When it ended by itself, within the last hour.
     crashes: VecDeque<Instant>,
@@ -71,6 +76,8 @@ impl Slot {
             last_exit: String::new(),
             plan: None,
             removed: false,
+            asked: Asked::No,
+            sockets: Sockets::default(),
             crashes_in_a_row: 0,
             crashes: VecDeque::new(),
             timer: None,
@@ -144,6 +151,10 @@ impl Slot {
         }
         if next != State::Unready {
             self.reattach = None;
+        }
+        if matches!(next, State::Stopped | State::Done | State::Failed) {
+            // Nobody comes to serve who waits in their queues.
+            self.sockets.close();
         }
         self.state = next;
     }
@@ -228,6 +239,7 @@ impl Slot {
             crashes_in_a_row: self.crashes_in_a_row,
             last_exit: self.last_exit.clone(),
             squeezed: self.guard.level != Level::Free,
+            sockets: self.sockets.known(),
         }
     }
 
@@ -239,6 +251,7 @@ impl Slot {
         self.restarts = entry.restarts;
         self.crashes_in_a_row = entry.crashes_in_a_row;
         self.last_exit.clone_from(&entry.last_exit);
+        self.sockets = Sockets::restore(&entry.sockets);
     }
 
     pub(crate) fn status(&self) -> ProcessStatus {
@@ -271,6 +284,7 @@ impl Slot {
             reason,
             log_file: self.log.display().to_string(),
             last_exit: self.last_exit.clone(),
+            sockets: self.sockets.addresses(),
         }
     }
 }

@@ -49,6 +49,9 @@ pub struct ProcessStatus {
     /// For what it is squeezed; of "none" why that is.
     #[prost(string, tag = "22")]
     pub guard_reason: ::prost::alloc::string::String,
+    /// Sockets that the supervisor owns for it, each as "NAME ADDRESS".
+    #[prost(string, repeated, tag = "10")]
+    pub sockets: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// Generated client implementations.
 pub mod supervisor_client {

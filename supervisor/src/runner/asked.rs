@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::{Happened, Request, Runner, send};
 use crate::plan::{self, Safety, Verdict, What};
 use crate::proto::ProcessStatus;
-use crate::slot::Plan;
+use crate::slot::{Plan, Slot};
 use crate::table::{Event, State};
 use crate::{events, logs};
 
@@ -17,6 +17,13 @@ impl Runner {
             Request::Stop { name: None, force } => {
                 tracing::info!(force, "asked to stop everything");
                 self.plan_all(force);
+                return Ok(self.status());
+            }
+            Request::Needs { name, needs } => {
+                let is = |s: &Slot| s.process.name == name;
+                if let Some(i) = self.slots.iter().position(is) {
+                    self.told(i, Ok(needs));
+                }
                 return Ok(self.status());
             }
             Request::Start(name) => (name, false, None),

@@ -3,12 +3,13 @@
 mod asked;
 mod found;
 mod guarding;
+mod host;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-use lotus_runtime::{CancellationToken, Fault, Health};
+use lotus_runtime::{CancellationToken, Fault, Health, Needs};
 use rand::Rng as _;
 use tokio::io::AsyncReadExt as _;
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,7 +19,8 @@ use tokio::task::JoinSet;
 use crate::config::{Limits, Process, Readiness, Strategy};
 use crate::events::{self, Events};
 use crate::guard::{Guard, GuardConfig, Work};
-use crate::launch::Extras;
+use crate::helper::Helpers;
+use crate::needs::Told;
 use crate::notify::{NotifySocket, Said};
 use crate::plan::Safety;
 use crate::proto::ProcessStatus;
@@ -38,6 +40,8 @@ pub(crate) enum Request {
     Stop { name: Option<String>, force: bool },
     /// Restart the named process.
     Restart { name: String, force: bool },
+    /// Know what the named process needs from now on.
+    Needs { name: String, needs: Needs },
 }
 
 /// A request and where its answer goes.
@@ -49,6 +53,8 @@ enum Happened {
     Ready,
     Healthy(bool),
     Ended(Ended, String),
+    /// What it needs, or why that is not known.
+    Told(Told),
     /// The hub's answer to a stop that is planned for it.
     Safety(Result<Safety, String>),
     /// What the hub proves.
@@ -66,6 +72,7 @@ pub(crate) struct Runner {
     rotate_at: Option<Instant>,
     guard: Guard,
     record: Record,
+    helpers: Helpers,
     stopping: bool,
     tasks: JoinSet<()>,
     happened_tx: mpsc::Sender<(usize, u64, Happened)>,
@@ -86,6 +93,7 @@ impl Runner {
         guard: &GuardConfig,
         root: &Path,
         health: Health,
+        helpers: Helpers,
     ) -> Result<Self, Fault> {
         let (log_dir, run_dir) = (root.join("logs"), root.join("run"));
         std::fs::create_dir_all(&log_dir)?;
@@ -113,6 +121,7 @@ impl Runner {
             rotate_at: None,
             guard: Guard::new(root, guard),
             record,
+            helpers,
             stopping: false,
             tasks: JoinSet::new(),
             happened_tx,
@@ -141,6 +150,7 @@ impl Runner {
         let mut child_ended = signal(SignalKind::child())?;
         let mut told = false;
         self.watch_logs();
+        self.ask_everyone();
         loop {
             self.fire();
             if self.stopping {
@@ -323,6 +333,8 @@ impl Runner {
             let is = |s: &Slot| s.alive.is_some_and(|id| id.pid == pid);
             if let Some(i) = self.slots.iter().position(is) {
                 self.ended(i, how, &words);
+            } else {
+                self.helpers.ended(pid, how, &words);
             }
         }
     }
@@ -334,6 +346,15 @@ impl Runner {
             return;
         };
         let slot = &mut self.slots[i];
+        if let Some((name, fd)) = said.stored
+            && slot.sockets.take_back(&name, fd)
+        {
+            tracing::info!(
+                process = slot.process.name,
+                name,
+                "its socket is here again"
+            );
+        }
         if said.alive && matches!(slot.state, State::Ready | State::Unready) {
             slot.sign_of_life();
         }
@@ -343,10 +364,15 @@ impl Runner {
     }
 
     fn happened(&mut self, i: usize, run: u64, what: Happened) {
+        if let Happened::Told(told) = what {
+            // Of no run: it is asked before one.
+            return self.told(i, told);
+        }
         if self.slots[i].run != run {
             return;
         }
         match what {
+            Happened::Told(_) => {}
             Happened::Ready => {
                 if self.slots[i].state == State::Starting {
                     self.event(i, Event::SaidReady);
@@ -364,6 +390,10 @@ impl Runner {
     }
 
     fn ended(&mut self, i: usize, how: Ended, words: &str) {
+        // Its last words may be its sockets.
+        for said in self.notify.said_already() {
+            self.said(said);
+        }
         let limit = self.limits.restarts_an_hour;
         let slot = &mut self.slots[i];
         if !slot.state.is_alive() {
@@ -374,6 +404,7 @@ impl Runner {
         if slot.process.safety.is_some() {
             self.guard.told(Vec::new());
         }
+        let ran = slot.alive.is_some();
         if let Some(id) = slot.alive {
             pid = format!("pid {} ended: ", id.pid);
             // What it started ends with it.
@@ -397,7 +428,7 @@ impl Runner {
             let last = logs::last_words(&slot.log);
             tracing::warn!(process = name, exit = words, last, "ended by itself");
             match how {
-                Ended::BadConfig if last.is_empty() => slot.reason = words.into(),
+                Ended::BadConfig if last.is_empty() || !ran => slot.reason = words.into(),
                 Ended::BadConfig => slot.reason = last,
                 Ended::CrashedTooOften => {
                     slot.reason = format!("ended by itself more than {limit} times in an hour");
@@ -492,7 +523,7 @@ impl Runner {
         }
     }
 
-    fn spawn(&mut self, i: usize) {
+    fn spawn_now(&mut self, i: usize) {
         let slot = &mut self.slots[i];
         // The address of the run before may be somebody else's by now.
         if let Some(file) = &slot.process.health
@@ -501,22 +532,20 @@ impl Runner {
         {
             tracing::warn!(%e, file = %file.display(), "an old address stays");
         }
-        let spawned = child::spawn(
-            &slot.process,
-            &slot.log,
-            &slot.fence,
-            self.notify.path(),
-            Extras::default(),
-        );
+        let spawned = host::open_sockets(slot).and_then(|()| {
+            let (notify, extras) = (self.notify.path(), host::extras(slot));
+            child::spawn(&slot.process, &slot.log, &slot.fence, notify, extras)
+                .map_err(|e| (Ended::Crashed, e.to_string()))
+        });
         let spawned = match spawned {
             Ok(spawned) => spawned,
-            Err(e) => {
+            Err((how, e)) => {
                 let run = slot.begin(None, SystemTime::now());
-                tracing::warn!(process = slot.process.name, %e, "does not start");
+                tracing::warn!(process = slot.process.name, e, "does not start");
                 let words = format!("does not start: {e}");
                 let to_us = self.happened_tx.clone();
                 self.tasks.spawn(async move {
-                    send(&to_us, i, run, Happened::Ended(Ended::Crashed, words)).await;
+                    send(&to_us, i, run, Happened::Ended(how, words)).await;
                 });
                 return;
             }
