@@ -3,9 +3,12 @@
 
 mod compare;
 pub mod demo;
+pub mod download;
 pub mod history;
 mod net;
 pub mod sectors;
 mod watch;
 
-pub use net::{Failed, GuardStatus, Net, NetConfig, ProcessStatus, binary, secs};
+pub use net::{
+    Failed, GuardStatus, Net, NetConfig, OwnedSocket, ProcessStatus, binary, secs,
+};

@@ -136,6 +136,8 @@ pub struct ProcessStatus {
     pub log_file: PathBuf,
     /// What the proving guard has of it.
     pub guard: Option<GuardStatus>,
+    /// Sockets that the supervisor owns for it.
+    pub sockets: Vec<OwnedSocket>,
 }
 
 /// The proving guard's part of a row.
@@ -147,6 +149,15 @@ pub struct GuardStatus {
     pub state: String,
     /// For what.
     pub reason: String,
+}
+
+/// A listening socket of the supervisor's.
+#[derive(Debug, Clone, Deserialize)]
+pub struct OwnedSocket {
+    /// Its name.
+    pub name: String,
+    /// Where it is bound.
+    pub address: String,
 }
 
 #[derive(Deserialize)]
