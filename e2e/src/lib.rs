@@ -9,6 +9,4 @@ mod net;
 pub mod sectors;
 mod watch;
 
-pub use net::{
-    Failed, GuardStatus, Net, NetConfig, OwnedSocket, ProcessStatus, binary, secs,
-};
+pub use net::{Failed, GuardStatus, Net, NetConfig, OwnedSocket, ProcessStatus, binary, secs};
