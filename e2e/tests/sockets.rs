@@ -128,3 +128,35 @@ async fn a_restart_right_after_the_supervisor_was_killed_keeps_the_socket_too() 
     assert_eq!(net.spoke_url("retrieval").unwrap(), url, "the same port");
     net.stop().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_that_is_in_use_is_a_reason_and_not_a_loop() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = taken.local_addr().unwrap().to_string();
+    let mut cfg = NetConfig {
+        services: vec!["retrieval".into()],
+        ..NetConfig::default()
+    };
+    let key = "LOTUS_MARKETS__RETRIEVAL__LISTEN".to_owned();
+    cfg.spoke_env.insert(key, addr.clone());
+    let net = Net::start(&cfg).await.unwrap();
+    let failed = net
+        .wait("retrieval to give up", secs(120), async |n| {
+            let p = n.process("retrieval").await.ok()?;
+            (p.state == "failed").then_some(p)
+        })
+        .await
+        .unwrap();
+    assert!(failed.reason.contains(&addr), "{failed:?}");
+    assert!(failed.reason.contains("retrieval.listen"), "{failed:?}");
+    assert!(failed.sockets.is_empty() && failed.restarts == 0);
+
+    drop(taken);
+    let root = net.root().display().to_string();
+    net.run("lotus-supervisor", &["start", "retrieval", "--repo", &root])
+        .await
+        .unwrap();
+    net.ready(secs(60)).await.unwrap();
+    assert_eq!(owned(&net).await, [addr]);
+    net.stop().await.unwrap();
+}

@@ -332,11 +332,11 @@ fn refused(status: tonic::Status) -> Fault {
             status.message(),
             "`lotus-supervisor status` lists the names",
         ),
-        tonic::Code::FailedPrecondition => Fault::new(
-            Kind::Config,
-            format!("nothing was done: {}", status.message()),
-            "correct the configuration of the process, and try again",
-        ),
+        tonic::Code::FailedPrecondition => {
+            let said = status.message().split_once("; fix: ");
+            let (what, fix) = said.unwrap_or((status.message(), "correct its configuration"));
+            Fault::new(Kind::Config, format!("nothing was done: {what}"), fix)
+        }
         _ => Fault::new(
             Kind::Transport,
             format!("the supervisor did not answer: {}", status.message()),

@@ -55,9 +55,12 @@ pub(crate) async fn ask(process: &Process, helpers: &Helpers) -> Option<Told> {
         Ended::Clean => serde_json::from_str(&out.stdout)
             .map_err(|e| failed(false, format!("what it says that it needs: {e}"))),
         ended => {
-            let said = out.stderr.trim();
-            let words = if said.is_empty() { &out.words } else { said };
-            Err(failed(ended == Ended::BadConfig, words.into()))
+            let said: Vec<&str> = out.stderr.lines().map(str::trim).collect();
+            let words = match said.join("; ") {
+                said if said.is_empty() => out.words,
+                said => said,
+            };
+            Err(failed(ended == Ended::BadConfig, words))
         }
     })
 }
@@ -130,8 +133,13 @@ mod tests {
     async fn an_answer_a_wrong_configuration_and_a_failure_are_told_apart() {
         let needs = told(r#"echo "{\"bind\":[$PORT]}""#).await.unwrap();
         assert_eq!(needs.bind, [7], "it has the process's environment");
-        let wrong = told("echo 'bad port' >&2; exit 78").await.unwrap_err();
-        assert_eq!((wrong.config, wrong.why.as_str()), (true, "bad port"));
+        let wrong = told("echo 'bad port' >&2; echo ' fix: x' >&2; exit 78")
+            .await
+            .unwrap_err();
+        assert_eq!(
+            (wrong.config, wrong.why.as_str()),
+            (true, "bad port; fix: x")
+        );
         let failed = told("exit 1").await.unwrap_err();
         assert_eq!(
             (failed.config, failed.why.as_str()),
