@@ -58,6 +58,9 @@ pub struct NetConfig {
     pub hub_args: Vec<String>,
     /// `[guard]` of the supervisor.
     pub guard: toml::Table,
+    /// More of `supervisor.toml`: sections other than the devnet's, the hub's, the spokes' and
+    /// the guard's.
+    pub supervisor: String,
     /// Folder of the binaries that the supervisor runs, if not that of its own.
     pub bin_dir: Option<PathBuf>,
 }
@@ -77,7 +80,7 @@ impl NetConfig {
         set(&mut text, "hub", "env", self.hub_env.clone());
         set(&mut text, "hub", "args", self.hub_args.clone());
         text.insert("guard".into(), self.guard.clone().into());
-        text.to_string()
+        format!("{text}\n{}", self.supervisor)
     }
 }
 
@@ -112,6 +115,7 @@ impl Default for NetConfig {
             env: BTreeMap::new(),
             hub_args: Vec::new(),
             guard: toml::Table::new(),
+            supervisor: String::new(),
             bin_dir: None,
         }
     }

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -22,7 +22,7 @@ use crate::config::Process;
 use crate::fence::{Fence, FenceError};
 use crate::launch::Extras;
 use crate::table::Ended;
-use crate::{fd, logs, record};
+use crate::{fd, handover, logs, record};
 
 /// Exit status that means "the command line is wrong".
 const EX_COMMAND_LINE: i32 = 2;
@@ -65,14 +65,9 @@ pub(crate) fn spawn(
     let out = logs::open(log)?;
     let err = out.try_clone()?;
     let (mut command, lent) = extras.command(program)?;
+    own_variables(&mut command);
     command
         .args(args)
-        // What a service manager told the supervisor is not meant for its processes.
-        .env_remove("WATCHDOG_PID")
-        .env_remove("WATCHDOG_USEC")
-        .env_remove("LISTEN_PID")
-        .env_remove("LISTEN_FDS")
-        .env_remove("LISTEN_FDNAMES")
         .envs(&process.env)
         .env(lotus_runtime::notify::FD_VAR, write.as_raw_fd().to_string())
         .env(
@@ -98,6 +93,22 @@ pub(crate) fn spawn(
         pid,
         notify: pipe::Receiver::from_owned_fd(read)?,
     })
+}
+
+/// What a service manager, or the image before this one, told the supervisor is not meant for its
+/// processes.
+pub(crate) fn own_variables(command: &mut Command) {
+    for name in [
+        "WATCHDOG_PID",
+        "WATCHDOG_USEC",
+        "LISTEN_PID",
+        "LISTEN_FDS",
+        "LISTEN_FDNAMES",
+        handover::VAR,
+        handover::CHOSEN_VAR,
+    ] {
+        command.env_remove(name);
+    }
 }
 
 /// How long a killed process may take to let go of the lock of one that is gone.
@@ -211,6 +222,16 @@ pub(crate) fn terminate(pid: u32) {
         && let Err(e) = kill(p, Signal::SIGTERM)
     {
         tracing::debug!(pid, %e, "SIGTERM");
+    }
+}
+
+/// Asks the process to finish what is open and to end. One that does not know the signal would be
+/// ended by it: see [`Process::drains`].
+pub(crate) fn drain(pid: u32) {
+    if let Some(p) = as_pid(pid)
+        && let Err(e) = kill(p, Signal::SIGUSR1)
+    {
+        tracing::debug!(pid, %e, "SIGUSR1");
     }
 }
 

@@ -6,17 +6,15 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use comfy_table::{Table, presets};
-use lotus_runtime::admin::Admin;
-use lotus_runtime::{CancellationToken, Fault, Health, notify, signals, telemetry};
+use lotus_runtime::Fault;
 use lotus_types::Kind;
-use tokio::sync::mpsc;
 
 use crate::config::{self, Config};
 use crate::events::{self, Events};
-use crate::helper::Helpers;
-use crate::needs::Asks;
-use crate::proto::{ProcessRequest, ProcessStatus, StatusRequest, StatusResponse};
-use crate::{control, logs, runner::Runner, unit};
+use crate::handover::Handover;
+use crate::image::{self, WayBack};
+use crate::proto::{DrainRequest, ProcessRequest, ProcessStatus, StatusRequest, StatusResponse};
+use crate::{control, doctor, logs, progress, release, run, top, unit};
 
 /// Starts, orders, watches and restarts the hub and its spokes on one host.
 ///
@@ -77,6 +75,42 @@ enum Command {
         #[command(flatten)]
         how: How,
     },
+    /// Stop one process once it has finished what is open; it takes nothing new meanwhile.
+    ///
+    /// `stop` does that too, but for seconds only (`drain_secs` of each service).
+    Drain {
+        /// Its name in `status`.
+        name: String,
+        /// How long it may take; then it is stopped as by `stop`.
+        #[arg(long, default_value = "10m", value_parser = humantime::parse_duration)]
+        limit: Duration,
+        #[command(flatten)]
+        how: How,
+    },
+    /// Go on with another release, or with a new image of the supervisor alone.
+    ///
+    /// Without --from the supervisor is replaced by the file that it was started from, in the same
+    /// process: what it runs does not notice. With --from everything moves to the release in that
+    /// folder: checks first, then the hub when that is safe, the spokes one at a time, and the
+    /// supervisor. If anything fails, all of it goes back.
+    Upgrade(progress::Upgrade),
+    /// Starts the image before this one if a new one ends before it is ready.
+    #[command(hide = true)]
+    Heir {
+        /// Arguments of that image.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<std::ffi::OsString>,
+    },
+    /// Look at everything that a start needs, and say what to do about what is missing.
+    ///
+    /// Ends with an error only if a start would fail.
+    Doctor {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show each process live: state, processor, memory, restarts. `q` leaves.
+    Top,
     /// Print the end of a process's log.
     Logs {
         /// Its name in `status`.
@@ -144,6 +178,16 @@ fn load(root: &Path) -> Result<Config, Fault> {
     Ok(lotus_settings::load(Some(&file), "LOTUS_SUPERVISOR")?)
 }
 
+/// The arguments of this process. An image that does not understand those of the one before it
+/// goes back to that one.
+#[must_use]
+pub fn arguments() -> Args {
+    Args::try_parse().unwrap_or_else(|e| {
+        image::refuse("it does not understand the command line");
+        e.exit()
+    })
+}
+
 /// Runs a command.
 pub fn start(args: Args) -> Result<(), Fault> {
     let root = std::path::absolute(&args.repo)?;
@@ -156,13 +200,42 @@ pub fn start(args: Args) -> Result<(), Fault> {
             services,
             bin_dir,
         } => {
-            let mut cfg = load(&root)?;
-            cfg.devnet.enabled |= devnet;
-            if let Some(services) = services {
-                cfg.spokes.services = services;
+            drop(runtime);
+            // First, as this image may be one that is not going to be ready.
+            let before = Handover::from_env()?;
+            let way_back = before.as_ref().map(WayBack::guard).transpose()?.flatten();
+            if before.is_none() {
+                image::choose(&root)?;
             }
-            runtime.block_on(run(&root, cfg, bin_dir))
+            let ran = load(&root).and_then(|mut cfg| {
+                cfg.devnet.enabled |= devnet;
+                if let Some(services) = services {
+                    cfg.spokes.services = services;
+                }
+                run::run(&root, &cfg, bin_dir.as_deref(), before, way_back.as_ref())
+            });
+            if let (Err(e), Some(way_back)) = (&ran, &way_back) {
+                way_back.go(&e.message);
+            }
+            ran
         }
+        Command::Heir { args } => image::heir(&root, &args),
+        Command::Drain { name, limit, how } => runtime.block_on(async {
+            let mut client = control::client(&root).await?;
+            let request = DrainRequest {
+                name: name.clone(),
+                force: how.force,
+                limit_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
+            };
+            client.drain(request).await.map_err(refused)?;
+            if how.no_wait {
+                return Ok(());
+            }
+            until(&root, &name, |p| p.state == "stopped").await
+        }),
+        Command::Doctor { json } => doctor::run(&root, load(&root), json),
+        Command::Top => runtime.block_on(top::run(&root)),
+        Command::Upgrade(how) => runtime.block_on(progress::upgrade(&root, how)),
         Command::Status { json } => {
             let status = runtime.block_on(async {
                 let mut client = control::client(&root).await?;
@@ -255,7 +328,9 @@ pub fn start(args: Args) -> Result<(), Fault> {
             match what {
                 ConfigCommand::Default => print!("{}", lotus_settings::default_toml::<Config>()),
                 ConfigCommand::Check => {
-                    load(&root)?;
+                    let cfg = load(&root)?;
+                    release::read(&root)?;
+                    config::processes(&cfg, &root, &image::own_dir()?)?;
                     println!("{} is fine", root.join("supervisor.toml").display());
                 }
             }
@@ -264,68 +339,7 @@ pub fn start(args: Args) -> Result<(), Fault> {
     }
 }
 
-async fn run(root: &Path, cfg: Config, bin_dir: Option<PathBuf>) -> Result<(), Fault> {
-    let _telemetry = telemetry::init("lotus-supervisor", &cfg.telemetry)?;
-    let run_dir = root.join("run");
-    std::fs::create_dir_all(&run_dir)?;
-    let lock = std::fs::File::create(run_dir.join("supervisor.lock"))?;
-    lock.try_lock().map_err(|_| {
-        Fault::new(
-            Kind::Config,
-            format!("another supervisor runs on {}", root.display()),
-            "`lotus-supervisor status` shows what it runs; stop it first, or give another --repo",
-        )
-    })?;
-    let bin = match bin_dir {
-        Some(dir) => dir,
-        None => std::env::current_exe()?
-            .parent()
-            .map_or_else(PathBuf::new, Path::to_path_buf),
-    };
-    let processes = config::processes(&cfg, root, &bin)?;
-    let health = Health::default();
-    let admin = Admin::bind(&cfg.admin, health.clone(), &run_dir, "supervisor").await?;
-    let helpers = Helpers::default();
-    let asks = Asks::new(&processes, helpers.clone());
-    let runner = Runner::new(
-        processes,
-        cfg.limits,
-        &cfg.guard,
-        root,
-        health.clone(),
-        helpers,
-    )?;
-    let (calls_tx, calls_rx) = mpsc::channel(64);
-    signals::run_until_signal(|stop| async move {
-        // Status is served until the last process has stopped.
-        let done = CancellationToken::new();
-        let work = async {
-            let ended = runner.run(calls_rx, stop.clone()).await;
-            done.cancel();
-            ended
-        };
-        let ready = async {
-            tokio::select! {
-                () = health.ready() => {
-                    tracing::info!("every process is ready");
-                    notify::ready();
-                }
-                () = done.cancelled() => {}
-            }
-            Ok(())
-        };
-        tokio::try_join!(
-            work,
-            ready,
-            control::serve(root, calls_tx, asks, done.clone()),
-            admin.serve(done.clone()),
-        )?;
-        Ok(())
-    })
-    .await
-}
-
-fn refused(status: tonic::Status) -> Fault {
+pub(crate) fn refused(status: tonic::Status) -> Fault {
     match status.code() {
         tonic::Code::InvalidArgument => Fault::new(
             Kind::Data,
@@ -398,7 +412,7 @@ fn print_events(
 const EVENTS_READ: u64 = 64 << 20;
 
 /// How often the status is looked at while something is waited for.
-const LOOK: Duration = Duration::from_millis(200);
+pub(crate) const LOOK: Duration = Duration::from_millis(200);
 
 /// Waits until `name` is as wanted, and says why it is not. It ends when the process fails, and
 /// otherwise has no limit: the hub may have to prove first.
@@ -456,7 +470,7 @@ async fn all_stopped(root: &Path) -> Result<(), Fault> {
 }
 
 /// Says something once.
-fn say(before: &mut String, now: String) {
+pub(crate) fn say(before: &mut String, now: String) {
     let now = now.trim_end().to_owned();
     if *before != now {
         eprintln!("{now}");
@@ -470,7 +484,7 @@ fn socket(text: &str) -> serde_json::Value {
     serde_json::json!({"name": name, "address": address})
 }
 
-fn print(status: &StatusResponse, json: bool) {
+pub(crate) fn print(status: &StatusResponse, json: bool) {
     if json {
         let processes: Vec<_> = status
             .processes
@@ -487,7 +501,11 @@ fn print(status: &StatusResponse, json: bool) {
                 })
             })
             .collect();
-        println!("{}", serde_json::json!({ "processes": processes }));
+        let upgrade = status.upgrade.as_ref().map(progress::json);
+        println!(
+            "{}",
+            serde_json::json!({ "processes": processes, "upgrade": upgrade })
+        );
         return;
     }
     let mut table = Table::new();
@@ -524,4 +542,7 @@ fn print(status: &StatusResponse, json: bool) {
         ]);
     }
     println!("{table}");
+    if let Some(line) = status.upgrade.as_ref().and_then(progress::line) {
+        println!("{line}");
+    }
 }

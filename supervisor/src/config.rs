@@ -48,6 +48,10 @@ pub struct DevnetConfig {
     pub actor: String,
     /// Environment of the process.
     pub env: BTreeMap<String, String>,
+    /// Seconds that it may take until it is ready; 0 for `limits.start_secs`.
+    pub start_secs: u64,
+    /// Seconds that it may take to end after SIGTERM; 0 for `limits.stop_secs`.
+    pub stop_secs: u64,
 }
 
 impl Default for DevnetConfig {
@@ -57,6 +61,8 @@ impl Default for DevnetConfig {
             args: Vec::new(),
             actor: "t01000".into(),
             env: BTreeMap::new(),
+            start_secs: 0,
+            stop_secs: 0,
         }
     }
 }
@@ -69,10 +75,16 @@ pub struct HubProcess {
     pub enabled: bool,
     /// Names of `[process]` that must be ready before it.
     pub after: Vec<String>,
+    /// As `after`, and it is stopped when one of them ends or is stopped.
+    pub requires: Vec<String>,
     /// More arguments for `lotus-miner run`.
     pub args: Vec<String>,
     /// Environment of the process; `LOTUS_MINER__SECTION__KEY` sets its configuration.
     pub env: BTreeMap<String, String>,
+    /// Seconds that it may take until it is ready; 0 for `limits.start_secs`.
+    pub start_secs: u64,
+    /// Seconds that it may take to end after SIGTERM; 0 for `limits.stop_secs`.
+    pub stop_secs: u64,
 }
 
 impl Default for HubProcess {
@@ -80,8 +92,11 @@ impl Default for HubProcess {
         Self {
             enabled: true,
             after: Vec::new(),
+            requires: Vec::new(),
             args: Vec::new(),
             env: BTreeMap::new(),
+            start_secs: 0,
+            stop_secs: 0,
         }
     }
 }
@@ -96,6 +111,9 @@ pub struct ProcessConfig {
     pub env: BTreeMap<String, String>,
     /// Names of those that must be ready before it is started.
     pub after: Vec<String>,
+    /// As `after`, and it is stopped when one of them ends or is stopped. It is started again when
+    /// all are ready.
+    pub requires: Vec<String>,
     /// When it counts as ready.
     pub ready: Readiness,
     /// What it does when one of those that it comes after ends.
@@ -105,6 +123,10 @@ pub struct ProcessConfig {
     pub watchdog_secs: u64,
     /// What may be done to it while the hub proves: "off", "squeeze" or "freeze".
     pub guard: Mode,
+    /// Seconds that it may take until it is ready; 0 for `limits.start_secs`.
+    pub start_secs: u64,
+    /// Seconds that it may take to end after SIGTERM; 0 for `limits.stop_secs`.
+    pub stop_secs: u64,
 }
 
 /// When a process counts as ready.
@@ -140,6 +162,10 @@ pub struct SpokesConfig {
     pub services: Vec<String>,
     /// Environment of every spoke; `LOTUS_MARKETS__SECTION__KEY` sets its configuration.
     pub env: BTreeMap<String, String>,
+    /// Seconds that it may take until it is ready; 0 for `limits.start_secs`.
+    pub start_secs: u64,
+    /// Seconds that it may take to end after SIGTERM; 0 for `limits.stop_secs`.
+    pub stop_secs: u64,
     /// Bind the addresses that spokes listen on here, and hand them over: connections wait while a
     /// spoke is replaced, and are not refused. Off: each spoke binds its own.
     pub hand_sockets: bool,
@@ -150,6 +176,8 @@ impl Default for SpokesConfig {
         Self {
             services: ["deals", "retrieval", "indexing"].map(String::from).into(),
             env: BTreeMap::new(),
+            start_secs: 0,
+            stop_secs: 0,
             hand_sockets: true,
         }
     }
@@ -173,6 +201,11 @@ pub struct Limits {
     /// A spoke that ended by itself this often within an hour is given up. 0 for never. The hub
     /// and the node are never given up.
     pub restarts_an_hour: u32,
+    /// Milliseconds before the second restart in a row; the first one is immediate, and each one
+    /// after that waits twice as long.
+    pub backoff_first_ms: u64,
+    /// Longest of these waits, in milliseconds.
+    pub backoff_max_ms: u64,
     /// MiB at which a log is moved aside to `NAME.log.1`.
     pub log_mib: u64,
     /// Days after which a log is moved aside, even if it is small.
@@ -182,6 +215,14 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// The wait before the second restart in a row, and the longest one.
+    pub(crate) const fn backoff(&self) -> (Duration, Duration) {
+        (
+            Duration::from_millis(self.backoff_first_ms),
+            Duration::from_millis(self.backoff_max_ms),
+        )
+    }
+
     pub(crate) const fn rotation(&self) -> Rotation {
         Rotation {
             limit: self.log_mib << 20,
@@ -200,6 +241,8 @@ impl Default for Limits {
             watchdog_secs: 120,
             reattach_secs: 60,
             restarts_an_hour: 100,
+            backoff_first_ms: 100,
+            backoff_max_ms: 30_000,
             log_mib: 64,
             log_days: 30,
             log_keep: 5,
@@ -218,10 +261,18 @@ pub struct Process {
     pub env: BTreeMap<String, String>,
     /// Names of those that must be ready before it is started.
     pub after: Vec<String>,
+    /// Those of `after` without which it is stopped.
+    pub requires: Vec<String>,
     /// What it does when one of them ends.
     pub strategy: Strategy,
     /// When it counts as ready.
     pub ready: Readiness,
+    /// How long it may take until it is ready.
+    pub start: Duration,
+    /// How long it may take to end after SIGTERM.
+    pub stop: Duration,
+    /// Whether SIGUSR1 makes it finish what is open and end.
+    pub drains: bool,
     /// How long it may give no sign of life once it is ready.
     pub watchdog: Option<Duration>,
     /// Whether it may be given up when it ends by itself too often.
@@ -244,13 +295,18 @@ impl Process {
     /// A process that starts at once and knows nothing of us.
     #[must_use]
     pub fn new(name: &str, command: Vec<String>) -> Self {
+        let limits = Limits::default();
         Self {
             name: name.into(),
             command,
             env: BTreeMap::new(),
             after: Vec::new(),
+            requires: Vec::new(),
             strategy: Strategy::OneForOne,
             ready: Readiness::AtOnce,
+            start: Duration::from_secs(limits.start_secs),
+            stop: Duration::from_secs(limits.stop_secs),
+            drains: false,
             watchdog: None,
             may_fail: false,
             creates: None,
@@ -260,6 +316,24 @@ impl Process {
             needs: Vec::new(),
             hand_sockets: false,
         }
+    }
+
+    /// Its own time limits, in seconds; 0 for those of all.
+    fn within(mut self, start_secs: u64, stop_secs: u64) -> Self {
+        if start_secs > 0 {
+            self.start = Duration::from_secs(start_secs);
+        }
+        if stop_secs > 0 {
+            self.stop = Duration::from_secs(stop_secs);
+        }
+        self
+    }
+
+    /// Whether it is stopped when `name` ends or is stopped.
+    #[must_use]
+    pub fn goes_with(&self, name: &str) -> bool {
+        let has = |all: &[String]| all.iter().any(|n| n == name);
+        has(&self.requires) || (self.strategy == Strategy::RestForOne && has(&self.after))
     }
 
     /// Whether it ends by itself.
@@ -284,10 +358,19 @@ pub fn processes(cfg: &Config, root: &Path, bin: &Path) -> Result<Vec<Process>, 
     };
     let dir = |name: &str| root.join(name).display().to_string();
     let watchdog = |secs: u64| (secs > 0).then(|| Duration::from_secs(secs));
+    let process = |name: &str, command: Vec<String>| {
+        Process::new(name, command).within(cfg.limits.start_secs, cfg.limits.stop_secs)
+    };
     let ours = |name: &str, command: Vec<String>| Process {
         ready: Readiness::Told,
+        drains: true,
         watchdog: watchdog(cfg.limits.watchdog_secs),
-        ..Process::new(name, command)
+        ..process(name, command)
+    };
+    // What one requires it also comes after.
+    let both = |after: &[String], requires: &[String]| {
+        let more = requires.iter().filter(|r| !after.contains(r));
+        after.iter().chain(more).cloned().collect::<Vec<_>>()
     };
     let words = |all: &[&str]| all.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
 
@@ -295,22 +378,23 @@ pub fn processes(cfg: &Config, root: &Path, bin: &Path) -> Result<Vec<Process>, 
     for (name, p) in &cfg.process {
         out.push(Process {
             env: p.env.clone(),
-            after: p.after.clone(),
+            after: both(&p.after, &p.requires),
+            requires: p.requires.clone(),
             strategy: p.strategy,
             ready: p.ready,
             watchdog: watchdog(p.watchdog_secs),
             may_fail: true,
             guard: cfg.guard.of(p.guard),
-            ..Process::new(name, p.command.clone())
+            ..process(name, p.command.clone()).within(p.start_secs, p.stop_secs)
         });
     }
-    let mut hub_after = cfg.hub.after.clone();
+    let mut hub_after = both(&cfg.hub.after, &cfg.hub.requires);
     if cfg.devnet.enabled {
         let mut command = words(&[&exe("lotus-devnet")?, "run", "--repo", &dir("devnet")]);
         command.extend(cfg.devnet.args.iter().cloned());
         out.push(Process {
             env: cfg.devnet.env.clone(),
-            ..ours("devnet", command)
+            ..ours("devnet", command).within(cfg.devnet.start_secs, cfg.devnet.stop_secs)
         });
         let command = words(&[
             &exe("lotus-miner")?,
@@ -326,7 +410,7 @@ pub fn processes(cfg: &Config, root: &Path, bin: &Path) -> Result<Vec<Process>, 
             env: cfg.hub.env.clone(),
             after: words(&["devnet"]),
             creates: Some(root.join("miner/config.toml")),
-            ..Process::new("hub-init", command)
+            ..process("hub-init", command)
         });
         hub_after.extend(words(&["devnet", "hub-init"]));
     }
@@ -338,8 +422,9 @@ pub fn processes(cfg: &Config, root: &Path, bin: &Path) -> Result<Vec<Process>, 
         out.push(Process {
             env: cfg.hub.env.clone(),
             after: hub_after,
+            requires: cfg.hub.requires.clone(),
             safety: Some(socket.clone()),
-            ..ours("hub", command)
+            ..ours("hub", command).within(cfg.hub.start_secs, cfg.hub.stop_secs)
         });
         spokes_after = words(&["hub"]);
     }
@@ -367,7 +452,7 @@ pub fn processes(cfg: &Config, root: &Path, bin: &Path) -> Result<Vec<Process>, 
             guard: cfg.guard.of_spoke(service),
             needs: needs::of_spoke(&exe("lotus-markets")?, service, &root.join("markets")),
             hand_sockets: cfg.spokes.hand_sockets,
-            ..ours(service, command)
+            ..ours(service, command).within(cfg.spokes.start_secs, cfg.spokes.stop_secs)
         });
     }
     cfg.guard.check(&cfg.spokes.services)?;
@@ -515,6 +600,30 @@ mod tests {
         let cfg: Config = toml::from_str("[guard.services]\nretrival = 'off'").unwrap();
         let e = processes(&cfg, Path::new("/r"), bin.path()).unwrap_err();
         assert!(e.message.contains("retrival"), "{e}");
+    }
+
+    #[test]
+    fn a_process_has_its_own_limits_and_those_without_which_it_stops() {
+        let text = "[spokes]\nservices = ['deals']\nstop_secs = 9\n\
+                    [hub]\nrequires = ['node']\nstart_secs = 600\n\
+                    [process.node]\ncommand = ['x']\n\
+                    [process.extra]\ncommand = ['x']\nafter = ['hub', 'node']\nrequires = ['node']\n\
+                    [process.rest]\ncommand = ['x']\nafter = ['hub']\nstrategy = 'rest-for-one'\n";
+        let cfg: Config = toml::from_str(text).unwrap();
+        let all = processes(&cfg, Path::new("/r"), binaries().path()).unwrap();
+        let of = |name: &str| all.iter().find(|p| p.name == name).unwrap();
+        let limits = |name: &str| (of(name).start.as_secs(), of(name).stop.as_secs());
+        assert_eq!(limits("node"), (120, 45));
+        assert_eq!(limits("hub"), (600, 45));
+        assert_eq!(limits("deals"), (120, 9));
+        assert_eq!(of("hub").after, ["node"], "it comes after what it requires");
+        assert_eq!(of("extra").after, ["hub", "node"], "once");
+        let with = |name: &str| {
+            let all = all.iter().filter(|p| p.goes_with(name));
+            all.map(|p| p.name.as_str()).collect::<Vec<_>>()
+        };
+        assert_eq!(with("node"), ["extra", "hub"]);
+        assert_eq!(with("hub"), ["rest"], "an edge at a time");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use tonic::{Request as Grpc, Response, Status};
 use crate::needs::Asks;
 use crate::proto::supervisor_client::SupervisorClient;
 use crate::proto::supervisor_server::{Supervisor, SupervisorServer};
-use crate::proto::{ProcessRequest, StatusRequest, StatusResponse};
+use crate::proto::{DrainRequest, ProcessRequest, StatusRequest, StatusResponse, UpgradeRequest};
 use crate::runner::{Call, Request};
 
 /// Where the socket is.
@@ -35,11 +35,11 @@ impl Control {
         let (tx, rx) = oneshot::channel();
         let gone = || Status::unavailable("the supervisor is stopping");
         self.calls.send((request, tx)).await.map_err(|_| gone())?;
-        let processes = rx
+        let status = rx
             .await
             .map_err(|_| gone())?
             .map_err(Status::invalid_argument)?;
-        Ok(Response::new(StatusResponse { processes }))
+        Ok(Response::new(status))
     }
 
     /// Asks a process that is to be started what it needs by now, before anything is done to it:
@@ -78,36 +78,73 @@ impl Supervisor for Control {
         self.learn(&name).await?;
         self.ask(Request::Restart { name, force }).await
     }
+
+    async fn drain(&self, r: Grpc<DrainRequest>) -> Result<Response<StatusResponse>, Status> {
+        let DrainRequest {
+            name,
+            force,
+            limit_ms,
+        } = r.into_inner();
+        let limit = Duration::from_millis(limit_ms).min(LONGEST_DRAIN);
+        self.ask(Request::Drain { name, force, limit }).await
+    }
+
+    async fn upgrade(&self, r: Grpc<UpgradeRequest>) -> Result<Response<StatusResponse>, Status> {
+        let UpgradeRequest { dir, force, back } = r.into_inner();
+        self.ask(Request::Upgrade { dir, force, back }).await
+    }
 }
 
-/// Serves the socket until `done`. The caller holds the supervisor's lock, so a socket file that
-/// is there is a dead one.
-pub(crate) async fn serve(
-    root: &Path,
-    calls: mpsc::Sender<Call>,
-    asks: Asks,
-    done: CancellationToken,
-) -> Result<(), Fault> {
+/// Longest time that a drain may be given.
+const LONGEST_DRAIN: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Binds the socket. The caller holds the supervisor's lock, so a socket file that is there is a
+/// dead one.
+pub(crate) fn bind(root: &Path) -> Result<std::os::unix::net::UnixListener, Fault> {
     let path = socket(root);
     if path.exists() {
         std::fs::remove_file(&path)?;
     }
-    let listener =
-        UnixListener::bind(&path).map_err(|e| Fault::bind(&path.display(), "--repo", &e))?;
+    let listener = std::os::unix::net::UnixListener::bind(&path)
+        .map_err(|e| Fault::bind(&path.display(), "--repo", &e))?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Serves the socket until `done`, and what is open then for a moment longer.
+pub(crate) async fn serve(
+    listener: std::os::unix::net::UnixListener,
+    calls: mpsc::Sender<Call>,
+    asks: Asks,
+    done: CancellationToken,
+) -> Result<(), Fault> {
+    listener.set_nonblocking(true)?;
+    let listener = UnixListener::from_std(listener)?;
     let ours = nix::unistd::geteuid().as_raw();
     // File permissions are one lock, the peer's credentials a second one.
     let incoming = UnixListenerStream::new(listener).filter(move |stream| match stream {
         Ok(s) => s.peer_cred().is_ok_and(|c| c.uid() == ours || c.uid() == 0),
         Err(_) => true,
     });
-    tonic::transport::Server::builder()
+    let served = tonic::transport::Server::builder()
         .timeout(Duration::from_secs(30))
         .add_service(SupervisorServer::new(Control { calls, asks }))
-        .serve_with_incoming_shutdown(incoming, done.cancelled_owned())
-        .await
-        .map_err(|e| Fault::new(Kind::Fatal, format!("control socket: {e}"), "report this"))
+        .serve_with_incoming_shutdown(incoming, done.clone().cancelled_owned());
+    // A client that does not hang up must not hold an upgrade.
+    let limit = async {
+        done.cancelled().await;
+        tokio::time::sleep(HANG_UP).await;
+    };
+    tokio::select! {
+        served = served => served.map_err(|e| {
+            Fault::new(Kind::Fatal, format!("control socket: {e}"), "report this")
+        }),
+        () = limit => Ok(()),
+    }
 }
+
+/// How long open calls are finished once the supervisor ends.
+const HANG_UP: Duration = Duration::from_secs(2);
 
 /// A client of the supervisor that runs on `root`.
 pub(crate) async fn client(

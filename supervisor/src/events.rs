@@ -1,8 +1,11 @@
 //! What happened to each process, one JSON object a line in `logs/events.jsonl`.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -58,9 +61,37 @@ pub(crate) enum What {
     },
     /// The hub has proven.
     Released,
+    /// More happened than is written down: a process that ends as soon as it is started.
+    LeftOut { events: u32 },
+    /// A step of an upgrade, of the supervisor's own.
+    Upgrade {
+        to: String,
+        step: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        failed: Option<String>,
+    },
 }
 
 impl What {
+    /// Whether it is of what operators do, or wait for: that happens seldom, and is always kept.
+    const fn is_rare(&self) -> bool {
+        match self {
+            Self::Asked { .. }
+            | Self::Waits { .. }
+            | Self::Forced { .. }
+            | Self::LeftOut { .. }
+            | Self::Upgrade { .. } => true,
+            Self::State { .. }
+            | Self::Spawned { .. }
+            | Self::Found { .. }
+            | Self::Ended { .. }
+            | Self::Silent
+            | Self::NotReattached
+            | Self::Squeezed { .. }
+            | Self::Released => false,
+        }
+    }
+
     /// The end of a process, with the end of its log if nobody asked for it.
     pub(crate) fn ended(exit: &str, by_itself: bool, log: &Path) -> Self {
         let last_lines = if by_itself {
@@ -111,7 +142,52 @@ impl fmt::Display for What {
                 reason,
             } => write!(f, "{level} ({rung}): {reason}"),
             Self::Released => write!(f, "released"),
+            Self::LeftOut { events } => write!(f, "{events} events are left out"),
+            Self::Upgrade { to, step, failed } => {
+                let failed = failed
+                    .as_ref()
+                    .map_or_else(String::new, |w| format!("{w}: "));
+                write!(f, "upgrade to {to}: {failed}{step}")
+            }
         }
+    }
+}
+
+/// Most events of one process that are written down in a window of time. A crash has up to six.
+const MOST: u32 = 120;
+const WINDOW: Duration = Duration::from_secs(20);
+
+/// What one process has written in this window.
+#[derive(Clone, Copy, Debug)]
+struct Budget {
+    since: Instant,
+    written: u32,
+    left_out: u32,
+}
+
+impl Budget {
+    const fn new(now: Instant) -> Self {
+        Self {
+            since: now,
+            written: 0,
+            left_out: 0,
+        }
+    }
+
+    /// Whether one more fits at `now`; and how many of the window before did not.
+    fn take(&mut self, now: Instant) -> (bool, u32) {
+        let mut before = 0;
+        if now.duration_since(self.since) >= WINDOW {
+            before = self.left_out;
+            *self = Self::new(now);
+        }
+        let fits = self.written < MOST;
+        if fits {
+            self.written += 1;
+        } else {
+            self.left_out = self.left_out.saturating_add(1);
+        }
+        (fits, before)
     }
 }
 
@@ -119,12 +195,34 @@ impl fmt::Display for What {
 #[derive(Debug)]
 pub(crate) struct Events {
     path: PathBuf,
+    budgets: Mutex<BTreeMap<String, Budget>>,
 }
 
 impl Events {
     pub(crate) fn new(log_dir: &Path) -> Self {
         Self {
             path: log_dir.join("events.jsonl"),
+            budgets: Mutex::default(),
+        }
+    }
+
+    /// Whether a process may still say what happens to it, or does so too often for now.
+    pub(crate) fn has_room(&self, process: &str) -> bool {
+        let budgets = self.budgets.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = |b: &Budget| b.written < MOST || b.since.elapsed() >= WINDOW;
+        budgets.get(process).is_none_or(fits)
+    }
+
+    fn take(&self, process: &str) -> (bool, u32) {
+        let now = Instant::now();
+        let mut budgets = self.budgets.lock().unwrap_or_else(PoisonError::into_inner);
+        match budgets.get_mut(process) {
+            Some(budget) => budget.take(now),
+            // Names are those of the configuration, so there are few.
+            None => budgets
+                .entry(process.into())
+                .or_insert(Budget::new(now))
+                .take(now),
         }
     }
 
@@ -134,6 +232,19 @@ impl Events {
 
     /// Writes one down. What cannot be written is in the supervisor's own log.
     pub(crate) fn write(&self, process: &str, what: What) {
+        if !what.is_rare() {
+            let (fits, left_out) = self.take(process);
+            if left_out > 0 {
+                self.append(process, What::LeftOut { events: left_out });
+            }
+            if !fits {
+                return;
+            }
+        }
+        self.append(process, what);
+    }
+
+    fn append(&self, process: &str, what: What) {
         let entry = Entry {
             at: format!("{:.3}", Timestamp::now()),
             process: process.into(),
@@ -154,6 +265,37 @@ impl Events {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_storm_is_counted_and_not_written() {
+        let start = Instant::now();
+        let mut budget = Budget::new(start);
+        for _ in 0..MOST {
+            assert_eq!(budget.take(start), (true, 0));
+        }
+        for _ in 0..7 {
+            assert_eq!(budget.take(start), (false, 0));
+        }
+        assert_eq!(budget.take(start + WINDOW), (true, 7));
+        assert_eq!(budget.take(start + WINDOW), (true, 0), "said once");
+
+        let dir = tempfile::tempdir().unwrap();
+        let events = Events::new(dir.path());
+        for pid in 0..5000 {
+            events.write("stormy", What::Spawned { pid });
+        }
+        assert!(!events.has_room("stormy") && events.has_room("calm"));
+        events.write("calm", What::Silent);
+        events.write(
+            "stormy",
+            What::Asked {
+                what: "stop".into(),
+                force: false,
+            },
+        );
+        let text = std::fs::read_to_string(events.path()).unwrap();
+        assert_eq!(text.lines().count(), MOST as usize + 2);
+    }
 
     #[test]
     fn events_are_lines_that_can_be_read_again() {

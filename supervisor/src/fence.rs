@@ -86,7 +86,7 @@ const fn whole() -> libc::flock {
 
 /// Pids of the other processes that have this very file open, lowest first. Only holders of a lock
 /// and their children have a lock's file open.
-fn holders(file: &File) -> io::Result<Vec<u32>> {
+pub(crate) fn holders(file: &File) -> io::Result<Vec<u32>> {
     let wanted = file.metadata()?;
     let us = std::process::id();
     let has_it = |pid: &u32| {

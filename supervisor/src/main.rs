@@ -2,13 +2,11 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
 fn main() -> ExitCode {
     if let Some(code) = lotus_supervisor::launched(std::env::args_os()) {
         return code;
     }
-    match lotus_supervisor::start(lotus_supervisor::Args::parse()) {
+    match lotus_supervisor::start(lotus_supervisor::arguments()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("lotus-supervisor: {e}\n  fix: {}", e.fix);

@@ -3,7 +3,7 @@
 //! listening sockets that they were handed (`FDSTORE=1`).
 
 use std::io::{self, IoSliceMut};
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use nix::sys::socket::{
@@ -46,6 +46,17 @@ impl NotifySocket {
         let socket = UnixDatagram::bind(&path)?;
         setsockopt(&socket, sockopt::PassCred, &true)?;
         Ok(Self { socket, path })
+    }
+
+    /// Goes on with a socket that is bound to `path`, and with what was said meanwhile.
+    pub(crate) fn resume(path: PathBuf, socket: OwnedFd) -> io::Result<Self> {
+        let socket = UnixDatagram::from_std(socket.into())?;
+        Ok(Self { socket, path })
+    }
+
+    /// The socket, for another image.
+    pub(crate) fn hand_over(&self) -> io::Result<OwnedFd> {
+        self.socket.as_fd().try_clone_to_owned()
     }
 
     pub(crate) fn path(&self) -> &Path {

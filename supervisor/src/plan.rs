@@ -18,7 +18,22 @@ const LONGEST: Duration = Duration::from_secs(30);
 pub(crate) enum What {
     Stop,
     Restart,
+    Drain,
     StopAll,
+}
+
+impl What {
+    pub(crate) const ALL: [Self; 4] = [Self::Stop, Self::Restart, Self::Drain, Self::StopAll];
+
+    /// The command that asks for it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Restart => "restart",
+            Self::Drain => "drain",
+            Self::StopAll => "stop everything",
+        }
+    }
 }
 
 /// What the hub said.

@@ -17,9 +17,10 @@ pub(crate) struct Identity {
     pub(crate) start_time: u64,
 }
 
-/// What is known of one process.
+/// What is known of one process. Keys of later releases are passed over: after a way back an
+/// older supervisor reads the record.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub(crate) struct Entry {
     pub(crate) alive: Option<Identity>,
     /// Unix milliseconds at which it was spawned.
@@ -33,12 +34,16 @@ pub(crate) struct Entry {
     /// The proving guard squeezes or froze it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) squeezed: bool,
+    /// The file that it runs, to tell releases apart.
+    pub(crate) program: String,
+    /// Unix milliseconds until which it may finish what is open; 0 when it does not drain.
+    pub(crate) drains_until_unix_ms: u64,
     /// Sockets that this supervisor owned for it.
     pub(crate) sockets: Vec<Known>,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 struct Document {
     boot_id: String,
     processes: BTreeMap<String, Entry>,
@@ -108,6 +113,19 @@ pub(crate) fn start_time(pid: u32) -> Option<u64> {
 fn start_time_of(stat: &str) -> Option<u64> {
     let (_, rest) = stat.rsplit_once(')')?;
     rest.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// Whether a process is a child of ours, so that its exit status is ours to know. It is if the
+/// supervisor that started it was this process, with another image.
+pub(crate) fn is_child(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    parent_of(&stat) == Some(std::process::id())
+}
+
+/// Field 4 of /proc/PID/stat.
+fn parent_of(stat: &str) -> Option<u32> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// Whether a process leads its process group, as each one does that a supervisor spawned.
@@ -184,6 +202,8 @@ mod tests {
     fn a_start_time_is_found_behind_any_name() {
         let stat = "42 (a) b (c) S 1 42 42 0 -1 4194560 0 0 0 0 0 0 0 0 20 0 1 0 987 0 0";
         assert_eq!(start_time_of(stat), Some(987));
+        assert_eq!(parent_of(stat), Some(1));
+        assert!(!is_child(std::process::id()));
         assert_eq!(start_time_of("42 (x"), None);
         assert!(start_time(std::process::id()).is_some_and(|t| t > 0));
     }

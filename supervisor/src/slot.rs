@@ -42,6 +42,11 @@ pub(crate) struct Slot {
     pub(crate) reason: String,
     pub(crate) last_exit: String,
     pub(crate) plan: Option<Plan>,
+    /// The file that runs now.
+    pub(crate) program: String,
+    /// How long it may finish what is open, and until when it does.
+    pub(crate) drain: Duration,
+    drains_until: Option<SystemTime>,
     /// It runs, and the configuration does not name it any more.
     pub(crate) removed: bool,
     /// What the proving guard has of it.
@@ -75,6 +80,9 @@ impl Slot {
             reason: String::new(),
             last_exit: String::new(),
             plan: None,
+            program: String::new(),
+            drain: Duration::ZERO,
+            drains_until: None,
             removed: false,
             asked: Asked::No,
             sockets: Sockets::default(),
@@ -95,6 +103,21 @@ impl Slot {
         self.run
     }
 
+    /// Whether what runs is not what would be started now: it is of another release.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.alive.is_some() && self.process.command.first() != Some(&self.program)
+    }
+
+    /// Arms the timer of a drain.
+    pub(crate) fn arm_drain(&mut self) {
+        let limit = match self.drains_until {
+            Some(until) => until.duration_since(SystemTime::now()).unwrap_or_default(),
+            None => self.drain,
+        };
+        self.drains_until = Some(SystemTime::now() + limit);
+        self.arm(limit);
+    }
+
     /// Keeps a task for as long as the run lasts.
     pub(crate) fn keep(&mut self, task: AbortHandle) {
         self.tasks.push(task);
@@ -104,6 +127,7 @@ impl Slot {
     /// `healthy`.
     pub(crate) fn end(&mut self, words: &str, by_itself: bool, healthy: Duration) {
         self.alive = None;
+        self.drains_until = None;
         self.last_exit = words.into();
         for task in self.tasks.drain(..) {
             task.abort();
@@ -207,7 +231,7 @@ impl Slot {
         if take(&mut self.timer) {
             return match self.state {
                 State::Starting => Some(Event::StartTimeout),
-                State::Stopping { .. } => Some(Event::StopTimeout),
+                State::Stopping { .. } | State::Draining { .. } => Some(Event::StopTimeout),
                 State::Backoff => Some(Event::BackoffOver),
                 _ => None,
             };
@@ -233,12 +257,21 @@ impl Slot {
             ready: matches!(self.state, State::Ready | State::Unready),
             stopped: matches!(
                 self.state,
-                State::Stopped | State::Stopping { then_start: false }
+                State::Stopped
+                    | State::Stopping { then_start: false }
+                    | State::Draining { then_start: false }
             ),
             restarts: self.restarts,
             crashes_in_a_row: self.crashes_in_a_row,
             last_exit: self.last_exit.clone(),
             squeezed: self.guard.level != Level::Free,
+            program: self.program.clone(),
+            drains_until_unix_ms: match (&self.state, self.drains_until) {
+                (State::Draining { .. }, Some(until)) => {
+                    millis(until.duration_since(UNIX_EPOCH).unwrap_or_default())
+                }
+                _ => 0,
+            },
             sockets: self.sockets.known(),
         }
     }
@@ -251,6 +284,10 @@ impl Slot {
         self.restarts = entry.restarts;
         self.crashes_in_a_row = entry.crashes_in_a_row;
         self.last_exit.clone_from(&entry.last_exit);
+        if entry.drains_until_unix_ms > 0 {
+            let until = UNIX_EPOCH + Duration::from_millis(entry.drains_until_unix_ms);
+            self.drains_until = Some(until);
+        }
         self.sockets = Sockets::restore(&entry.sockets);
     }
 
@@ -259,12 +296,18 @@ impl Slot {
             Some(plan) if plan.reasons.is_empty() => "asks the hub whether it is safe".into(),
             Some(plan) => {
                 let what = match plan.what {
-                    What::Stop | What::StopAll => "stop",
-                    What::Restart => "restart",
+                    What::StopAll => What::Stop,
+                    what => what,
                 };
+                let what = what.name();
                 format!("waits to {what} it safely: {}", plan.reasons.join("; "))
             }
             None if self.state.satisfies() => String::new(),
+            None if matches!(self.state, State::Draining { .. }) => {
+                let left = self.drains_until.unwrap_or(UNIX_EPOCH);
+                let left = left.duration_since(SystemTime::now()).unwrap_or_default();
+                format!("finishes what is open, {} s at most", left.as_secs())
+            }
             None => self.reason.clone(),
         };
         let (guard, guard_state, guard_reason) = self.guard.status();

@@ -21,6 +21,11 @@ pub enum State {
         /// Whether it is started again once it has ended.
         then_start: bool,
     },
+    /// Takes nothing new and finishes what is open; `then_start` as for one that is being stopped.
+    Draining {
+        /// Whether it is started again once it has ended.
+        then_start: bool,
+    },
     /// Not wanted.
     Stopped,
     /// A one-shot that ended well.
@@ -40,6 +45,7 @@ impl State {
             Self::Unready => "unready",
             Self::Backoff => "backoff",
             Self::Stopping { .. } => "stopping",
+            Self::Draining { .. } => "draining",
             Self::Stopped => "stopped",
             Self::Done => "done",
             Self::Failed => "failed",
@@ -57,8 +63,18 @@ impl State {
     pub const fn is_alive(&self) -> bool {
         matches!(
             self,
-            Self::Starting | Self::Ready | Self::Unready | Self::Stopping { .. }
+            Self::Starting
+                | Self::Ready
+                | Self::Unready
+                | Self::Stopping { .. }
+                | Self::Draining { .. }
         )
+    }
+
+    /// Whether an operator, or what it needs, wants it to end.
+    #[must_use]
+    pub const fn is_ending(&self) -> bool {
+        matches!(self, Self::Stopping { .. } | Self::Draining { .. })
     }
 }
 
@@ -83,6 +99,8 @@ pub enum Event {
         /// Whether it had said that it is ready.
         ready: bool,
     },
+    /// A supervisor that starts found it alive, and draining.
+    FoundDraining,
     /// Everything it must come after is ready.
     DependenciesReady,
     /// It said that it is ready.
@@ -101,10 +119,12 @@ pub enum Event {
     DependencyGone,
     /// The back-off is over.
     BackoffOver,
-    /// It did not end in time after being told to stop.
+    /// It did not end in time after being told to stop or to drain.
     StopTimeout,
     /// An operator, or the supervisor's own stop.
     WantStop,
+    /// An operator.
+    WantDrain,
     /// An operator.
     WantStart,
     /// An operator.
@@ -120,6 +140,10 @@ pub enum Effect {
     ArmStart,
     /// Ask it to end (SIGTERM) and arm the stop timer.
     Terminate,
+    /// Ask it to finish what is open and to end (SIGUSR1) and arm the drain timer.
+    Drain,
+    /// Arm the drain timer for one that drains already.
+    ArmDrain,
     /// End it and what it started (SIGKILL to the process group).
     Kill,
     /// Arm the back-off timer.
@@ -130,19 +154,24 @@ pub enum Effect {
 /// A timer belongs to the state that it was armed in and is void after it.
 #[must_use]
 pub fn step(state: &State, event: Event, oneshot: bool) -> (State, Vec<Effect>) {
-    use Effect::{ArmBackoff, ArmStart, Kill, Spawn, Terminate};
+    use Effect::{ArmBackoff, ArmDrain, ArmStart, Drain, Kill, Spawn, Terminate};
     use Ended::{BadConfig, Clean, Crashed, CrashedTooOften};
     use Event::{
-        BackoffOver, DependenciesReady, DependencyGone, Found, ReattachTimeout, SaidReady,
-        SaidUnready, StartTimeout, StopTimeout, WantRestart, WantStart, WantStop, WatchdogTimeout,
+        BackoffOver, DependenciesReady, DependencyGone, Found, FoundDraining, ReattachTimeout,
+        SaidReady, SaidUnready, StartTimeout, StopTimeout, WantDrain, WantRestart, WantStart,
+        WantStop, WatchdogTimeout,
     };
-    use State::{Backoff, Done, Failed, Ready, Starting, Stopped, Stopping, Unready, Waiting};
+    use State::{
+        Backoff, Done, Draining, Failed, Ready, Starting, Stopped, Stopping, Unready, Waiting,
+    };
     match (state, event) {
         // Found alive by a new supervisor.
         (Waiting, Found { ready: true }) => (Ready, vec![]),
         (Waiting, Found { ready: false }) => (Starting, vec![ArmStart]),
         // It was being stopped when the supervisor before this one died.
         (Stopped, Found { .. }) => (Stopping { then_start: false }, vec![Terminate]),
+
+        (Waiting | Stopped, FoundDraining) => (Draining { then_start: false }, vec![ArmDrain]),
 
         // Starting.
         (Waiting, DependenciesReady) => (Starting, vec![Spawn]),
@@ -166,7 +195,7 @@ pub fn step(state: &State, event: Event, oneshot: bool) -> (State, Vec<Effect>) 
         (Backoff, BackoffOver) => (Waiting, vec![]),
 
         // Being stopped.
-        (Waiting | Backoff, WantStop) => (Stopped, vec![]),
+        (Waiting | Backoff, WantStop | WantDrain) => (Stopped, vec![]),
         (Starting | Ready | Unready, WantStop) => (Stopping { then_start: false }, vec![Terminate]),
         (Starting | Ready | Unready, WantRestart) => {
             (Stopping { then_start: true }, vec![Terminate])
@@ -174,12 +203,27 @@ pub fn step(state: &State, event: Event, oneshot: bool) -> (State, Vec<Effect>) 
         (Stopping { .. }, WantStop) => (Stopping { then_start: false }, vec![]),
         (Stopping { .. }, WantStart | WantRestart) => (Stopping { then_start: true }, vec![]),
         (Stopping { .. }, StopTimeout) => (state.clone(), vec![Kill]),
-        (Stopping { then_start: false }, Event::Ended(_)) => (Stopped, vec![]),
-        (Stopping { then_start: true }, Event::Ended(_)) => (Waiting, vec![]),
+        (Stopping { then_start: false } | Draining { then_start: false }, Event::Ended(_)) => {
+            (Stopped, vec![])
+        }
+        (Stopping { then_start: true } | Draining { then_start: true }, Event::Ended(_)) => {
+            (Waiting, vec![])
+        }
+
+        // Draining: it takes longer, and a stop ends the patience.
+        (Starting | Ready | Unready, WantDrain) => (Draining { then_start: false }, vec![Drain]),
+        (Draining { then_start }, StopTimeout) => {
+            let then_start = *then_start;
+            (Stopping { then_start }, vec![Terminate])
+        }
+        (Draining { .. }, WantStop) => (Stopping { then_start: false }, vec![Terminate]),
+        (Draining { .. }, WantRestart) => (Stopping { then_start: true }, vec![Terminate]),
+        (Draining { .. }, WantStart) => (Draining { then_start: true }, vec![]),
+        (Draining { .. }, WantDrain) => (Draining { then_start: false }, vec![]),
 
         // Being started again by an operator.
         (Backoff | Stopped | Failed | Done, WantStart | WantRestart) => (Waiting, vec![]),
-        (Failed | Done, WantStop) => (Stopped, vec![]),
+        (Failed | Done, WantStop | WantDrain) => (Stopped, vec![]),
 
         // Late or repeated events are normal. No `_`: a new event must not hide here.
         (Waiting, DependencyGone | WantStart | WantRestart | Event::Ended(_))
@@ -191,15 +235,27 @@ pub fn step(state: &State, event: Event, oneshot: bool) -> (State, Vec<Effect>) 
         | (Starting | Ready, ReattachTimeout)
         | (Starting | Ready | Unready, DependenciesReady | BackoffOver | StopTimeout)
         | (Backoff, DependenciesReady | DependencyGone | Event::Ended(_))
-        | (Stopping { .. }, DependenciesReady | DependencyGone | BackoffOver)
-        | (Stopped, WantStop)
-        | (Starting | Ready | Unready | Backoff | Stopping { .. } | Done | Failed, Found { .. })
+        // What is being stopped has a shorter limit than what drains.
+        | (Stopping { .. }, DependenciesReady | DependencyGone | BackoffOver | WantDrain)
+        | (Draining { .. }, DependenciesReady | DependencyGone | BackoffOver)
+        | (Stopped, WantStop | WantDrain)
+        | (
+            Starting
+            | Ready
+            | Unready
+            | Backoff
+            | Stopping { .. }
+            | Draining { .. }
+            | Done
+            | Failed,
+            Found { .. } | FoundDraining,
+        )
         | (
             Stopped | Done | Failed,
             DependenciesReady | DependencyGone | BackoffOver | Event::Ended(_),
         )
         | (
-            Waiting | Backoff | Stopping { .. } | Stopped | Done | Failed,
+            Waiting | Backoff | Stopping { .. } | Draining { .. } | Stopped | Done | Failed,
             SaidReady | SaidUnready | StartTimeout | WatchdogTimeout | ReattachTimeout,
         )
         | (Waiting, BackoffOver)
@@ -207,14 +263,12 @@ pub fn step(state: &State, event: Event, oneshot: bool) -> (State, Vec<Effect>) 
     }
 }
 
-/// First restart after a crash: at once. Then 0.1 s, doubling, up to 30 s.
+/// First restart after a crash: at once. Then `first`, doubling, up to `max`.
 #[must_use]
-pub fn restart_delay(crashes_in_a_row: u32) -> Duration {
-    const FIRST: Duration = Duration::from_millis(100);
-    const MAX: Duration = Duration::from_secs(30);
+pub fn restart_delay(crashes_in_a_row: u32, first: Duration, max: Duration) -> Duration {
     match crashes_in_a_row {
         0 | 1 => Duration::ZERO,
-        n => lotus_runtime::Backoff::nominal(FIRST, MAX, n - 2),
+        n => lotus_runtime::Backoff::nominal(first, max, n - 2),
     }
 }
 
@@ -239,6 +293,7 @@ mod tests {
             Event::BackoffOver,
             Event::StopTimeout,
             Event::WantStop,
+            Event::WantDrain,
             Event::WantStart,
             Event::WantRestart,
         ])
@@ -250,6 +305,7 @@ mod tests {
             None,
             Some(Event::Found { ready: true }),
             Some(Event::Found { ready: false }),
+            Some(Event::FoundDraining),
         ]);
         (
             prop::sample::select(vec![State::Waiting, State::Stopped]),
@@ -295,7 +351,11 @@ mod tests {
                 for effect in effects {
                     let fits = match effect {
                         Effect::Spawn | Effect::ArmBackoff => !alive,
-                        Effect::Terminate | Effect::Kill | Effect::ArmStart => alive,
+                        Effect::Terminate
+                        | Effect::Drain
+                        | Effect::ArmDrain
+                        | Effect::Kill
+                        | Effect::ArmStart => alive,
                     };
                     assert!(fits, "{state:?} {event:?} {effect:?}, alive: {alive}");
                 }
@@ -313,6 +373,9 @@ mod tests {
                 let armed = match next {
                     State::Starting => effects.iter().any(|e| matches!(e, Effect::Spawn | Effect::ArmStart)),
                     State::Stopping { .. } => effects.contains(&Effect::Terminate),
+                    State::Draining { .. } => {
+                        effects.iter().any(|e| matches!(e, Effect::Drain | Effect::ArmDrain))
+                    }
                     State::Backoff => effects.contains(&Effect::ArmBackoff),
                     _ => true,
                 };
@@ -338,7 +401,9 @@ mod tests {
 
     #[test]
     fn restarts_slow_down() {
-        let secs: Vec<f64> = (1..=12).map(|n| restart_delay(n).as_secs_f64()).collect();
+        let (first, max) = (Duration::from_millis(100), Duration::from_secs(30));
+        let delay = |n| restart_delay(n, first, max).as_secs_f64();
+        let secs: Vec<f64> = (1..=12).map(delay).collect();
         assert_eq!(
             secs,
             [
@@ -351,6 +416,27 @@ mod tests {
     fn a_wrong_configuration_is_not_retried() {
         let (state, effects) = step(&State::Ready, Event::Ended(Ended::BadConfig), false);
         assert_eq!((state, effects), (State::Failed, vec![]));
+    }
+
+    #[test]
+    fn a_drain_ends_in_a_stop_when_its_time_is_over() {
+        let (state, effects) = step(&State::Ready, Event::WantDrain, false);
+        assert_eq!(state, State::Draining { then_start: false });
+        assert_eq!(effects, [Effect::Drain]);
+        assert_eq!(
+            step(&state, Event::Ended(Ended::Clean), false).0,
+            State::Stopped
+        );
+        for late in [Event::StopTimeout, Event::WantStop] {
+            let (state, effects) = step(&state, late, false);
+            assert_eq!(state, State::Stopping { then_start: false });
+            assert_eq!(effects, [Effect::Terminate]);
+        }
+        let again = step(&state, Event::WantStart, false).0;
+        assert_eq!(
+            step(&again, Event::Ended(Ended::Clean), false).0,
+            State::Waiting
+        );
     }
 
     #[test]

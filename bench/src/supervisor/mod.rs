@@ -4,6 +4,7 @@
 //! are killed in turn, in random order, so all see the same noise.
 
 mod rival;
+mod storm;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -56,6 +57,8 @@ pub(crate) struct Report {
     sides: Sides,
     /// The supervisor of the whole product while all of it runs.
     full: Full,
+    #[serde(flatten)]
+    storm: storm::Storm,
 }
 
 /// Ours and the others, one process each.
@@ -85,13 +88,19 @@ struct Full {
 
 pub(crate) async fn run(options: Options) -> Result<Report, Failed> {
     let (kills, idle) = (options.kills, options.idle_secs);
-    let sides = tokio::task::spawn_blocking(move || side_by_side(kills, idle))
+    let mut sides = tokio::task::spawn_blocking(move || side_by_side(kills, idle))
         .await
         .map_err(|e| Failed::at("supervisors", e))??;
+    let storm = storm::run().await?;
+    sides.targets.insert(
+        "hub_calls_in_a_storm_at_most_1_1",
+        storm.storm_ratio <= storm::TARGET_RATIO,
+    );
     let report = Report {
         ok: true,
         sides,
         full: full(idle).await?,
+        storm,
     };
     eprintln!("{}", report.table());
     for (name, install) in &report.sides.skipped {
@@ -190,6 +199,7 @@ fn figures(rival: &Rival) -> Figures {
 fn compile(dir: &Path, name: &str) -> Result<(), Failed> {
     let source = match name {
         "tick" => include_str!("tick.c"),
+        "die" => include_str!("die.c"),
         _ => include_str!("floor.c"),
     };
     let file = dir.join(format!("{name}.c"));
@@ -247,6 +257,11 @@ impl Report {
             "floor".to_owned(),
             format!("{:.2}", self.sides.floor_p50_ms),
         ]);
+        let s = &self.storm;
+        table.add_row([format!(
+            "hub calls, {} deaths: {:.0} us, without {:.0} us, {:.2}x",
+            s.storm_deaths, s.hub_call_storm_us, s.hub_call_quiet_us, s.storm_ratio
+        )]);
         for (target, met) in &self.sides.targets {
             let met = if *met { "met" } else { "MISSED" };
             table.add_row([target.replace('_', " "), met.to_owned()]);

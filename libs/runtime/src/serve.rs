@@ -88,7 +88,8 @@ pub async fn serve(listener: TcpListener, app: Router, limits: Limits, stop: Can
     }
     drop(listener);
     let all = async { while open.join_next().await.is_some() {} };
-    if tokio::time::timeout(limits.drain, all).await.is_err() {
+    let drain = crate::signals::patience(limits.drain);
+    if tokio::time::timeout(drain, all).await.is_err() {
         tracing::warn!(open = open.len(), "open requests are broken off");
     }
     open.shutdown().await;

@@ -1,9 +1,41 @@
-//! Stopping on SIGTERM and SIGINT.
+//! Stopping on SIGTERM and SIGINT, and, with more patience, on SIGUSR1.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::Fault;
+
+/// Whether this process was told to drain.
+static PATIENT: AtomicBool = AtomicBool::new(false);
+
+/// How long a service that stops may spend on what is open: as configured, or, in a process that
+/// was told to drain, for as long as it takes. Whoever told it sets the limit, and ends it with
+/// SIGTERM.
+#[must_use]
+pub fn patience(configured: Duration) -> Duration {
+    const NO_LIMIT: Duration = Duration::from_secs(30 * 24 * 3600);
+    if PATIENT.load(Ordering::Relaxed) {
+        NO_LIMIT
+    } else {
+        configured
+    }
+}
+
+/// Returns when a process is to stop: on SIGTERM, SIGINT or SIGUSR1.
+async fn told() -> Result<(), Fault> {
+    let mut drain = signal(SignalKind::user_defined1())?;
+    tokio::select! {
+        told = wait() => told,
+        _ = drain.recv() => {
+            PATIENT.store(true, Ordering::Relaxed);
+            tracing::info!(signal = "SIGUSR1", "draining");
+            Ok(())
+        }
+    }
+}
 
 /// Returns when SIGTERM or SIGINT arrives. Run it beside the work:
 /// `select! { _ = signals::wait() => stop.cancel(), ... }`.
@@ -18,8 +50,8 @@ pub async fn wait() -> Result<(), Fault> {
     Ok(())
 }
 
-/// Runs `work` with a token that is cancelled on the first SIGTERM or SIGINT. A second signal
-/// ends the wait for `work`.
+/// Runs `work` with a token that is cancelled on the first SIGTERM or SIGINT, or on SIGUSR1: then
+/// [`patience`] has no limit. A second SIGTERM or SIGINT ends the wait for `work`.
 pub async fn run_until_signal<F, Fut>(work: F) -> Result<(), Fault>
 where
     F: FnOnce(CancellationToken) -> Fut,
@@ -29,7 +61,7 @@ where
     let mut work = std::pin::pin!(work(stop.clone()));
     tokio::select! {
         done = &mut work => return done,
-        signal = wait() => signal?,
+        signal = told() => signal?,
     }
     stop.cancel();
     tokio::select! {
@@ -39,5 +71,37 @@ where
             tracing::warn!("second signal: not waiting for open work");
             Ok(())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::signal::{Signal, raise};
+
+    // The signals of one process: everything in one test.
+    #[tokio::test]
+    async fn a_drain_has_no_limit_until_a_stop() {
+        let limit = Duration::from_secs(5);
+        assert_eq!(patience(limit), limit);
+        let (began, begins) = tokio::sync::oneshot::channel();
+        let work = run_until_signal(|stop| async move {
+            drop(began.send(()));
+            stop.cancelled().await;
+            assert!(patience(limit) > Duration::from_secs(3600));
+            raise(Signal::SIGTERM).unwrap();
+            std::future::pending().await
+        });
+        let tell = async {
+            begins.await.unwrap();
+            // The handler is there once both were polled.
+            tokio::task::yield_now().await;
+            raise(Signal::SIGUSR1).unwrap();
+        };
+        let both = async { tokio::join!(work, tell) };
+        let (ended, ()) = tokio::time::timeout(Duration::from_secs(20), both)
+            .await
+            .unwrap();
+        ended.unwrap();
     }
 }

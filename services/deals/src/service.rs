@@ -132,7 +132,7 @@ impl Service for Deals {
             Some(ended) = tasks.join_next() => ended_early(ended),
         };
         stop.cancel();
-        let drain = Duration::from_secs(self.cfg.drain_secs);
+        let drain = lotus_runtime::signals::patience(Duration::from_secs(self.cfg.drain_secs));
         let drained = tokio::time::timeout(drain, async {
             while let Some(ended) = tasks.join_next().await {
                 if let Ok(Err(fault)) = ended {

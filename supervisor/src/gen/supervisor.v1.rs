@@ -9,10 +9,62 @@ pub struct ProcessRequest {
     #[prost(bool, tag = "2")]
     pub force: bool,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DrainRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(bool, tag = "2")]
+    pub force: bool,
+    /// Milliseconds after which it is told to stop as by Stop.
+    #[prost(uint64, tag = "3")]
+    pub limit_ms: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpgradeRequest {
+    /// Folder of the release; empty for the supervisor alone.
+    #[prost(string, tag = "1")]
+    pub dir: ::prost::alloc::string::String,
+    /// Do not wait until it is safe to restart the hub.
+    #[prost(bool, tag = "2")]
+    pub force: bool,
+    /// Go back: from an upgrade that is under way, else to the release before this one.
+    #[prost(bool, tag = "3")]
+    pub back: bool,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StatusResponse {
     #[prost(message, repeated, tag = "1")]
     pub processes: ::prost::alloc::vec::Vec<ProcessStatus>,
+    /// The upgrade that is under way, else the last one; missing when there was none.
+    #[prost(message, optional, tag = "2")]
+    pub upgrade: ::core::option::Option<UpgradeStatus>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpgradeStatus {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// Folder of the release, or path of the supervisor, that is moved to.
+    #[prost(string, tag = "2")]
+    pub to: ::prost::alloc::string::String,
+    #[prost(bool, tag = "3")]
+    pub running: bool,
+    /// It went well. Of one that is over.
+    #[prost(bool, tag = "4")]
+    pub ok: bool,
+    /// What is done now: "checks lotus-miner --version", "moves hub".
+    #[prost(string, tag = "5")]
+    pub step: ::prost::alloc::string::String,
+    /// Steps that are done, and of how many.
+    #[prost(uint32, tag = "6")]
+    pub done: u32,
+    #[prost(uint32, tag = "7")]
+    pub steps: u32,
+    /// Why it goes back, or went back.
+    #[prost(string, tag = "8")]
+    pub reason: ::prost::alloc::string::String,
+    /// Something was moved before it failed, and moved back.
+    #[prost(bool, tag = "9")]
+    pub moved: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ProcessStatus {
@@ -192,6 +244,37 @@ pub mod supervisor_client {
                 .insert(GrpcMethod::new("supervisor.v1.Supervisor", "Restart"));
             self.inner.unary(req, path, codec).await
         }
+        /// Stops a process, when that is safe, and gives it time to finish what is open.
+        pub async fn drain(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DrainRequest>,
+        ) -> std::result::Result<tonic::Response<super::StatusResponse>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| {
+                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
+            })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/supervisor.v1.Supervisor/Drain");
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("supervisor.v1.Supervisor", "Drain"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Begins to move what runs to another release, or the supervisor alone to the file that it was
+        /// started from. The status says how that goes.
+        pub async fn upgrade(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UpgradeRequest>,
+        ) -> std::result::Result<tonic::Response<super::StatusResponse>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| {
+                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
+            })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/supervisor.v1.Supervisor/Upgrade");
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("supervisor.v1.Supervisor", "Upgrade"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -226,6 +309,17 @@ pub mod supervisor_server {
         async fn restart(
             &self,
             request: tonic::Request<super::ProcessRequest>,
+        ) -> std::result::Result<tonic::Response<super::StatusResponse>, tonic::Status>;
+        /// Stops a process, when that is safe, and gives it time to finish what is open.
+        async fn drain(
+            &self,
+            request: tonic::Request<super::DrainRequest>,
+        ) -> std::result::Result<tonic::Response<super::StatusResponse>, tonic::Status>;
+        /// Begins to move what runs to another release, or the supervisor alone to the file that it was
+        /// started from. The status says how that goes.
+        async fn upgrade(
+            &self,
+            request: tonic::Request<super::UpgradeRequest>,
         ) -> std::result::Result<tonic::Response<super::StatusResponse>, tonic::Status>;
     }
     #[derive(Debug)]
@@ -437,6 +531,82 @@ pub mod supervisor_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RestartSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/supervisor.v1.Supervisor/Drain" => {
+                    #[allow(non_camel_case_types)]
+                    struct DrainSvc<T: Supervisor>(pub Arc<T>);
+                    impl<T: Supervisor> tonic::server::UnaryService<super::DrainRequest> for DrainSvc<T> {
+                        type Response = super::StatusResponse;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DrainRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut =
+                                async move { <T as Supervisor>::drain(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DrainSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/supervisor.v1.Supervisor/Upgrade" => {
+                    #[allow(non_camel_case_types)]
+                    struct UpgradeSvc<T: Supervisor>(pub Arc<T>);
+                    impl<T: Supervisor> tonic::server::UnaryService<super::UpgradeRequest> for UpgradeSvc<T> {
+                        type Response = super::StatusResponse;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UpgradeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut =
+                                async move { <T as Supervisor>::upgrade(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UpgradeSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

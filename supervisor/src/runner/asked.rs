@@ -4,14 +4,28 @@ use std::time::Instant;
 
 use super::{Happened, Request, Runner, send};
 use crate::plan::{self, Safety, Verdict, What};
-use crate::proto::ProcessStatus;
+use crate::proto::StatusResponse;
 use crate::slot::{Plan, Slot};
 use crate::table::{Event, State};
-use crate::{events, logs};
+use crate::{events, logs, upgrade};
 
 impl Runner {
-    pub(super) fn handle(&mut self, request: Request) -> Result<Vec<ProcessStatus>, String> {
+    pub(super) fn handle(&mut self, request: Request) -> Result<StatusResponse, String> {
+        let mut patience = None;
         let (name, force, what) = match request {
+            Request::Serves => {
+                if self.upgrade_step.arrived {
+                    self.upgrade_event(upgrade::Event::Done, String::new());
+                }
+                return Ok(self.status());
+            }
+            Request::Upgrade { .. } if self.stopping => {
+                return Err("the supervisor is stopping".into());
+            }
+            Request::Upgrade { dir, force, back } => {
+                self.upgrade(&dir, force, back)?;
+                return Ok(self.status());
+            }
             Request::Status => return Ok(self.status()),
             _ if self.stopping => return Err("the supervisor is stopping".into()),
             Request::Stop { name: None, force } => {
@@ -32,6 +46,10 @@ impl Runner {
                 force,
             } => (name, force, Some(What::Stop)),
             Request::Restart { name, force } => (name, force, Some(What::Restart)),
+            Request::Drain { name, force, limit } => {
+                patience = Some(limit);
+                (name, force, Some(What::Drain))
+            }
         };
         let Some(i) = self.slots.iter().position(|s| s.process.name == name) else {
             let names: Vec<&str> = self.slots.iter().map(|s| s.process.name.as_str()).collect();
@@ -41,16 +59,14 @@ impl Runner {
             ));
         };
         tracing::info!(process = name, ?what, force, "asked for");
-        let asked = match what {
-            None => "start",
-            Some(What::Restart) => "restart",
-            Some(What::Stop | What::StopAll) => "stop",
-        };
         let asked = events::What::Asked {
-            what: asked.into(),
+            what: what.map_or("start", What::name).into(),
             force,
         };
         self.events.write(&name, asked);
+        if let Some(patience) = patience {
+            self.slots[i].drain = patience;
+        }
         match what {
             Some(what) => self.plan(i, what, force),
             None => {
@@ -95,7 +111,7 @@ impl Runner {
 
     /// Does `what` to process `i` when it is safe for the hub. To one that is not alive at once:
     /// that takes nothing from the hub.
-    fn plan(&mut self, i: usize, what: What, force: bool) {
+    pub(super) fn plan(&mut self, i: usize, what: What, force: bool) {
         let alive = self.slots[i].state.is_alive();
         let Some(hub) = self.hub_above(i).filter(|_| alive) else {
             return self.carry_out(i, what);
@@ -154,6 +170,7 @@ impl Runner {
         match what {
             What::Stop => self.event(i, Event::WantStop),
             What::Restart => self.event(i, Event::WantRestart),
+            What::Drain => self.event(i, Event::WantDrain),
             What::StopAll => self.stop_all(),
         }
     }

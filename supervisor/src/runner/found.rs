@@ -45,9 +45,12 @@ impl Runner {
             return Ok(());
         };
         let id = Identity { pid, start_time };
-        let Some(adopted) = Adopted::new(id)? else {
+        // A child of ours, if this process replaced its image: it is reaped as any other.
+        let ours = record::is_child(pid);
+        let adopted = if ours { None } else { Adopted::new(id)? };
+        if adopted.is_none() && !ours {
             return Ok(());
-        };
+        }
         let known = known.filter(|k| k.alive == Some(id));
         let since = known.map_or_else(SystemTime::now, |k| {
             UNIX_EPOCH + Duration::from_millis(k.since_unix_ms)
@@ -65,13 +68,22 @@ impl Runner {
             &slot.log,
             &format!("pid {pid} lives on under a new supervisor"),
         );
-        let to_us = self.happened_tx.clone();
-        self.tasks.spawn(async move {
-            let (how, words) = adopted.ended().await;
-            send(&to_us, i, run, Happened::Ended(how, words)).await;
-        });
+        // Of a record without it, or none: it is not known what runs.
+        slot.program = known.map_or_else(String::new, |k| k.program.clone());
+        if let Some(adopted) = adopted {
+            let to_us = self.happened_tx.clone();
+            self.tasks.spawn(async move {
+                let (how, words) = adopted.ended().await;
+                send(&to_us, i, run, Happened::Ended(how, words)).await;
+            });
+        }
         self.follow_health(i);
-        self.event(i, Event::Found { ready });
+        let draining = known.is_some_and(|k| k.drains_until_unix_ms > 0);
+        let event = match draining {
+            true => Event::FoundDraining,
+            false => Event::Found { ready },
+        };
+        self.event(i, event);
         Ok(())
     }
 }

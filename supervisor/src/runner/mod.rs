@@ -4,9 +4,11 @@ mod asked;
 mod found;
 mod guarding;
 mod host;
+mod upgrading;
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use lotus_runtime::{CancellationToken, Fault, Health, Needs};
@@ -16,18 +18,20 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
-use crate::config::{Limits, Process, Readiness, Strategy};
+use crate::config::{Config, Limits, Process, Readiness, Strategy};
 use crate::events::{self, Events};
-use crate::guard::{Guard, GuardConfig, Work};
+use crate::guard::{Guard, Work};
+use crate::handover::{PlanWords, Words};
 use crate::helper::Helpers;
 use crate::needs::Told;
 use crate::notify::{NotifySocket, Said};
-use crate::plan::Safety;
-use crate::proto::ProcessStatus;
+use crate::plan::{Safety, What};
+use crate::proto::StatusResponse;
 use crate::record::{self, Identity, Record};
+use crate::release::Release;
 use crate::slot::Slot;
 use crate::table::{Effect, Ended, Event, State, restart_delay, step};
-use crate::{child, health, logs, order};
+use crate::{child, health, logs, order, upgrade};
 
 /// What the control socket asks for. The answer is the status after it took effect.
 #[derive(Debug)]
@@ -40,12 +44,57 @@ pub(crate) enum Request {
     Stop { name: Option<String>, force: bool },
     /// Restart the named process.
     Restart { name: String, force: bool },
+    /// Drain the named process.
+    Drain {
+        name: String,
+        force: bool,
+        limit: Duration,
+    },
+    /// Upgrade to the release in a folder, or go back.
+    Upgrade {
+        dir: String,
+        force: bool,
+        back: bool,
+    },
+    /// This image serves its socket: it is ready.
+    Serves,
     /// Know what the named process needs from now on.
     Needs { name: String, needs: Needs },
 }
 
 /// A request and where its answer goes.
-pub(crate) type Call = (Request, oneshot::Sender<Result<Vec<ProcessStatus>, String>>);
+pub(crate) type Call = (Request, oneshot::Sender<Result<StatusResponse, String>>);
+
+/// What to run, and what was known before.
+pub(crate) struct Setup<'a> {
+    pub(crate) cfg: Config,
+    /// It has the folders `logs` and `run`; the caller holds the supervisor's lock.
+    pub(crate) root: &'a Path,
+    /// Folder of the binaries.
+    pub(crate) bin: PathBuf,
+    pub(crate) release: Release,
+    pub(crate) processes: Vec<Process>,
+    pub(crate) helpers: Helpers,
+    /// What the image before this one left.
+    pub(crate) before: Option<Left>,
+}
+
+/// What a runner leaves for the one of another image.
+pub(crate) struct Left {
+    /// The socket on which processes say how they are.
+    pub(crate) notify: OwnedFd,
+    /// Their own sockets, by `PROCESS/NAME`.
+    pub(crate) listeners: BTreeMap<String, OwnedFd>,
+    pub(crate) words: Words,
+}
+
+/// Why a runner is over.
+pub(crate) enum Over {
+    /// Everything is stopped.
+    Stopped,
+    /// This process is to go on as another image, with this.
+    Leave(PathBuf, Left),
+}
 
 /// Something that happened to one run of a process. Events of an earlier run are dropped.
 #[derive(Debug)]
@@ -64,7 +113,14 @@ enum Happened {
 /// Owns the processes.
 pub(crate) struct Runner {
     slots: Vec<Slot>,
+    cfg: Config,
     limits: Limits,
+    root: PathBuf,
+    bin: PathBuf,
+    release: Release,
+    upgrade_step: upgrading::Step,
+    /// The image to go on as.
+    leave: Option<PathBuf>,
     health: Health,
     notify: NotifySocket,
     events: Events,
@@ -85,21 +141,28 @@ const QUEUE: usize = 256;
 const ROTATE_AFTER: Duration = Duration::from_secs(60);
 
 impl Runner {
-    /// Takes over what lives of the supervisor before this one. `root` has the folders `logs` and
-    /// `run`; the caller holds the supervisor's lock.
-    pub(crate) fn new(
-        processes: Vec<Process>,
-        limits: Limits,
-        guard: &GuardConfig,
-        root: &Path,
-        health: Health,
-        helpers: Helpers,
-    ) -> Result<Self, Fault> {
+    /// Takes over what lives of the supervisor before this one.
+    pub(crate) fn new(setup: Setup<'_>, health: Health) -> Result<Self, Fault> {
+        let Setup {
+            cfg,
+            root,
+            bin,
+            release,
+            processes,
+            helpers,
+            before,
+        } = setup;
         let (log_dir, run_dir) = (root.join("logs"), root.join("run"));
         std::fs::create_dir_all(&log_dir)?;
         let socket = run_dir.join("notify.sock");
-        let notify = NotifySocket::bind(socket.clone())
-            .map_err(|e| Fault::bind(&socket.display(), "--repo", &e))?;
+        let (notify, before) = match before {
+            Some(left) => (
+                NotifySocket::resume(socket.clone(), left.notify),
+                Some((left.listeners, left.words)),
+            ),
+            None => (NotifySocket::bind(socket.clone()), None),
+        };
+        let notify = notify.map_err(|e| Fault::bind(&socket.display(), "--repo", &e))?;
         let (happened_tx, happened_rx) = mpsc::channel(QUEUE);
         let (record, known) = Record::open(&run_dir)?;
         // Whoever a process leaves behind becomes our child and not a zombie of nobody's.
@@ -111,15 +174,22 @@ impl Runner {
             let fence = run_dir.join(format!("{}.lock", process.name));
             Slot::new(process, log, fence)
         };
+        let guard = Guard::new(root, &cfg.guard);
         let mut runner = Self {
             slots: processes.into_iter().map(slot).collect(),
-            limits,
+            limits: cfg.limits.clone(),
+            cfg,
+            root: root.to_owned(),
+            bin,
+            release,
+            upgrade_step: upgrading::Step::default(),
+            leave: None,
             health,
             notify,
             events: Events::new(&log_dir),
             writes: logs::Writes::new()?,
             rotate_at: None,
-            guard: Guard::new(root, guard),
+            guard,
             record,
             helpers,
             stopping: false,
@@ -138,16 +208,80 @@ impl Runner {
         for i in 0..runner.slots.len() {
             runner.take_over(i, known.get(&runner.slots[i].process.name))?;
         }
+        runner.resume(before);
         Ok(runner)
     }
 
-    /// Runs until everything is to be stopped, then stops it in reverse order and returns.
+    /// Goes on with what the image before this one, or a supervisor that was killed, left.
+    fn resume(&mut self, before: Option<(BTreeMap<String, OwnedFd>, Words)>) {
+        let Some((listeners, words)) = before else {
+            if self.release.upgrade.is_some() {
+                let why = "the supervisor was killed in the middle of it";
+                self.upgrade_event(upgrade::Event::Interrupted, why.into());
+            }
+            return;
+        };
+        for (key, fd) in listeners {
+            let (process, name) = key.split_once('/').unwrap_or((&key, ""));
+            let slot = self.slots.iter_mut().find(|s| s.process.name == process);
+            if !slot.is_some_and(|s| s.sockets.take_back(name, fd)) {
+                tracing::warn!(key, "a socket that nobody wants any more");
+            }
+        }
+        for plan in words.plans {
+            let is = |s: &Slot| s.process.name == plan.process;
+            let what = What::ALL.into_iter().find(|w| w.name() == plan.what);
+            if let (Some(i), Some(what)) = (self.slots.iter().position(is), what) {
+                self.plan(i, what, plan.force);
+            }
+        }
+        match words.failed {
+            Some(why) => self.upgrade_event(upgrade::Event::Failed, why),
+            None => self.upgrade_step.arrived = true,
+        }
+    }
+
+    /// What another image gets.
+    fn left(&self) -> Result<Left, Fault> {
+        let mut listeners = BTreeMap::new();
+        for slot in &self.slots {
+            for (name, fd) in slot.sockets.lent() {
+                let key = format!("{}/{name}", slot.process.name);
+                listeners.insert(key, fd.try_clone_to_owned()?);
+            }
+        }
+        Ok(Left {
+            notify: self.notify.hand_over()?,
+            listeners,
+            words: self.words(),
+        })
+    }
+
+    fn words(&self) -> Words {
+        let plan = |s: &Slot| {
+            let plan = s.plan.as_ref()?;
+            Some(PlanWords {
+                process: s.process.name.clone(),
+                what: plan.what.name().into(),
+                force: plan.force,
+            })
+        };
+        Words {
+            failed: None,
+            plans: self.slots.iter().filter_map(plan).collect(),
+        }
+    }
+
+    /// Runs until everything is to be stopped, then stops it in reverse order and returns; or
+    /// until another image is to go on.
     pub(crate) async fn run(
         mut self,
         mut calls: mpsc::Receiver<Call>,
         stop: CancellationToken,
-    ) -> Result<(), Fault> {
+    ) -> Result<Over, Fault> {
         let mut child_ended = signal(SignalKind::child())?;
+        // Those that ended while nobody listened: their parent was another image of ours.
+        self.reap();
         let mut told = false;
         self.watch_logs();
         self.ask_everyone();
@@ -162,16 +296,23 @@ impl Runner {
                 }
             } else {
                 self.start_what_can();
+                self.upgrade_on();
             }
             self.guard();
             self.publish();
             self.save();
+            if let Some(image) = self.leave.take() {
+                let left = self.left()?;
+                self.tasks.shutdown().await;
+                return Ok(Over::Leave(image, left));
+            }
             let due = self
                 .slots
                 .iter()
                 .filter_map(Slot::due)
                 .chain(self.rotate_at)
                 .chain(self.guard_due())
+                .chain(self.upgrade_due())
                 .min();
             tokio::select! {
                 _ = child_ended.recv() => self.reap(),
@@ -199,7 +340,7 @@ impl Runner {
         self.publish();
         self.record.write(BTreeMap::new())?;
         self.tasks.shutdown().await;
-        Ok(())
+        Ok(Over::Stopped)
     }
 
     fn save(&mut self) {
@@ -279,7 +420,8 @@ impl Runner {
                 let slot = &mut self.slots[i];
                 match event {
                     Event::StartTimeout => {
-                        slot.reason = format!("not ready after {} s", self.limits.start_secs);
+                        let secs = slot.process.start.as_secs();
+                        slot.reason = format!("not ready after {secs} s");
                     }
                     Event::WatchdogTimeout => {
                         slot.reason = "gave no sign of life".into();
@@ -331,10 +473,12 @@ impl Runner {
     fn reap(&mut self) {
         for (pid, (how, words)) in child::reaped() {
             let is = |s: &Slot| s.alive.is_some_and(|id| id.pid == pid);
-            if let Some(i) = self.slots.iter().position(is) {
-                self.ended(i, how, &words);
-            } else {
-                self.helpers.ended(pid, how, &words);
+            match self.slots.iter().position(is) {
+                Some(i) => self.ended(i, how, &words),
+                None => {
+                    self.helpers.ended(pid, how, &words);
+                    self.check_ended(pid, how, words);
+                }
             }
         }
     }
@@ -410,13 +554,15 @@ impl Runner {
             // What it started ends with it.
             child::kill_group(id.pid);
         }
-        let wanted = matches!(slot.state, State::Stopping { .. });
+        let wanted = slot.state.is_ending();
         let done = slot.process.is_oneshot() && how == Ended::Clean;
         let by_itself = !wanted && !done;
         let healthy = Duration::from_secs(self.limits.healthy_secs);
         slot.end(words, by_itself, healthy);
         slot.guard.gone();
-        let what = events::What::ended(words, by_itself, &slot.log);
+        // Nobody reads the last words of a thousand.
+        let told = self.events.has_room(&slot.process.name);
+        let what = events::What::ended(words, by_itself && told, &slot.log);
         self.events.write(&slot.process.name, what);
         let how = if by_itself {
             slot.too_often(how, limit)
@@ -425,8 +571,13 @@ impl Runner {
         };
         let name = slot.process.name.clone();
         if by_itself {
-            let last = logs::last_words(&slot.log);
-            tracing::warn!(process = name, exit = words, last, "ended by itself");
+            let last = match told || how == Ended::BadConfig {
+                true => logs::last_words(&slot.log),
+                false => String::new(),
+            };
+            if told {
+                tracing::warn!(process = name, exit = words, last, "ended by itself");
+            }
             match how {
                 Ended::BadConfig if last.is_empty() || !ran => slot.reason = words.into(),
                 Ended::BadConfig => slot.reason = last,
@@ -452,12 +603,14 @@ impl Runner {
         let (next, effects) = step(&slot.state, event, slot.process.is_oneshot());
         let was_alive = slot.state.is_alive();
         if next != slot.state {
-            tracing::info!(
-                process = slot.process.name,
-                from = slot.state.name(),
-                to = next.name(),
-                "state"
-            );
+            if self.events.has_room(&slot.process.name) {
+                tracing::info!(
+                    process = slot.process.name,
+                    from = slot.state.name(),
+                    to = next.name(),
+                    "state"
+                );
+            }
             let what = events::What::State {
                 from: slot.state.name().into(),
                 to: next.name().into(),
@@ -487,9 +640,19 @@ impl Runner {
         let slot = &mut self.slots[i];
         match effect {
             Effect::Spawn => self.spawn(i),
-            Effect::ArmStart => slot.arm(Duration::from_secs(self.limits.start_secs)),
+            Effect::ArmStart => slot.arm(slot.process.start),
+            Effect::ArmDrain => slot.arm_drain(),
+            Effect::Drain => {
+                slot.arm_drain();
+                slot.guard.thaw();
+                match pid {
+                    Some(pid) if slot.process.drains => child::drain(pid),
+                    Some(pid) => child::terminate(pid),
+                    None => {}
+                }
+            }
             Effect::Terminate => {
-                slot.arm(Duration::from_secs(self.limits.stop_secs));
+                slot.arm(slot.process.stop);
                 // One that is frozen does not hear it.
                 slot.guard.thaw();
                 if let Some(pid) = pid {
@@ -504,7 +667,8 @@ impl Runner {
             }
             Effect::ArmBackoff => {
                 slot.restarts += 1;
-                let wait = restart_delay(slot.crashes_in_a_row());
+                let (first, max) = self.limits.backoff();
+                let wait = restart_delay(slot.crashes_in_a_row(), first, max);
                 let wait = wait.mul_f64(rand::rng().random_range(0.75..=1.0));
                 slot.reason = format!("ended by itself; starts again in {wait:.1?}");
                 slot.arm(wait);
@@ -516,8 +680,7 @@ impl Runner {
     fn gone(&mut self, i: usize) {
         let name = self.slots[i].process.name.clone();
         for j in 0..self.slots.len() {
-            let p = &self.slots[j].process;
-            if p.strategy == Strategy::RestForOne && p.after.contains(&name) {
+            if self.slots[j].process.goes_with(&name) {
                 self.event(j, Event::DependencyGone);
             }
         }
@@ -559,7 +722,8 @@ impl Runner {
         let start_time = record::start_time(pid).unwrap_or_default();
         let run = slot.begin(Some(Identity { pid, start_time }), SystemTime::now());
         self.guard.take(&mut slot.guard, &slot.process.name, pid);
-        slot.arm(Duration::from_secs(self.limits.start_secs));
+        slot.program = slot.process.command.first().cloned().unwrap_or_default();
+        slot.arm(slot.process.start);
         self.events
             .write(&slot.process.name, events::What::Spawned { pid });
         let command = slot.process.command.join(" ");
@@ -616,12 +780,16 @@ impl Runner {
         }
     }
 
-    fn status(&self) -> Vec<ProcessStatus> {
-        self.slots
-            .iter()
-            .filter(|s| !s.removed || s.state != State::Stopped)
-            .map(Slot::status)
-            .collect()
+    fn status(&self) -> StatusResponse {
+        StatusResponse {
+            processes: self
+                .slots
+                .iter()
+                .filter(|s| !s.removed || s.state != State::Stopped)
+                .map(Slot::status)
+                .collect(),
+            upgrade: self.upgrade_status(),
+        }
     }
 }
 
