@@ -42,5 +42,5 @@ pub use network::{
     winning_post_proof_type,
 };
 pub use pieces::{add_pieces, comm_d, layout};
-pub use prove::{check_sector, winning_challenge};
+pub use prove::{check_sector, replica_commitment, winning_challenge};
 pub use verify::post::window_post_bytes;

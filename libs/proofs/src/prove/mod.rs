@@ -21,6 +21,7 @@ use storage_proofs_porep::stacked::PersistentAux;
 
 use crate::error::is_disk_full;
 use crate::verify::codec::ProofKind;
+use crate::verify::merkle::hash2;
 use crate::verify::post::PostStatement;
 use crate::{
     PlacedPiece, PostSector, ProofError, ProofMode, Prover, SealInputs, SealedCommitments,
@@ -239,6 +240,17 @@ fn sub_commitments(cache: &Path) -> Result<PersistentAux<PoseidonDomain>, ProofE
         what: "cache",
         why: format!("{}: {e}", path.display()),
     })
+}
+
+/// What a replica commits to by its own record, which lies in its cache folder. `None`: there is no
+/// record, as before PreCommit2 has ended.
+pub fn replica_commitment(cache: &Path) -> Result<Option<Commitment>, ProofError> {
+    let path = cache.join(CacheKey::PAux.to_string());
+    if !path.try_exists().map_err(ProofError::io(&path))? {
+        return Ok(None);
+    }
+    let aux = sub_commitments(cache)?;
+    Ok(Some(Commitment(hash2(aux.comm_c, aux.comm_r_last).into())))
 }
 
 /// Appends the siblings of a path, from the leaf up.

@@ -232,6 +232,19 @@ fn the_new_replica_is_bound_to_its_commitment() {
     );
 }
 
+/// Which replica a cache is of, the cache says itself.
+#[test]
+fn both_replicas_tell_what_they_commit_to() {
+    let u = Updated::make(8);
+    let told = |dir: &PathBuf| crate::replica_commitment(dir);
+    assert_eq!(told(&u.paths[1]).unwrap(), Some(u.old.commitments.comm_r));
+    assert_eq!(told(&u.paths[3]).unwrap(), Some(u.new.comm_r));
+    fs::write(u.paths[3].join("p_aux"), b"half").unwrap();
+    assert!(told(&u.paths[3]).is_err());
+    fs::remove_file(u.paths[3].join("p_aux")).unwrap();
+    assert_eq!(told(&u.paths[3]).unwrap(), None);
+}
+
 /// New data encoded with a key commitment that the old replica does not have.
 #[test]
 fn the_key_is_bound_to_the_old_commitment() {
