@@ -4,11 +4,12 @@
 //! A backup is a file of the journal's own kind with one table more, the manifest. It is verified
 //! by reading it back. Sectors and pieces are not in it: they are large, and lie where they lie.
 //!
-//! What happened after a backup is not in it either. Two things of that can cost money, and a
-//! restored hub guards against both: a lease or task of an older start (its generation is far
+//! What happened after a backup is not in it either. Three things of that can cost money, and a
+//! restored hub guards against them: a lease or task of an older start (its generation is far
 //! above any that was given out), and a block that was signed at a height at which it would sign
 //! another (it does not mine for [`QUIET`] epochs, and after that not while the chain has a block
-//! of its own that its log lacks).
+//! of its own that its log lacks), and a sector that the chain has and the journal would seal again
+//! (before a step overwrites files, sealing asks the chain and follows it).
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

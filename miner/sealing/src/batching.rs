@@ -20,7 +20,7 @@ use crate::aggregate::{AGGREGATES, Proofs, Wanted};
 use crate::batch::{
     BatchKind, Composed, Flush, Room, Rules, Share, aggregates, compose, flush, waiting,
 };
-use crate::chain::{OnChain, cause, expired, other_replica};
+use crate::chain::{OnChain, cause, expired};
 use crate::machine::{Cause, Event, Sector, SectorPiece};
 use crate::params::{data_cid, expiration, manifest};
 use crate::shared::{Also, Shared, Stored, lock, unix_ms};
@@ -259,7 +259,7 @@ impl Shared {
     }
 
     async fn pre_commit_part(
-        &self,
+        self: &Arc<Self>,
         n: SectorNumber,
         s: &Sector,
         head: &TipSet,
@@ -283,7 +283,7 @@ impl Shared {
                     epoch: info.pre_commit_epoch,
                 }));
             }
-            OnChain::Other(what) => return Ok(Err(other_replica(n, what))),
+            OnChain::Other(what) => return Ok(Err(self.other_replica(n, s, what).await?)),
             OnChain::Nothing => {}
         }
         if self
@@ -339,7 +339,7 @@ impl Shared {
             }
             OnChain::PreCommitted(info) => info,
             OnChain::Nothing => return Ok(Err(Event::PreCommitLost)),
-            OnChain::Other(what) => return Ok(Err(other_replica(n, what))),
+            OnChain::Other(what) => return Ok(Err(self.other_replica(n, s, what).await?)),
         };
         let delay = self.params().await?.pre_commit_challenge_delay;
         if s.seed.map(|seed| seed.epoch) != Some(pre_commit.pre_commit_epoch + delay) {

@@ -14,7 +14,7 @@ use lotus_types::{Address, DealKey, Epoch, EpochDelta, SectorNumber};
 
 use crate::SealingError;
 use crate::batch::BatchKind;
-use crate::machine::{Cause, Claim, Event, SealSeed, SealTicket, Sector, SectorPiece};
+use crate::machine::{Cause, Claim, Effect, Event, SealSeed, SealTicket, Sector, SectorPiece};
 use crate::shared::Shared;
 
 /// What the chain knows of a sector.
@@ -219,16 +219,27 @@ impl Shared {
         }
         let head = self.chain_head()?;
         let epoch = Epoch((head.height.0 - self.cfg.ticket_lookback_epochs).max(0));
+        let value = self.randomness(epoch, &head).await?;
+        Ok(Event::Ticket(SealTicket { value, epoch }))
+    }
+
+    /// Sealing randomness of an epoch.
+    pub(crate) async fn randomness(
+        &self,
+        epoch: Epoch,
+        head: &TipSet,
+    ) -> Result<[u8; 32], SealingError> {
+        let entropy = address_entropy(&self.actor());
         let value = self
             .node
             .state_get_randomness_from_tickets(
                 Dst::SealRandomness as i64,
                 epoch,
-                &address_entropy(&self.actor()),
+                &entropy,
                 &head.key(),
             )
             .await?;
-        Ok(Event::Ticket(SealTicket { value, epoch }))
+        Ok(value)
     }
 
     pub(crate) async fn await_pre_commit(
@@ -264,7 +275,7 @@ impl Shared {
     }
 
     pub(crate) async fn await_seed(
-        &self,
+        self: &Arc<Self>,
         n: SectorNumber,
         s: &Sector,
     ) -> Result<Event, SealingError> {
@@ -287,7 +298,7 @@ impl Shared {
                     });
                 }
                 OnChain::Nothing => return Ok(Event::PreCommitLost),
-                OnChain::Other(what) => return Ok(other_replica(n, what)),
+                OnChain::Other(what) => return self.other_replica(n, s, what).await,
             };
             let epoch = info.pre_commit_epoch + delay;
             let ready = epoch + EpochDelta(self.cfg.seed_confidence_epochs.max(1));
@@ -308,6 +319,20 @@ impl Shared {
             if there.await.is_err() {
                 return Err(SealingError::Stopped);
             }
+        }
+    }
+
+    /// What becomes of a sector of which the chain has another replica: if that is the one on
+    /// disk, the journal was restored, and the chain is followed.
+    pub(crate) async fn other_replica(
+        self: &Arc<Self>,
+        n: SectorNumber,
+        s: &Sector,
+        what: &str,
+    ) -> Result<Event, SealingError> {
+        match self.follow(n, s, Effect::PreCommit2).await? {
+            Some(found @ Event::FoundOnChain(_)) => Ok(found),
+            _ => Ok(other_replica(n, what)),
         }
     }
 
@@ -454,9 +479,10 @@ fn not_there(why: String) -> Event {
     }
 }
 
-pub(crate) fn other_replica(n: SectorNumber, what: &str) -> Event {
+fn other_replica(n: SectorNumber, what: &str) -> Event {
     Event::Abandoned(format!(
-        "the chain has a {what} of number {n} with another replica: another program uses this miner"
+        "the chain has a {what} of number {n} with another replica, which is not on disk here: another \
+         program uses this miner, or this hub was restored from a backup without its files"
     ))
 }
 

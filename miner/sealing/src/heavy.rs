@@ -225,7 +225,11 @@ impl Shared {
         Ok(match cleaned {
             Ok(()) => {
                 let upgradable = self.cfg.make_cc_sectors_available;
-                (Event::Finalized { upgradable }, Also::DropOutputs)
+                // The proof is kept: until the sector is final a reorg may ask for it again.
+                (
+                    Event::Finalized { upgradable },
+                    Also::Drop(&[Stored::Labels]),
+                )
             }
             Err(e) => (Event::Failed(e.to_string()), Also::Nothing),
         })
@@ -238,7 +242,7 @@ impl Shared {
         let id = self.id(n);
         let deleted = self.delete(move |storage| storage.delete(id)).await;
         Ok(match deleted {
-            Ok(()) => (Event::FilesRemoved, Also::DropOutputs),
+            Ok(()) => (Event::FilesRemoved, Also::Drop(Stored::ALL)),
             Err(e) => (Event::Failed(e.to_string()), Also::Nothing),
         })
     }

@@ -12,6 +12,7 @@
 //! with back-off until it does.
 
 mod aggregate;
+mod ahead;
 mod batch;
 mod batching;
 mod chain;
@@ -30,6 +31,7 @@ mod shared;
 mod storage;
 mod terminate;
 mod update;
+mod young;
 
 pub use batch::{BatchKind, Waiting};
 pub use config::SealingConfig;

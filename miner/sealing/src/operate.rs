@@ -7,7 +7,7 @@ use lotus_types::{PieceInfo, SectorNumber, TokenAmount};
 use serde::{Deserialize, Serialize};
 
 use crate::batch::{BatchKind, Waiting, aggregates, waiting};
-use crate::machine::{Claim, Event, Sector, SectorState, Terms};
+use crate::machine::{Claim, Effect, Event, Sector, SectorState, Terms};
 use crate::pieces::{Choice, Upgrade, choose};
 use crate::shared::{Also, Shared, lock};
 use crate::{Sealing, SealingError};
@@ -55,8 +55,17 @@ impl Sealing {
     /// sector that never was on chain go into another.
     pub async fn remove(&self, number: SectorNumber) -> Result<(), SealingError> {
         let s = &self.0;
-        let sector = s.get(number)?.ok_or(SealingError::NoSector(number))?;
-        if sector.state != SectorState::FailedUnrecoverable {
+        let mut sector = s.get(number)?.ok_or(SealingError::NoSector(number))?;
+        if s.lost(number, &sector).await? {
+            sector = s.get(number)?.ok_or(SealingError::NoSector(number))?;
+        }
+        if let SectorState::FailedUnrecoverable | SectorState::ChainConflict = sector.state {
+            // The chain may have the number from elsewhere, but not with these files.
+            if s.follow(number, &sector, Effect::Remove).await?.is_some() {
+                let why = "its files are, or may be, those of the sector on chain".into();
+                return Err(SealingError::Needed { number, why });
+            }
+        } else {
             s.unneeded(number, &sector).await?;
         }
         let wanted = "without a message on its way, and not being upgraded";
@@ -113,6 +122,12 @@ impl Sealing {
         state: SectorState,
     ) -> Result<(), SealingError> {
         let wanted = "that have what the new state works on";
+        // A sector that a reorg took away may go where one that never was on chain may.
+        if let Some(sector) = self.0.get(number)?
+            && self.0.lost(number, &sector).await?
+        {
+            tracing::info!(sector = %number, "the chain does not have the sector any more");
+        }
         self.ask(number, Event::ForceState(state), wanted).await
     }
 

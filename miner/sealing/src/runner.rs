@@ -31,6 +31,7 @@ impl Runner {
         let mut tasks = JoinSet::new();
         let mut running: HashMap<EffectId, Id> = HashMap::new();
         let mut trouble = Backoff::new(AGAIN.0, AGAIN.1);
+        tasks.spawn(shared.clone().watch_young());
         loop {
             let reader = shared.clone();
             let pending = shared.blocking(move || Ok(reader.pending()?)).await;
@@ -173,6 +174,9 @@ impl Shared {
         s: &Sector,
         effect: Effect,
     ) -> Result<Option<(Event, Also)>, SealingError> {
+        if let Some(event) = self.ahead(n, s, effect).await? {
+            return Ok(Some((event, Also::Nothing)));
+        }
         let event = match effect {
             Effect::WaitForPieces => match self.wait_for_pieces(n).await {
                 Some(event) => event,

@@ -316,12 +316,14 @@ impl Sealing {
         Ok(())
     }
 
-    /// The files of the replica that commits to `comm_r`: those of the upgrade, or the first.
+    /// The files of the replica that commits to `comm_r`: those of the upgrade, or the first. That
+    /// is what the files themselves say, which may be of a time that this journal does not know.
     #[must_use]
     pub fn replica(&self, number: SectorNumber, comm_r: &Commitment) -> Replica {
         let s = &self.0;
         let id = s.id(number);
-        if lock(&s.mirror).updated(number) == Some(*comm_r) {
+        let hint = lock(&s.mirror).updated(number) == Some(*comm_r);
+        if s.storage.is_update(id, comm_r, hint) {
             return Replica {
                 sealed: s.storage.updated(id),
                 cache: s.storage.updated_cache(id),

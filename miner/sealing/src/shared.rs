@@ -10,14 +10,16 @@ use lotus_messages::Sender;
 use lotus_node_client::Node;
 use lotus_node_client::api::{NetworkParams, TipSet, TipSetKey};
 use lotus_proofs::ProofMode;
-use lotus_types::{ActorId, DealKey, PieceCid, SectorId, SectorNumber, SectorSize};
+use lotus_types::{
+    ActorId, Commitment, DealKey, Epoch, PieceCid, SectorId, SectorNumber, SectorSize,
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, OnceCell, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::batch::Composed;
-use crate::machine::{Event, Sector, SectorState, Sectors, returned};
+use crate::machine::{Event, FoundAt, Sector, SectorState, Sectors, returned};
 use crate::mirror::Mirror;
 use crate::record::{LOG, LOG_LIMIT, LogEntry, SectorChange};
 use crate::storage::{FileTypes, Part, sync_tree};
@@ -39,6 +41,8 @@ pub(crate) const PLACED: Map<DealKey, Placed> = Map::new("sealing.placed");
 pub(crate) const NEXT_NUMBER: Map<u64, u64> = Map::new("sealing.next_number");
 /// The next number of a batch of messages, under key 0.
 const NEXT_BATCH: Map<u64, u64> = Map::new("sealing.next_batch");
+/// Sectors on chain that a reorg could still take away, since when the chain has them.
+const YOUNG: Map<SectorNumber, Epoch> = Map::new("sealing.young");
 /// Large outputs that a later step needs.
 const OUTPUTS: Map<(SectorNumber, u64), StoredBytes> = Map::new("sealing.outputs");
 
@@ -57,6 +61,10 @@ pub(crate) enum Stored {
     UpdateProof = 3,
 }
 
+impl Stored {
+    pub(crate) const ALL: &'static [Self] = &[Self::Labels, Self::Proof, Self::UpdateProof];
+}
+
 /// What changes in the journal together with a sector's state.
 #[derive(Debug, Default)]
 pub(crate) enum Also {
@@ -65,8 +73,8 @@ pub(crate) enum Also {
     Nothing,
     /// An output is stored.
     Store(Stored, Vec<u8>),
-    /// The outputs are dropped.
-    DropOutputs,
+    /// Outputs are dropped.
+    Drop(&'static [Stored]),
 }
 
 /// What is known of a sector but not journaled.
@@ -75,6 +83,8 @@ pub(crate) struct Live {
     pub(crate) progress: Option<f64>,
     pub(crate) last_error: Option<String>,
     pub(crate) next_retry_unix_ms: Option<u64>,
+    /// The replica that the chain has, when the present step began.
+    pub(crate) on_chain: Option<Commitment>,
 }
 
 /// What the handle and the runner share.
@@ -97,6 +107,8 @@ pub(crate) struct Shared {
     /// What is asked often of the journal's sectors.
     pub(crate) mirror: Mutex<Mirror>,
     pub(crate) lives: Mutex<HashMap<SectorNumber, Live>>,
+    /// Sectors that a reorg could still take away.
+    pub(crate) young: Mutex<BTreeSet<SectorNumber>>,
     /// One piece is placed at a time.
     pub(crate) placing: tokio::sync::Mutex<()>,
     /// One batch is made or sent at a time.
@@ -123,6 +135,11 @@ impl Shared {
             mirror.put(number, sector);
             Ok::<_, JournalError>(())
         })?;
+        let young = machines
+            .journal()
+            .read(|v| v.scan(&YOUNG, None, usize::MAX));
+        let young = young.map_err(|e: JournalError| e)?;
+        let young = young.into_iter().map(|(n, _)| n).collect();
         Ok(Self {
             machines,
             node: deps.node,
@@ -140,6 +157,7 @@ impl Shared {
             writing: Mutex::default(),
             mirror: Mutex::new(mirror),
             lives: Mutex::default(),
+            young: Mutex::new(young),
             placing: tokio::sync::Mutex::default(),
             batching: tokio::sync::Mutex::default(),
             published: Mutex::default(),
@@ -212,9 +230,9 @@ impl Shared {
                 Also::Store(what, bytes) => {
                     tx.put(&OUTPUTS, &(number, what as u64), &StoredBytes(bytes))
                 }
-                Also::DropOutputs => {
-                    for what in [Stored::Labels, Stored::Proof, Stored::UpdateProof] {
-                        tx.remove(&OUTPUTS, &(number, what as u64))?;
+                Also::Drop(outputs) => {
+                    for what in outputs {
+                        tx.remove(&OUTPUTS, &(number, *what as u64))?;
                     }
                     Ok(())
                 }
@@ -283,6 +301,15 @@ impl Shared {
             let from = step.before.map(|s| s.state);
             let to = step.after.state;
             lock(&self.mirror).put(number, step.after);
+            match ages(event) {
+                Some(Some(_)) => {
+                    lock(&self.young).insert(number);
+                }
+                Some(None) => {
+                    lock(&self.young).remove(&number);
+                }
+                None => {}
+            }
             if from != Some(to) {
                 lock(&self.lives).remove(&number);
                 lock(&self.published).remove(&number);
@@ -334,6 +361,13 @@ impl Shared {
         if let Some(old) = after.events.checked_sub(LOG_LIMIT) {
             tx.remove(&LOG, &(number, old))?;
         }
+        match ages(event) {
+            Some(Some(since)) => tx.put(&YOUNG, &number, &since)?,
+            Some(None) => {
+                tx.remove(&YOUNG, &number)?;
+            }
+            None => {}
+        }
         let returned = returned(before, after);
         for piece in returned {
             tx.remove(&PLACED, &piece.key)?;
@@ -348,6 +382,30 @@ impl Shared {
                 returned,
             },
         )
+    }
+
+    /// No reorg takes these sectors away any more, so that they need no proof again.
+    pub(crate) async fn settle_young(
+        self: &Arc<Self>,
+        sectors: Vec<SectorNumber>,
+    ) -> Result<(), SealingError> {
+        let shared = self.clone();
+        self.blocking(move || {
+            let _order = lock(&shared.writing);
+            shared.machines.journal().write(|tx| {
+                for n in &sectors {
+                    tx.remove(&YOUNG, n)?;
+                    tx.remove(&OUTPUTS, &(*n, Stored::Proof as u64))?;
+                }
+                Ok::<_, JournalError>(())
+            })?;
+            let mut young = lock(&shared.young);
+            for n in &sectors {
+                young.remove(n);
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// An output of an earlier step.
@@ -380,9 +438,13 @@ impl Shared {
                 sync_tree(from)?;
             }
             let _one_at_a_time = lock(&shared.files);
-            if shared.busy(number).is_some_and(|s| s.state == state) {
+            if let Some(s) = shared.busy(number).filter(|s| s.state == state) {
+                let on_chain = lock(&shared.lives).get(&number).and_then(|l| l.on_chain);
+                let active = s.current_commitments().filter(|_| s.activation.is_some());
+                let kept = active.map(|c| c.comm_r).into_iter().chain(on_chain);
+                let kept: Vec<Commitment> = kept.collect();
                 for (from, part) in &files {
-                    shared.storage.put(id, *part, from)?;
+                    shared.storage.put(id, *part, from, &kept)?;
                 }
             }
             Ok(())
@@ -429,6 +491,21 @@ impl Shared {
             Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
             Err(_) => Err(SealingError::Stopped),
         }
+    }
+}
+
+/// Whether a sector is young since an epoch from this event on, or is not any more.
+fn ages(event: &Event) -> Option<Option<Epoch>> {
+    match event {
+        Event::CommitLanded { activation, .. } => Some(Some(*activation)),
+        Event::FoundOnChain(found) => match found.at {
+            FoundAt::PreCommitted { .. } => None,
+            FoundAt::Active { activation, .. } | FoundAt::Updated { activation, .. } => {
+                Some(Some(activation))
+            }
+        },
+        Event::CommitLost | Event::FilesRemoved => Some(None),
+        _ => None,
     }
 }
 

@@ -15,7 +15,7 @@ use lotus_workers::{Output, Task, UpdateFiles};
 use crate::SealingError;
 use crate::chain::{cause, expired, refused};
 use crate::heavy::{Done, unexpected};
-use crate::machine::{Cause, Event, Sector};
+use crate::machine::{Cause, Effect, Event, Sector};
 use crate::params::manifest;
 use crate::shared::{Also, Shared, Stored};
 use crate::storage::{FileType, FileTypes, Part};
@@ -125,7 +125,7 @@ impl Shared {
 
     /// What the chain has of the upgrade: an event when it is not the sector that is upgraded.
     async fn update_on_chain(
-        &self,
+        self: &Arc<Self>,
         n: SectorNumber,
         s: &Sector,
         head: &TipSet,
@@ -144,9 +144,10 @@ impl Shared {
         {
             return Ok(Ok(OnChain::Old));
         }
-        Ok(Err(Event::Failed(
-            "the chain has another replica of the sector: another program uses this miner".into(),
-        )))
+        let followed = self.follow(n, s, Effect::UpdateReplica).await?;
+        Ok(Err(followed.unwrap_or_else(|| {
+            Event::Failed("the chain has another replica of the sector".into())
+        })))
     }
 
     /// Whether the deadline takes changes for some epochs more, so that a message can land.
@@ -299,7 +300,7 @@ impl Shared {
     }
 
     pub(crate) async fn await_mutable(
-        &self,
+        self: &Arc<Self>,
         n: SectorNumber,
         s: &Sector,
     ) -> Result<Event, SealingError> {
@@ -319,7 +320,7 @@ impl Shared {
     }
 
     pub(crate) async fn await_update(
-        &self,
+        self: &Arc<Self>,
         n: SectorNumber,
         s: &Sector,
     ) -> Result<Event, SealingError> {
@@ -352,7 +353,7 @@ impl Shared {
 
     /// Waits until neither a reorg nor an election can ask for the first replica.
     pub(crate) async fn await_update_finality(
-        &self,
+        self: &Arc<Self>,
         n: SectorNumber,
         s: &Sector,
     ) -> Result<Event, SealingError> {
@@ -366,8 +367,19 @@ impl Shared {
         loop {
             heads.borrow_and_update();
             let head = self.chain_head()?;
-            if let Ok(OnChain::Old) = self.update_on_chain(n, s, &head).await? {
-                return Ok(Event::UpdateLost);
+            let young = s
+                .activation
+                .is_some_and(|a| (head.height - a).0 < self.cfg.finality_epochs);
+            match self.update_on_chain(n, s, &head).await? {
+                Ok(OnChain::Old) => return Ok(Event::UpdateLost),
+                Ok(OnChain::Updated) => {}
+                // The sector itself is gone, and not because it has ended.
+                Err(_) if !young => {}
+                Err(_) => {
+                    if self.info(n, &head).await?.is_none() {
+                        return Ok(Event::CommitLost);
+                    }
+                }
             }
             if head.height >= ripe {
                 let past = self.final_info(n, &head).await?;
@@ -392,7 +404,7 @@ impl Shared {
             storage.clean(id)
         })
         .await?;
-        Ok((Event::KeyReleased, Also::DropOutputs))
+        Ok((Event::KeyReleased, Also::Drop(Stored::ALL)))
     }
 
     pub(crate) async fn abort_upgrade(
@@ -407,7 +419,7 @@ impl Shared {
         }
         let id = self.id(n);
         self.delete(move |storage| storage.abort_update(id)).await?;
-        Ok((Event::UpgradeAborted, Also::DropOutputs))
+        Ok((Event::UpgradeAborted, Also::Drop(&[Stored::UpdateProof])))
     }
 }
 

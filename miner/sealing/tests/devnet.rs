@@ -242,3 +242,43 @@ async fn a_sector_is_sealed_here_kept_there_moved_on_and_proven_throughout() {
 async fn node_height(node: &Node) -> i64 {
     node.chain_head().await.unwrap().height.0
 }
+
+/// A reorg takes a commit away that everybody thought was settled, and with it the seed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_a_reorg_took_away_is_made_good() {
+    // Deep enough for the pre-commit too.
+    const DEEP: u64 = 30;
+    let policy = Policy::fast().with_block_time_ms(150).with_seed_delay(4);
+    let net = Net::start(policy).await;
+    // As with real lookbacks, the reorg leaves the ticket as it is.
+    let hub = Hub::start(&net, |cfg| cfg.ticket_lookback_epochs = 32);
+    let tall = async {
+        while node_height(&net.node).await < 45 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, tall).await.expect("blocks");
+    let piece = net.piece(1_500);
+    let at = hub.sealing.add_piece(deal(1), piece, terms(None)).await;
+    let n = at.unwrap().sector;
+    hub.sealing.seal_now(n).await.unwrap();
+    hub.until(n, SectorState::Proving).await;
+    net.chain.reorg(DEEP).unwrap();
+    let info = async || {
+        let info = net.node.state_sector_get_info(MINER.address(), n, HEAD);
+        info.await.unwrap()
+    };
+    assert!(info().await.is_none(), "the chain has lost it");
+    hub.until(n, SectorState::WaitSeed).await;
+    let sector = hub.sealing.sector(n).unwrap().unwrap().sector;
+    assert_eq!((sector.activation, sector.pieces.len()), (None, 1));
+    hub.until(n, SectorState::Proving).await;
+    let on_chain = info().await.expect("the chain has it again");
+    let record = hub.sealing.sector(n).unwrap().unwrap();
+    assert_eq!(record.sector.activation, Some(on_chain.activation));
+    assert_eq!(record.sector.pieces.len(), 1);
+    let commitments = record.sector.commitments.unwrap();
+    assert_eq!(commitments.comm_r.sealed_cid(), on_chain.sealed_cid);
+    hub.stop().await;
+    net.stop().await;
+}

@@ -7,7 +7,8 @@ mod fake;
 mod worker;
 mod world;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lotus_sealing::{BatchKind, SealingError, SectorState};
@@ -376,3 +377,78 @@ async fn a_sector_closes_by_itself() {
 }
 
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Every file of a folder with its bytes.
+fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    for entry in std::fs::read_dir(dir).into_iter().flatten() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            all.extend(contents(&path));
+        } else {
+            all.insert(path.clone(), std::fs::read(path).unwrap());
+        }
+    }
+    all
+}
+
+/// A backup of a sector in PreCommit1 is restored after the chain has taken the sector.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_backup_harms_no_sector_on_chain() {
+    let world = World::new();
+    let hub = Hub::start(&world);
+    let _gate = hub.work.hold("pre_commit1");
+    let n = hub.sealing.pledge().await.unwrap();
+    hub.until(n, SectorState::PreCommit1).await;
+    hub.stop().await;
+    let backup = world.back_up();
+    let hub = Hub::start(&world);
+    hub.until(n, SectorState::Available).await;
+    let id = world.id(n);
+    let (sealed, cache) = (hub.storage.sealed(id), hub.storage.cache(id));
+    let files = || (std::fs::read(&sealed).unwrap(), contents(&cache));
+    let before = files();
+    hub.stop().await;
+
+    // So late that the ticket of the backup would be replaced.
+    let end = world.height();
+    let late = |w: &World| w.height() > end + 500;
+    world.until("the ticket is old", late).await;
+    world.restore(&backup);
+    let hub = Hub::start(&world);
+    hub.until(n, SectorState::Available).await;
+    let begun = ["add_pieces", "pre_commit1", "pre_commit2"].map(|step| hub.work.begun(step));
+    assert_eq!((begun, files() == before), ([0; 3], true));
+    let record = hub.sealing.sector(n).unwrap().unwrap();
+    let found = record.log.iter().find(|e| e.event == "SectorFoundOnChain");
+    assert!(found.is_some_and(|e| e.message.contains("ahead of this journal")));
+    let on_chain = world.miner().active[&n.0].clone();
+    let known = record.sector.commitments.unwrap();
+    assert_eq!(known.comm_r.sealed_cid(), on_chain.sealed_cid);
+    assert_eq!(record.sector.activation, Some(on_chain.activation));
+    hub.stop().await;
+
+    // Its files are not back yet: it waits, and makes none of its own.
+    world.restore(&backup);
+    let away = cache.with_file_name("away");
+    std::fs::rename(&cache, &away).unwrap();
+    let hub = Hub::start(&world);
+    hub.until(n, SectorState::ChainConflict).await;
+    let record = hub.sealing.sector(n).unwrap().unwrap();
+    let why = record.last_error.unwrap();
+    assert!(why.contains("bring the sector's files back"), "{why}");
+    // Nor when it is tried again and again.
+    let tries = || {
+        let log = hub.sealing.sector(n).unwrap().unwrap().log;
+        log.iter().filter(|e| e.event == "SectorRetry").count()
+    };
+    world.until("a retry", |_| tries() > 2).await;
+    assert!(sealed.is_file() && hub.work.begun("add_pieces") == 0);
+    std::fs::rename(&away, &cache).unwrap();
+    hub.storage.redeclare(None).unwrap();
+    hub.until(n, SectorState::Available).await;
+    assert!(files() == before);
+    let begun = ["add_pieces", "pre_commit1", "pre_commit2"].map(|step| hub.work.begun(step));
+    assert_eq!(begun, [0; 3]);
+    hub.stop().await;
+}

@@ -212,3 +212,61 @@ async fn an_upgrade_that_is_given_up_leaves_the_sector_as_it_was() {
     hub.stop().await;
     net.stop().await;
 }
+
+/// Waits until the chain upgrades the miner's one sector.
+async fn active(net: &Net) {
+    let active = async {
+        let miner = MINER.address();
+        while net
+            .node
+            .state_miner_active_sectors(miner, HEAD)
+            .await
+            .unwrap()
+            .is_empty()
+        {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    let done = tokio::time::timeout(PATIENCE, active).await;
+    done.expect("proven");
+}
+
+/// A backup from before the new replica is restored after the chain has taken the upgrade.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_backup_harms_no_upgrade_on_chain() {
+    let net = Net::start(policy()).await;
+    let hub = Hub::start(&net, |_| {});
+    let n = hub.sealing.pledge().await.unwrap();
+    hub.until(n, SectorState::Available).await;
+    active(&net).await;
+    let gate = hub.work.hold("replica_update");
+    let piece = net.piece(900);
+    let at = hub.sealing.add_piece(deal(1), piece, terms(None)).await;
+    assert_eq!(at.unwrap().sector, n);
+    hub.sealing.seal_now(n).await.unwrap();
+    hub.until(n, SectorState::UpdateReplica).await;
+    hub.stop().await;
+    drop(gate);
+    let backup = net.back_up();
+    let hub = Hub::start(&net, |_| {});
+    hub.until(n, SectorState::UpdateActivating).await;
+    let updated = hub.storage.updated(Hub::id(n));
+    let before = std::fs::read(&updated).unwrap();
+    hub.stop().await;
+
+    net.restore(&backup);
+    let hub = Hub::start(&net, |_| {});
+    // The operator's order to give the upgrade up does no harm either, whichever is first.
+    drop(hub.sealing.abort_upgrade(n).await);
+    hub.until(n, SectorState::UpdateActivating).await;
+    assert_eq!(hub.work.begun("replica_update"), 0);
+    assert!(std::fs::read(&updated).unwrap() == before);
+    let record = hub.sealing.sector(n).unwrap().unwrap();
+    assert_eq!(record.sector.pieces.len(), 1, "it is in the upgrade");
+    let info = net.node.state_sector_get_info(MINER.address(), n, HEAD);
+    let sealed = info.await.unwrap().unwrap().sealed_cid;
+    let known = record.sector.current_commitments().unwrap();
+    assert_eq!(known.comm_r.sealed_cid(), sealed);
+    hub.stop().await;
+    net.stop().await;
+}

@@ -3,7 +3,7 @@ use lotus_proofs::SealedCommitments;
 use lotus_types::{DealKey, Epoch};
 use serde::{Deserialize, Serialize};
 
-use super::{Claim, SealSeed, SealTicket, SectorPiece, SectorState};
+use super::{Claim, Found, FoundAt, SealSeed, SealTicket, SectorPiece, SectorState};
 
 /// Why the chain refused a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +95,12 @@ pub enum Event {
         /// Until when.
         expiration: Epoch,
     },
+    /// The chain does not have the sector any more: a reorg took its prove-commit away.
+    CommitLost,
+    /// The chain is ahead of this journal, and the files here are those that it knows.
+    FoundOnChain(Box<Found>),
+    /// The chain is ahead of this journal, and the files here are not those that it knows.
+    Conflict(String),
     /// What only sealing needed is gone from the disk.
     Finalized {
         /// A sector without pieces may be upgraded later.
@@ -187,6 +193,9 @@ impl Event {
             Self::Proved { .. } => "SectorProofReady",
             Self::CommitSent(_) => "SectorCommitAggregateSent",
             Self::CommitLanded { .. } => "SectorCommitLanded",
+            Self::CommitLost => "SectorCommitLost",
+            Self::FoundOnChain(_) => "SectorFoundOnChain",
+            Self::Conflict(_) => "SectorChainConflict",
             Self::Finalized { .. } => "SectorFinalized",
             Self::MarkedForUpdate => "SectorMarkForUpdate",
             Self::ReplicaUpdated(_) => "SectorReplicaUpdate",
@@ -249,7 +258,10 @@ impl Event {
                 activation,
                 expiration,
             } => format!("active from epoch {activation} to {expiration}"),
+            Self::FoundOnChain(found) => found.message(),
+            Self::CommitLost => "the chain does not have the sector any more: a reorg".into(),
             Self::Failed(why)
+            | Self::Conflict(why)
             | Self::Refused { why, .. }
             | Self::Abandoned(why)
             | Self::NumberSpent(why)
@@ -282,6 +294,32 @@ impl Event {
             | Self::Remove
             | Self::FilesRemoved => String::new(),
         }
+    }
+}
+
+impl Found {
+    fn message(&self) -> String {
+        let replica = match &self.at {
+            FoundAt::Updated { commitments, .. } => commitments,
+            _ => &self.commitments,
+        };
+        let how = match self.at {
+            FoundAt::PreCommitted { epoch } => format!("pre-committed since epoch {epoch}"),
+            FoundAt::Active { activation, .. } => format!("active since epoch {activation}"),
+            FoundAt::Updated { seen, .. } => format!("upgraded, as seen at epoch {seen}"),
+        };
+        let pieces = match (self.same_pieces, self.has_data) {
+            (true, _) => "",
+            (false, true) => {
+                "; it holds other pieces than this journal's, which need another sector"
+            }
+            (false, false) => "; it holds no data, and this journal's pieces need another sector",
+        };
+        format!(
+            "the chain is ahead of this journal: {how} with replica {}, which is the one on \
+             disk{pieces}",
+            replica.comm_r.sealed_cid()
+        )
     }
 }
 

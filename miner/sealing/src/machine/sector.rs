@@ -99,6 +99,49 @@ pub struct Update {
     pub landed: Option<Epoch>,
 }
 
+/// A sector as the chain has it, which this journal does not know: it was restored from a backup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// What the first replica commits to.
+    pub commitments: SealedCommitments,
+    /// Sealing randomness of the first replica, if it can be told.
+    pub ticket: Option<SealTicket>,
+    /// How far it is.
+    pub at: FoundAt,
+    /// It holds the pieces that the journal has. Else they go into another sector.
+    pub same_pieces: bool,
+    /// It holds data.
+    pub has_data: bool,
+}
+
+/// How far the chain is with a sector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FoundAt {
+    /// It has the pre-commit.
+    PreCommitted {
+        /// Since when.
+        epoch: Epoch,
+    },
+    /// It has the sector.
+    Active {
+        /// Since when.
+        activation: Epoch,
+        /// Until when.
+        expiration: Epoch,
+    },
+    /// It has the sector with an upgrade.
+    Updated {
+        /// Since when it has the sector.
+        activation: Epoch,
+        /// Until when.
+        expiration: Epoch,
+        /// What the new replica commits to.
+        commitments: SealedCommitments,
+        /// Where it was seen.
+        seen: Epoch,
+    },
+}
+
 /// Where a sector waits for a message that it may share with others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seat {
@@ -143,6 +186,17 @@ pub struct Sector {
     pub proved: bool,
     /// The last prove-commit message.
     pub commit: Option<Cid>,
+    /// The batch of that message.
+    #[serde(default)]
+    pub commit_batch: Option<u64>,
+    /// What a seal proof is made of was deleted, as it is once the chain has the sector: another
+    /// proof needs the replica made again, from the pieces on.
+    #[serde(default)]
+    pub bare: bool,
+    /// The chain has it with data whose pieces are not in this journal, which was restored from a
+    /// backup.
+    #[serde(default)]
+    pub unlisted: bool,
     /// Its place in a batch of messages.
     pub seat: Seat,
     /// Epoch at which the chain took the sector.
@@ -179,6 +233,9 @@ impl Sector {
             seed: None,
             proved: false,
             commit: None,
+            commit_batch: None,
+            bare: false,
+            unlisted: false,
             seat: Seat {
                 since_unix_ms: 0,
                 batch: None,

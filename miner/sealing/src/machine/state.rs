@@ -146,6 +146,11 @@ states! {
     TerminateFailed => Some(Effect::RetryLater);
     /// Deleting the files failed.
     RemoveFailed => Some(Effect::RetryLater);
+    /// The chain has this number with another replica than the files here, and making ours would
+    /// overwrite them: the operator brings the right ones, or removes the sector. Looked at again.
+    ChainConflict => Some(Effect::RetryLater);
+    /// As `ChainConflict`, of an upgrade: the chain has another one.
+    SnapDealsChainConflict => Some(Effect::RetryLater);
     /// The chain will never take this sector, for the reason that the record gives. Its files
     /// are kept until the operator removes it.
     FailedUnrecoverable => None;
@@ -176,6 +181,7 @@ impl SectorState {
                 | Self::Removing
                 | Self::RemoveFailed
                 | Self::Removed
+                | Self::ChainConflict
                 | Self::FailedUnrecoverable
         )
     }
@@ -211,6 +217,7 @@ impl SectorState {
                 | Self::SnapDealsDealsExpired
                 | Self::ReplicaUpdateFailed
                 | Self::FinalizeReplicaUpdateFailed
+                | Self::SnapDealsChainConflict
         )
     }
 

@@ -1,7 +1,7 @@
 use lotus_journal::{EffectId, Machine, Map};
 use lotus_types::SectorNumber;
 
-use super::{Cause, Effect, Event, Seat, Sector, SectorPiece, SectorState, Update};
+use super::{Cause, Effect, Event, Found, FoundAt, Seat, Sector, SectorPiece, SectorState, Update};
 
 /// Failures in a row after which a step is not tried on the same input again, but its input is
 /// made anew.
@@ -42,7 +42,9 @@ pub fn step(now: Option<&Sector>, event: &Event) -> Option<(Sector, Vec<Effect>)
         None => opened(event, after)?,
     };
     absorb(&mut sector, event);
-    if gives_back(&sector, event, after) {
+    // The pieces of an upgrade end with the sector that it was of.
+    let upgraded = now.is_some_and(|s| s.update.is_some());
+    if gives_back(&sector, event, after) || (upgraded && *event == Event::CommitLost) {
         sector.pieces.clear();
     }
     sector.state = after;
@@ -76,6 +78,8 @@ fn next(now: Option<&Sector>, event: &Event) -> Option<SectorState> {
     };
     let worn_out = s.failures > PATIENCE;
     let pre_committed = s.pre_commit_epoch.is_some();
+    // PreCommit1 needs the sector's data, which is gone when the sector was cleaned up.
+    let from_pre_commit1 = if s.bare { AddPiece } else { PreCommit1 };
     let encoded = s.update.as_ref().is_some_and(|u| u.commitments.is_some());
     let update_proved = s.update.as_ref().is_some_and(|u| u.proved);
     Some(match (s.state, event) {
@@ -91,6 +95,7 @@ fn next(now: Option<&Sector>, event: &Event) -> Option<SectorState> {
         (SubmitPreCommitBatch, PreCommitSent(_)) => PreCommitBatchWait,
         (SubmitPreCommitBatch | PreCommitBatchWait, PreCommitLanded { .. }) => WaitSeed,
         (WaitSeed, SeedReady(seed)) if s.proved && s.seed == Some(*seed) => SubmitCommitAggregate,
+        (WaitSeed, SeedReady(_)) if s.bare => AddPiece,
         (WaitSeed, SeedReady(_)) => Committing,
         (Committing, Proved { .. }) => SubmitCommitAggregate,
         (SubmitCommitAggregate, Batched { .. } | NotAggregated(_)) => SubmitCommitAggregate,
@@ -104,10 +109,44 @@ fn next(now: Option<&Sector>, event: &Event) -> Option<SectorState> {
             | CommitAggregateWait,
             CommitLanded { .. },
         ) => FinalizeSector,
-        (FinalizeSector, Finalized { upgradable: true }) if s.pieces.is_empty() => Available,
+        (FinalizeSector, Finalized { upgradable: true }) if is_empty(s) => Available,
         (FinalizeSector, Finalized { .. }) => Proving,
 
+        // The same before a step that would overwrite or delete what the chain knows.
+        (
+            WaitDeals
+            | AddPiece
+            | PreCommit1
+            | PreCommit2
+            | SubmitPreCommitBatch
+            | WaitSeed
+            | SubmitCommitAggregate,
+            FoundOnChain(found),
+        ) => found_in(found),
+        (
+            Removing
+            | SnapDealsWaitDeals
+            | SnapDealsAddPiece
+            | UpdateReplica
+            | SubmitReplicaUpdate
+            | SectorState::AbortUpgrade,
+            FoundOnChain(found),
+        ) if found_in(found) != WaitSeed => found_in(found),
+        (WaitDeals | AddPiece | PreCommit1 | PreCommit2, Conflict(_)) => ChainConflict,
+        (
+            SnapDealsWaitDeals
+            | SnapDealsAddPiece
+            | UpdateReplica
+            | SubmitReplicaUpdate
+            | SectorState::AbortUpgrade,
+            Conflict(_),
+        ) => SnapDealsChainConflict,
+
         // The chain moved on without us, or back.
+        (FinalizeSector | FinalizeFailed | Proving | Available | UpdateActivating, CommitLost) => {
+            WaitSeed
+        }
+        (SubmitPreCommitBatch, TicketExpired) if s.bare => AddPiece,
         (PreCommit1 | SubmitPreCommitBatch, TicketExpired) => GetTicket,
         (WaitSeed | SubmitCommitAggregate, PreCommitLost) => SubmitPreCommitBatch,
         (SubmitCommitAggregate, SeedLost) => WaitSeed,
@@ -180,12 +219,15 @@ fn next(now: Option<&Sector>, event: &Event) -> Option<SectorState> {
         (SealPreCommit1Failed, Retry) => PreCommit1,
         (SealPreCommit2Failed, Retry) if worn_out => PreCommit1,
         (SealPreCommit2Failed, Retry) => PreCommit2,
+        (PreCommitFailed, Retry) if worn_out && !pre_committed && s.bare => AddPiece,
         (PreCommitFailed, Retry) if worn_out && !pre_committed => GetTicket,
         (PreCommitFailed, Retry) => SubmitPreCommitBatch,
-        (ComputeProofFailed, Retry) if worn_out => PreCommit1,
-        (CommitFailed, Retry) if s.bad_proofs >= BAD_PROOFS => PreCommit1,
+        (ComputeProofFailed, Retry) if worn_out => from_pre_commit1,
+        (CommitFailed, Retry) if s.bad_proofs >= BAD_PROOFS => from_pre_commit1,
         (ComputeProofFailed | CommitFailed, Retry) => WaitSeed,
         (FinalizeFailed, Retry) => FinalizeSector,
+        (ChainConflict, Retry) => AddPiece,
+        (SnapDealsChainConflict, Retry) => SnapDealsAddPiece,
         (SectorState::DealsExpired, Retry) => Removing,
         (SnapDealsDealsExpired, Retry) => SectorState::AbortUpgrade,
         (SnapDealsAddPieceFailed | ReplicaUpdateFailed, Retry) if worn_out => {
@@ -207,9 +249,18 @@ fn next(now: Option<&Sector>, event: &Event) -> Option<SectorState> {
     })
 }
 
+/// The state of a sector that was found on chain.
+const fn found_in(found: &Found) -> SectorState {
+    match found.at {
+        FoundAt::PreCommitted { .. } => SectorState::WaitSeed,
+        FoundAt::Active { .. } => SectorState::FinalizeSector,
+        FoundAt::Updated { .. } => SectorState::UpdateActivating,
+    }
+}
+
 /// On chain, and without data.
 fn is_empty(s: &Sector) -> bool {
-    s.activation.is_some() && s.pieces.is_empty() && s.update.is_none()
+    s.activation.is_some() && s.pieces.is_empty() && s.update.is_none() && !s.unlisted
 }
 
 /// A sector on chain is removed from a state of rest; whether the chain still needs it is for
@@ -254,6 +305,9 @@ fn may_force(s: &Sector, to: SectorState) -> bool {
 /// Whether the pieces go back: the sector will never hold them. Pieces of a sector that was on
 /// chain and has ended do not.
 fn gives_back(s: &Sector, event: &Event, after: SectorState) -> bool {
+    if let Event::FoundOnChain(found) = event {
+        return !found.same_pieces;
+    }
     match after {
         SectorState::Removing => s.activation.is_none(),
         SectorState::FailedUnrecoverable => matches!(event, Event::NumberSpent(_)),
@@ -301,6 +355,7 @@ fn absorb(s: &mut Sector, event: &Event) {
             unix_ms,
         } => {
             s.commitments = Some(*commitments);
+            s.bare = false;
             s.bad_proofs = 0;
             s.seat = seat(*unix_ms);
             if s.pre_commit_epoch.is_none() {
@@ -343,7 +398,10 @@ fn absorb(s: &mut Sector, event: &Event) {
             s.proved = true;
             s.seat = seat(*unix_ms);
         }
-        Event::CommitSent(cid) => s.commit = Some(*cid),
+        Event::CommitSent(cid) => {
+            s.commit = Some(*cid);
+            s.commit_batch = s.seat.batch;
+        }
         Event::CommitLanded {
             activation,
             expiration,
@@ -353,7 +411,23 @@ fn absorb(s: &mut Sector, event: &Event) {
             s.seat = Seat::default();
             s.failures = 0;
         }
-        Event::Finalized { .. } => s.failures = 0,
+        Event::CommitLost => {
+            s.activation = None;
+            s.expiration = None;
+            s.update = None;
+            s.failures = 0;
+            // The message may land again; one that was cleaned up is of no use for another proof.
+            s.seat = Seat {
+                batch: s.commit_batch,
+                ..Seat::default()
+            };
+            s.bare = true;
+        }
+        Event::FoundOnChain(found) => absorb_found(s, found),
+        Event::Finalized { .. } => {
+            s.failures = 0;
+            s.bare = true;
+        }
         Event::Failed(why) => {
             failed(s, why, Cause::Other);
             if let (SectorState::ProveReplicaUpdate, Some(u)) = (s.state, &mut s.update) {
@@ -363,6 +437,8 @@ fn absorb(s: &mut Sector, event: &Event) {
         Event::Abandoned(why) | Event::NumberSpent(why) | Event::DealsExpired(why) => {
             failed(s, why, Cause::Other);
         }
+        // It waits longer, but nothing is made anew for it.
+        Event::Conflict(why) => failed(s, why, Cause::Money),
         Event::Refused { why, spent, cause } => {
             failed(s, why, *cause);
             refused(s, *spent, *cause == Cause::Proof);
@@ -396,6 +472,43 @@ fn absorb(s: &mut Sector, event: &Event) {
         | Event::Retry
         | Event::Remove
         | Event::FilesRemoved => {}
+    }
+}
+
+fn absorb_found(s: &mut Sector, found: &Found) {
+    s.commitments = Some(found.commitments);
+    s.ticket = found.ticket;
+    s.unlisted = found.has_data && !found.same_pieces;
+    s.seat = Seat::default();
+    s.seed = None;
+    s.proved = false;
+    s.failures = 0;
+    s.bad_proofs = 0;
+    let old = s.update.take();
+    match found.at {
+        FoundAt::PreCommitted { epoch } => s.pre_commit_epoch = Some(epoch),
+        FoundAt::Active {
+            activation,
+            expiration,
+        } => {
+            s.activation = Some(activation);
+            s.expiration = Some(expiration);
+        }
+        FoundAt::Updated {
+            activation,
+            expiration,
+            commitments,
+            seen,
+        } => {
+            s.activation = Some(activation);
+            s.expiration = Some(expiration);
+            s.update = Some(Update {
+                commitments: Some(commitments),
+                proved: false,
+                landed: Some(seen),
+                ..old.unwrap_or_default()
+            });
+        }
     }
 }
 

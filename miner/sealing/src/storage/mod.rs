@@ -29,6 +29,7 @@ mod place;
 mod state;
 mod watch;
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -36,7 +37,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use lotus_journal::{Journal, JournalError};
-use lotus_types::{SectorId, SectorSize};
+use lotus_proofs::replica_commitment;
+use lotus_types::{Commitment, SectorId, SectorSize};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, Semaphore};
 
@@ -60,6 +62,8 @@ const SPACE_PER_SECTOR: u64 = 16;
 const COPIES: usize = 2;
 /// The folder in a scratch folder in which a sector is unsealed.
 const UNSEAL: &str = "unseal";
+/// Replicas of which it is remembered whether they are of an upgrade.
+const MAX_KINDS: usize = 100_000;
 /// Paths that a hub may have.
 const MAX_PATHS: usize = 256;
 
@@ -115,6 +119,8 @@ struct Inner {
     wake: Notify,
     /// Copies that may be made at the same time.
     copies: Semaphore,
+    /// Replicas of sectors that have two, and whether they are of an upgrade. That never changes.
+    kinds: Mutex<HashMap<(SectorId, Commitment), bool>>,
 }
 
 impl Storage {
@@ -142,6 +148,7 @@ impl Storage {
             writing: Mutex::default(),
             wake: Notify::new(),
             copies: Semaphore::new(COPIES),
+            kinds: Mutex::default(),
         }));
         storage.redeclare(None)?;
         storage.clear_unseals();
@@ -303,18 +310,21 @@ impl Storage {
     }
 
     /// Moves what an attempt has made to its place, in the path that the attempt is in. What
-    /// another path has of it is given up: it is of an earlier try.
+    /// another path has of it is given up: it is of an earlier try. A replica that commits to one
+    /// of `kept` is not replaced: the chain asks for it.
     pub(crate) fn put(
         &self,
         sector: SectorId,
         part: Part,
         from: &Path,
+        kept: &[Commitment],
     ) -> Result<(), StorageError> {
         let Part::File(file) = part else {
             let to = self.unsealed(sector);
             return put_in_place(from, &to).map_err(StorageError::io(&to));
         };
         let _one_at_a_time = lock(&self.0.writing);
+        self.refuse_kept(sector, file, kept)?;
         let (path, dir) = {
             let state = lock(&self.0.state);
             state.check(sector)?;
@@ -333,6 +343,69 @@ impl Storage {
             tracing::warn!(%sector, error = %e, "old files are not deleted yet");
         }
         Ok(())
+    }
+
+    /// An error when a file belongs to a replica that is kept. The last guard: steps ask the chain
+    /// before they begin.
+    fn refuse_kept(
+        &self,
+        sector: SectorId,
+        file: FileType,
+        kept: &[Commitment],
+    ) -> Result<(), StorageError> {
+        let cache = match file {
+            FileType::Update | FileType::UpdateCache => self.updated_cache(sector),
+            _ => self.cache(sector),
+        };
+        if kept.is_empty() {
+            return Ok(());
+        }
+        let why = match replica_commitment(&cache) {
+            Ok(None) => return Ok(()),
+            Ok(Some(comm_r)) if !kept.contains(&comm_r) => return Ok(()),
+            Ok(Some(comm_r)) => format!("the chain has replica {}", comm_r.sealed_cid()),
+            Err(e) => format!("the chain has a replica, and that here can not be read: {e}"),
+        };
+        Err(StorageError::refused(
+            format!("files of {sector} are not replaced: {why}"),
+            "see `lotus-miner sectors status --log`; if the hub was restored from a backup, stop it \
+             and keep a copy of the sector's files",
+        ))
+    }
+
+    /// Whether the replica that commits to `comm_r` is that of an upgrade. The files say it where
+    /// there are both; `hint` is what the journal says.
+    pub(crate) fn is_update(&self, sector: SectorId, comm_r: &Commitment, hint: bool) -> bool {
+        {
+            let state = lock(&self.0.state);
+            let has = |file| state.locate(sector, file).is_some();
+            match (has(FileType::Sealed), has(FileType::Update)) {
+                (_, false) => return false,
+                (false, true) => return true,
+                (true, true) => {}
+            }
+        }
+        let key = (sector, *comm_r);
+        if let Some(known) = lock(&self.0.kinds).get(&key) {
+            return *known;
+        }
+        let of = |cache: PathBuf| replica_commitment(&cache).ok().flatten() == Some(*comm_r);
+        let order = if hint { [true, false] } else { [false, true] };
+        let found = order.into_iter().find(|update| {
+            of(if *update {
+                self.updated_cache(sector)
+            } else {
+                self.cache(sector)
+            })
+        });
+        // Neither can be read, or the replica is not here.
+        let Some(found) = found else { return hint };
+        let mut kinds = lock(&self.0.kinds);
+        if kinds.len() >= MAX_KINDS {
+            kinds.clear();
+        }
+        kinds.insert(key, found);
+        found
     }
 
     /// Deletes what only sealing needed.

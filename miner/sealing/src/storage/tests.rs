@@ -104,7 +104,7 @@ fn seal(storage: &Storage, n: u64) {
     fs::write(attempt.join("cache/p_aux"), "aux").unwrap();
     for (name, file) in [("cache", FileType::Cache), ("sealed", FileType::Sealed)] {
         storage
-            .put(id(n), Part::File(file), &attempt.join(name))
+            .put(id(n), Part::File(file), &attempt.join(name), &[])
             .unwrap();
     }
 }
@@ -485,4 +485,83 @@ fn what_a_crash_left_of_an_unsealing_is_deleted() {
     storage.begin_unseal(id(7)).unwrap();
     storage.end_unseal(id(7)).unwrap();
     assert!(attempt.exists());
+}
+
+/// A replica's own record: two field elements.
+fn record(dir: &Path, n: u8) -> Commitment {
+    let mut aux = [0; 64];
+    (aux[0], aux[32]) = (n, n + 1);
+    fs::write(dir.join("p_aux"), aux).unwrap();
+    replica_commitment(dir).unwrap().unwrap()
+}
+
+#[test]
+fn a_replica_that_the_chain_has_is_not_replaced() {
+    let rig = Rig::new();
+    let storage = rig.open();
+    seal(&storage, 7);
+    let before = read(&storage, 7);
+    let attempt = || {
+        let attempt = storage.attempt(id(7), "pre-commit1").unwrap();
+        fs::write(attempt.join("sealed"), "other").unwrap();
+        fs::create_dir(attempt.join("cache")).unwrap();
+        attempt
+    };
+    let put = |file: FileType, from: &Path, kept: &[Commitment]| {
+        storage.put(id(7), Part::File(file), from, kept)
+    };
+    // Its record can not be read: it may be.
+    let from = attempt();
+    let any = [Commitment([1; 32])];
+    refused(put(FileType::Cache, &from.join("cache"), &any), "read");
+    let own = record(&storage.cache(id(7)), 3);
+    refused(
+        put(FileType::Cache, &from.join("cache"), &[own]),
+        "the chain",
+    );
+    refused(
+        put(FileType::Sealed, &from.join("sealed"), &[own]),
+        "the chain",
+    );
+    assert_eq!(fs::read_to_string(storage.sealed(id(7))).unwrap(), before.0);
+    // Another replica is in nobody's way.
+    put(FileType::Sealed, &from.join("sealed"), &any).unwrap();
+    assert_eq!(fs::read_to_string(storage.sealed(id(7))).unwrap(), "other");
+}
+
+#[test]
+fn the_files_say_which_replica_is_of_an_upgrade() {
+    let rig = Rig::new();
+    let make = |n: u64, file: FileType, cache: FileType, aux: Option<u8>| {
+        let root = rig.dir("home");
+        let (file, cache) = (place_in(&root, file, id(n)), place_in(&root, cache, id(n)));
+        fs::create_dir_all(&cache).unwrap();
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, "replica").unwrap();
+        aux.map(|aux| record(&cache, aux))
+    };
+    let first = |n, aux| make(n, FileType::Sealed, FileType::Cache, aux);
+    let update = |n, aux| make(n, FileType::Update, FileType::UpdateCache, aux);
+    // As Lotus leaves them: one kind, the other, both.
+    let a = first(1, Some(3)).unwrap();
+    let b = update(2, Some(5)).unwrap();
+    let (c, d) = (first(3, Some(7)).unwrap(), update(3, Some(9)).unwrap());
+    let lost = first(4, None);
+    update(4, None);
+    assert_eq!(lost, None);
+    let storage = rig.open();
+    for hint in [false, true] {
+        for (n, comm_r, is_update) in [
+            (1, a, false),
+            (2, b, true),
+            (3, c, false),
+            (3, d, true),
+            // Neither tells: the journal does.
+            (4, a, hint),
+            (5, a, false),
+        ] {
+            let got = storage.is_update(id(n), &comm_r, hint);
+            assert_eq!(got, is_update, "{n} {hint}");
+        }
+    }
 }

@@ -115,6 +115,18 @@ impl Net {
         piece
     }
 
+    /// Copies the journal of a hub that has stopped.
+    pub(crate) fn back_up(&self) -> Vec<u8> {
+        drop(open(&self.dir.path().join("journal")));
+        std::fs::read(self.dir.path().join("journal")).unwrap()
+    }
+
+    /// Puts a copy back.
+    pub(crate) fn restore(&self, journal: &[u8]) {
+        drop(open(&self.dir.path().join("journal")));
+        std::fs::write(self.dir.path().join("journal"), journal).unwrap();
+    }
+
     pub(crate) async fn stop(mut self) {
         self.stop.cancel();
         while self.tasks.join_next().await.is_some() {}

@@ -420,6 +420,16 @@ impl World {
         }
     }
 
+    /// Copies the journal of a hub that has stopped.
+    pub(crate) fn back_up(&self) -> Vec<u8> {
+        std::fs::read(self.dir.path().join("journal")).unwrap()
+    }
+
+    /// Puts a copy back.
+    pub(crate) fn restore(&self, journal: &[u8]) {
+        std::fs::write(self.dir.path().join("journal"), journal).unwrap();
+    }
+
     pub(crate) fn miner(&self) -> MutexGuard<'_, Miner> {
         self.miner.lock().unwrap()
     }

@@ -8,8 +8,8 @@ use lotus_proofs::SealedCommitments;
 use lotus_types::{Commitment, Epoch, EpochDelta};
 
 use super::{
-    Cause, Claim, Effect, Event, SealSeed, SealTicket, Sector, SectorState, Update, returned, step,
-    testing,
+    Cause, Claim, Effect, Event, Found, FoundAt, SealSeed, SealTicket, Sector, SectorState, Update,
+    returned, step, testing,
 };
 use SectorState as S;
 
@@ -44,6 +44,31 @@ fn refused(spent: bool, cause: Cause) -> Event {
         spent,
         cause,
     }
+}
+
+const PRE_COMMITTED: FoundAt = FoundAt::PreCommitted { epoch: Epoch(20) };
+const ACTIVE: FoundAt = FoundAt::Active {
+    activation: Epoch(40),
+    expiration: Epoch(4_000),
+};
+const UPDATED: FoundAt = FoundAt::Updated {
+    activation: Epoch(40),
+    expiration: Epoch(4_000),
+    commitments: SealedCommitments {
+        comm_r: Commitment([5; 32]),
+        comm_d: Commitment([6; 32]),
+    },
+    seen: Epoch(90),
+};
+
+fn found(at: FoundAt, same_pieces: bool) -> Event {
+    Event::FoundOnChain(Box::new(Found {
+        commitments: commitments(),
+        ticket: None,
+        at,
+        same_pieces,
+        has_data: true,
+    }))
 }
 
 /// One event of each kind.
@@ -81,6 +106,9 @@ fn every_event() -> Vec<Event> {
             activation: Epoch(40),
             expiration: Epoch(4_000),
         },
+        Event::CommitLost,
+        found(UPDATED, true),
+        Event::Conflict("others".into()),
         Event::Finalized { upgradable: true },
         Event::MarkedForUpdate,
         Event::ReplicaUpdated(commitments()),
@@ -393,4 +421,134 @@ fn claims_are_noted_at_their_pieces() {
     let claims = vec![(s.pieces[1].key.clone(), claim)];
     let s = run(s, &[Event::Packed { claims }]);
     assert_eq!((s.pieces[0].claim, s.pieces[1].claim), (None, Some(claim)));
+}
+
+#[test]
+fn the_chain_is_followed_where_it_is_ahead() {
+    let ahead = [
+        S::WaitDeals,
+        S::AddPiece,
+        S::PreCommit1,
+        S::PreCommit2,
+        S::SubmitPreCommitBatch,
+        S::WaitSeed,
+        S::SubmitCommitAggregate,
+    ];
+    for state in ahead {
+        for (found_at, to) in [
+            (PRE_COMMITTED, S::WaitSeed),
+            (ACTIVE, S::FinalizeSector),
+            (UPDATED, S::UpdateActivating),
+        ] {
+            let mut s = at(state);
+            s.failures = 5;
+            s.pieces
+                .push(testing::placed(1, testing::piece(1, 1024), 0));
+            let same = run(s.clone(), &[found(found_at, true)]);
+            assert_eq!((same.state, same.pieces.len()), (to, 1), "{state}");
+            assert_eq!((same.failures, same.unlisted), (0, false));
+            assert_eq!(same.commitments, Some(commitments()));
+            // It holds what this journal does not know: the piece goes into another sector.
+            let other = run(s.clone(), &[found(found_at, false)]);
+            assert_eq!((other.state, other.unlisted), (to, true));
+            assert_eq!(returned(Some(&s), &other).len(), 1);
+            let landed = other.update.and_then(|u| u.landed);
+            assert_eq!(landed.is_some(), found_at == UPDATED);
+        }
+    }
+    // What it holds must not be upgraded away.
+    let s = run(at(S::AddPiece), &[found(ACTIVE, false)]);
+    let s = run(s, &[Event::Finalized { upgradable: true }]);
+    assert_eq!(s.state, S::Proving);
+    assert_eq!(step(Some(&s), &Event::MarkedForUpdate), None);
+}
+
+#[test]
+fn a_conflict_makes_nothing_anew_and_is_looked_at_again() {
+    let mut s = at(S::PreCommit1);
+    s.pieces
+        .push(testing::placed(1, testing::piece(1, 1024), 0));
+    for _ in 0..20 {
+        s = run(s, &[Event::Conflict("others".into())]);
+        assert_eq!((s.state, s.pieces.len()), (S::ChainConflict, 1));
+        assert!(s.reason.is_some() && s.failures <= 3);
+        s = run(s, &[Event::Retry]);
+        assert_eq!(s.state, S::AddPiece);
+    }
+    let mut s = at(S::UpdateReplica);
+    for _ in 0..20 {
+        s = run(s, &[Event::Conflict("others".into())]);
+        assert_eq!(s.state, S::SnapDealsChainConflict);
+        s = run(s, &[Event::Retry]);
+        assert_eq!(s.state, S::SnapDealsAddPiece);
+    }
+}
+
+#[test]
+fn a_lost_commit_is_made_good() {
+    let committed = [
+        seed(1),
+        Event::Proved { unix_ms: 1 },
+        batched(7),
+        Event::CommitSent(cid(2)),
+        Event::CommitLanded {
+            activation: Epoch(40),
+            expiration: Epoch(4_000),
+        },
+        Event::Finalized { upgradable: true },
+    ];
+    let mut s = at(S::WaitSeed);
+    s.pre_commit_epoch = Some(Epoch(20));
+    s.pre_commit_batch = Some(6);
+    s.pieces
+        .push(testing::placed(1, testing::piece(1, 1024), 0));
+    let proven = run(s, &committed);
+    assert_eq!(proven.state, S::Proving);
+    let lost = run(proven.clone(), &[Event::CommitLost]);
+    assert_eq!((lost.state, lost.activation), (S::WaitSeed, None));
+    assert_eq!(lost.pieces.len(), 1, "they are still in it");
+    // The same seed: the same proof, and first the same message.
+    let same = run(lost.clone(), &[seed(1)]);
+    assert_eq!(same.state, S::SubmitCommitAggregate);
+    assert_eq!(same.seat.batch, Some(7));
+    // Another: the replica is made again, with the ticket that the chain has.
+    let other = run(lost.clone(), &[seed(2)]);
+    assert_eq!(other.state, S::AddPiece);
+    let remade = run(
+        other,
+        &[
+            Event::PiecesWritten,
+            Event::Packed { claims: vec![] },
+            Event::Ticket(SealTicket {
+                value: [9; 32],
+                epoch: Epoch(99),
+            }),
+            Event::PreCommit1Done,
+            Event::PreCommit2Done {
+                commitments: commitments(),
+                unix_ms: 2,
+            },
+            Event::PreCommitLanded { epoch: Epoch(20) },
+            seed(2),
+        ],
+    );
+    assert_eq!(remade.state, S::Committing);
+    assert_eq!(remade.ticket, proven.ticket);
+    // The pre-commit is gone too: its message goes out again.
+    let deeper = run(lost.clone(), &[Event::PreCommitLost]);
+    assert_eq!(deeper.seat.batch, Some(6));
+    let late = run(deeper, &[Event::TicketExpired]);
+    assert_eq!(late.state, S::AddPiece, "its data was deleted");
+    // The operator may do what he may with one that never was on chain.
+    let forced = Event::ForceState(S::SubmitPreCommitBatch);
+    assert!(step(Some(&proven), &forced).is_none());
+    assert!(step(Some(&lost), &forced).is_some());
+    let removed = run(lost.clone(), &[Event::Remove]);
+    assert_eq!(returned(Some(&lost), &removed).len(), 1);
+    // An upgrade goes with its sector.
+    let mut upgraded = at(S::UpdateActivating);
+    upgraded.pieces = proven.pieces;
+    let after = run(upgraded.clone(), &[Event::CommitLost]);
+    assert_eq!((after.state, &after.update), (S::WaitSeed, &None));
+    assert_eq!(returned(Some(&upgraded), &after).len(), 1);
 }

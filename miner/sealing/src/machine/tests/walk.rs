@@ -18,13 +18,29 @@ fn answers(effect: Effect) -> Vec<Event> {
     ];
     let all = every_event();
     let one = |name: &str| all.iter().find(|e| e.name() == name).cloned().unwrap();
+    // What a step finds that looks at the chain before it overwrites anything.
+    let ahead = vec![
+        found(UPDATED, true),
+        found(UPDATED, false),
+        one("SectorChainConflict"),
+    ];
+    let new = vec![
+        found(PRE_COMMITTED, true),
+        found(ACTIVE, true),
+        found(ACTIVE, false),
+    ];
     let mut out = match effect {
-        Effect::WaitForPieces => vec![one("SectorStartPacking")],
-        Effect::WritePieces => vec![one("SectorPieceAdded"), fail],
+        Effect::WaitForPieces => [vec![one("SectorStartPacking")], ahead].concat(),
+        Effect::WritePieces => [vec![one("SectorPieceAdded"), fail], ahead].concat(),
         Effect::CheckPieces => vec![one("SectorPacked"), one("SectorDealsExpired"), fail],
         Effect::TakeTicket => vec![one("SectorTicket")],
-        Effect::PreCommit1 => vec![one("SectorPreCommit1"), one("SectorTicketExpired"), fail],
-        Effect::PreCommit2 => vec![one("SectorPreCommit2"), fail],
+        Effect::PreCommit1 => [
+            vec![one("SectorPreCommit1"), one("SectorTicketExpired"), fail],
+            ahead,
+            new,
+        ]
+        .concat(),
+        Effect::PreCommit2 => [vec![one("SectorPreCommit2"), fail], ahead, new].concat(),
         Effect::SendPreCommit => vec![
             one("SectorPreCommitBatchSent"),
             one("SectorBatched"),
@@ -33,6 +49,7 @@ fn answers(effect: Effect) -> Vec<Event> {
             one("SectorDealsExpired"),
             one("SectorAbandoned"),
             one("SectorNumberSpent"),
+            found(ACTIVE, false),
             landed,
         ],
         Effect::AwaitPreCommit => vec![one("SectorPreCommitLanded"), landed],
@@ -41,6 +58,7 @@ fn answers(effect: Effect) -> Vec<Event> {
             seed(2),
             one("SectorPreCommitLost"),
             one("SectorAbandoned"),
+            found(ACTIVE, true),
             landed,
         ],
         Effect::Prove => vec![one("SectorProofReady"), fail],
@@ -51,11 +69,12 @@ fn answers(effect: Effect) -> Vec<Event> {
             one("SectorPreCommitLost"),
             one("SectorSeedLost"),
             one("SectorAbandoned"),
+            found(PRE_COMMITTED, true),
             landed,
         ],
         Effect::AwaitCommit => vec![landed],
         Effect::Finalize => vec![one("SectorFinalized"), fail],
-        Effect::UpdateReplica => vec![one("SectorReplicaUpdate"), fail],
+        Effect::UpdateReplica => [vec![one("SectorReplicaUpdate"), fail], ahead].concat(),
         Effect::ProveUpdate => vec![one("SectorProveReplicaUpdate"), fail],
         Effect::FinalizeUpdate => vec![one("SectorUpdateFinalized"), fail],
         Effect::SendUpdate => vec![
@@ -63,20 +82,26 @@ fn answers(effect: Effect) -> Vec<Event> {
             one("SectorDeadlineImmutable"),
             one("SectorReplicaUpdateLanded"),
             one("SectorDealsExpired"),
+            found(UPDATED, true),
+            one("SectorChainConflict"),
             fail,
         ],
         Effect::AwaitMutable => vec![one("SectorDeadlineMutable")],
         Effect::AwaitUpdate => vec![one("SectorReplicaUpdateLanded")],
         Effect::AwaitUpdateFinality => vec![one("SectorFinal"), one("SectorReplicaUpdateLost")],
         Effect::ReleaseKey => vec![one("SectorKeyReleased")],
-        Effect::AbortUpgrade => vec![
-            one("SectorRevertUpgradeToProving"),
-            one("SectorReplicaUpdateLanded"),
-        ],
+        Effect::AbortUpgrade => [
+            vec![
+                one("SectorRevertUpgradeToProving"),
+                one("SectorReplicaUpdateLanded"),
+            ],
+            ahead,
+        ]
+        .concat(),
         Effect::SendTerminate => vec![one("SectorTerminating"), one("SectorTerminated")],
         Effect::AwaitTerminate => vec![one("SectorTerminated")],
         Effect::AwaitTerminateFinality => vec![one("SectorFinal"), one("SectorTerminateLost")],
-        Effect::Remove => vec![one("SectorRemoved"), fail],
+        Effect::Remove => vec![one("SectorRemoved"), found(ACTIVE, false), fail],
         Effect::RetryLater => vec![one("SectorRetry")],
     };
     let chain = [
@@ -108,13 +133,14 @@ fn every_answer_of_every_effect_applies() {
     }
 }
 
-/// What the operator can do.
+/// What comes from elsewhere: what the operator can do, and what a reorg does.
 fn orders() -> Vec<Event> {
     let mut orders = vec![
         Event::Terminate,
         Event::Remove,
         Event::AbortUpgrade,
         Event::MarkedForUpdate,
+        Event::CommitLost,
     ];
     orders.extend(S::ALL.iter().map(|s| Event::ForceState(*s)));
     orders
