@@ -5,21 +5,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use lotus_e2e::{Failed, Net, secs};
+use lotus_node_client::api::TipSetKey;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde::Serialize;
 
-use crate::pieces::{self, Entry};
+use crate::pieces::{self, Entry, Sector};
+use crate::sectors::MINER;
 
 /// What the devnet says in the error answers that are ordered here.
 const ORDERED: &str = "failed by command";
 /// Events by which the chain itself moves a sector to a failure state.
 const EVIDENCE: [&str; 5] = [
-    "Refused",
-    "Abandoned",
-    "NumberSpent",
-    "TicketExpired",
-    "DealsExpired",
+    "SectorChainRefused",
+    "SectorAbandoned",
+    "SectorNumberSpent",
+    "SectorTicketExpired",
+    "SectorDealsExpired",
 ];
 
 #[derive(Debug, clap::Args)]
@@ -43,6 +45,11 @@ pub(crate) struct Report {
     failed_by_chain: usize,
     /// Pieces that are not in exactly one proven sector. Must be 0.
     lost: usize,
+    /// Sectors with pieces that the hub shows as proven and the chain has. Their number must be that
+    /// of the pieces.
+    on_chain: usize,
+    /// Sectors that the hub shows as proven and the chain does not have. Must be none.
+    not_on_chain: Vec<u64>,
     /// What was done to the node, by kind.
     faults: BTreeMap<&'static str, u64>,
     /// What failed, the first few.
@@ -52,7 +59,9 @@ pub(crate) struct Report {
 
 /// Whether the sector came into a failure state by this.
 fn is_failure(e: &Entry) -> bool {
-    let failed = |s: &str| s.contains("Failed") || s.ends_with("DealsExpired");
+    let failed = |s: &str| {
+        s.contains("Failed") || s.ends_with("DealsExpired") || s.ends_with("ChainConflict")
+    };
     failed(&e.to) && !failed(&e.from)
 }
 
@@ -76,18 +85,31 @@ pub(crate) async fn run(options: &Options, seed: u64) -> Result<Report, Failed> 
             made.insert(pieces::deal(&net, n.into(), &mut random).await?);
         }
         faults.next(&net).await;
-        let proven = pieces::proven(&pieces::sectors(&net).await?).len();
+        let sectors = pieces::sectors(&net).await?;
+        let proven = pieces::proven(&sectors).len();
+        let told = on_chain(&net, &sectors).await;
         eprintln!(
-            "[{:7.2} s] {} deals, {proven} of {wanted} pieces in proven sectors",
+            "[{:7.2} s] {} deals, {proven} of {wanted} pieces in proven sectors; of those sectors \
+             the chain has {}",
             start.elapsed().as_secs_f64(),
             made.len(),
+            told.as_ref()
+                .map_or_else(|e| format!("? ({e})"), |t| t.has.to_string()),
         );
-        if proven == wanted || Instant::now() > deadline {
+        let done = proven == wanted && told.is_ok_and(|t| t.has >= wanted && t.lacks.is_empty());
+        if done || Instant::now() > deadline {
             break;
         }
     }
 
-    let all = pieces::sectors(&net).await?;
+    let ask = async |net: &Net| {
+        let all = pieces::sectors(net).await.ok()?;
+        let told = on_chain(net, &all).await.ok()?;
+        Some((all, told))
+    };
+    let (all, told) = net
+        .wait("the sectors of hub and chain", secs(120), ask)
+        .await?;
     let places = pieces::proven(&all);
     let lost = made.iter().filter(|p| places.get(*p) != Some(&1)).count();
     let mut failures = Vec::new();
@@ -108,12 +130,14 @@ pub(crate) async fn run(options: &Options, seed: u64) -> Result<Report, Failed> 
     }
     failures.truncate(20);
     let report = Report {
-        ok: lost == 0 && by_transport == 0,
+        ok: lost == 0 && by_transport == 0 && told.lacks.is_empty() && told.has >= made.len(),
         seed,
         sectors: all.len(),
         failed_by_transport: by_transport,
         failed_by_chain: by_chain,
         lost,
+        on_chain: told.has,
+        not_on_chain: told.lacks,
         faults: faults.count,
         failures,
         seconds: start.elapsed().as_secs_f64(),
@@ -123,6 +147,33 @@ pub(crate) async fn run(options: &Options, seed: u64) -> Result<Report, Failed> 
     }
     net.stop().await?;
     Ok(report)
+}
+
+/// What the chain says of the sectors that the hub shows as proven.
+struct Told {
+    /// Sectors with pieces that it has.
+    has: usize,
+    /// Sectors that it does not have.
+    lacks: Vec<u64>,
+}
+
+/// The chain's word on the sectors with pieces that the hub shows as proven, and on those without.
+async fn on_chain(net: &Net, sectors: &[Sector]) -> Result<Told, Failed> {
+    let node = net.node()?;
+    let all = node
+        .state_miner_sectors(MINER.address(), None, &TipSetKey::HEAD)
+        .await
+        .map_err(|e| Failed::at("the sectors of the chain", e))?;
+    let there: BTreeSet<u64> = all.iter().map(|s| s.sector_number.0).collect();
+    let proven = ["Proving", "Available"];
+    let shown = sectors
+        .iter()
+        .filter(|s| proven.contains(&s.state.as_str()));
+    let (has, lacks): (Vec<&Sector>, Vec<&Sector>) = shown.partition(|s| there.contains(&s.number));
+    Ok(Told {
+        has: has.iter().filter(|s| !s.pieces.is_empty()).count(),
+        lacks: lacks.iter().map(|s| s.number).collect(),
+    })
 }
 
 /// Orders of `lotus-devnet fault`, one after the other.
