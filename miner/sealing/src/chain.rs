@@ -481,8 +481,8 @@ fn not_there(why: String) -> Event {
 
 fn other_replica(n: SectorNumber, what: &str) -> Event {
     Event::Abandoned(format!(
-        "the chain has a {what} of number {n} with another replica, which is not on disk here: another \
-         program uses this miner, or this hub was restored from a backup without its files"
+        "the chain has a {what} of number {n} with another replica, which is not on disk here: \
+         another program uses this miner, or this hub was restored from a backup without its files"
     ))
 }
 

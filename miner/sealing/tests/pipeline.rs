@@ -452,3 +452,26 @@ async fn a_restored_backup_harms_no_sector_on_chain() {
     assert_eq!(begun, [0; 3]);
     hub.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sector_that_the_chain_lost_for_good_gives_its_pieces_back() {
+    let world = World::new();
+    let hub = Hub::start(&world);
+    let piece = world.piece(1_500);
+    let at = hub.sealing.add_piece(deal(0), piece, terms()).await;
+    let n = at.unwrap().sector;
+    hub.sealing.seal_now(n).await.unwrap();
+    hub.until(n, SectorState::Proving).await;
+    let needed = hub.sealing.remove(n).await.unwrap_err();
+    assert!(matches!(needed, SealingError::Needed { .. }), "{needed}");
+    // A reorg, after which the number is spent and nothing is under it.
+    world.miner().active.remove(&n.0);
+    hub.until(n, SectorState::FailedUnrecoverable).await;
+    let log = hub.sealing.sector(n).unwrap().unwrap().log;
+    let lost = log.iter().find(|e| e.event == "SectorCommitLost").unwrap();
+    assert_eq!((&*lost.from, &*lost.to), ("Proving", "WaitSeed"));
+    assert_eq!(hub.returned(), [deal(0)]);
+    hub.sealing.remove(n).await.unwrap();
+    hub.until(n, SectorState::Removed).await;
+    hub.stop().await;
+}
