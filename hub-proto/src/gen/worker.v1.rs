@@ -149,7 +149,7 @@ pub struct TaskDone {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ToWorker {
-    #[prost(oneof = "to_worker::What", tags = "1, 2")]
+    #[prost(oneof = "to_worker::What", tags = "1, 2, 3")]
     pub what: ::core::option::Option<to_worker::What>,
 }
 /// Nested message and enum types in `ToWorker`.
@@ -160,6 +160,8 @@ pub mod to_worker {
         Task(super::Task),
         #[prost(message, tag = "2")]
         Stop(super::Stop),
+        #[prost(message, tag = "3")]
+        Abort(super::Abort),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -179,6 +181,13 @@ pub struct Task {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Stop {}
+/// Gives up one task. The worker answers with TaskDone, whatever became of it, once nothing of the
+/// task runs any more. Only workers on other hosts get it: one on the hub's host is killed.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Abort {
+    #[prost(string, tag = "1")]
+    pub task_id: ::prost::alloc::string::String,
+}
 /// Generated client implementations.
 pub mod workers_client {
     #![allow(

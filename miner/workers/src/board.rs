@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use lotus_types::SectorId;
 use serde::{Deserialize, Serialize};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::mpsc;
 
 use crate::pool::{Job, lock};
 use crate::{Class, Declared, Pool, WorkError};
@@ -56,7 +56,7 @@ pub(crate) struct Board(Mutex<Notes>);
 #[derive(Default)]
 struct Notes {
     last_worker: u64,
-    workers: BTreeMap<u64, (WorkerInfo, CancellationToken)>,
+    workers: BTreeMap<u64, (WorkerInfo, mpsc::UnboundedSender<String>)>,
     tasks: BTreeMap<String, Started>,
 }
 
@@ -66,14 +66,14 @@ struct Started {
 }
 
 impl Board {
-    /// Notes a worker. The token is cancelled when the worker must give up what it does.
+    /// Notes a worker. The channel has the tasks that it must give up, each once.
     pub(crate) fn join(
         &self,
         class: Class,
         slots: usize,
         pid: Option<u32>,
         remote: Option<(String, Declared)>,
-    ) -> (u64, CancellationToken) {
+    ) -> (u64, mpsc::UnboundedReceiver<String>) {
         let mut notes = lock(&self.0);
         notes.last_worker += 1;
         let (host, declared) = remote.unzip();
@@ -86,10 +86,11 @@ impl Board {
             declared,
             since_unix_ms: unix_ms(),
         };
-        let abort = CancellationToken::new();
+        // No more than the tasks that it has.
+        let (abort, aborts) = mpsc::unbounded_channel();
         let id = info.id;
-        notes.workers.insert(id, (info, abort.clone()));
-        (id, abort)
+        notes.workers.insert(id, (info, abort));
+        (id, aborts)
     }
 
     /// A worker is gone. Its tasks are ended one by one.
@@ -123,16 +124,20 @@ impl Board {
         ended.is_some_and(|s| s.aborted)
     }
 
-    /// Takes the worker away from a task. `None`: no worker has it.
+    /// Takes a task away from its worker. `None`: no worker has it.
     fn abort(&self, task: &str) -> Option<Result<(), WorkError>> {
         let mut notes = lock(&self.0);
         let started = notes.tasks.get_mut(task)?;
         if started.info.class == Class::Prove {
             return Some(Err(guarded(task)));
         }
-        started.aborted = true;
+        let before = std::mem::replace(&mut started.aborted, true);
         let worker = started.info.worker?;
-        notes.workers.get(&worker)?.1.cancel();
+        let abort = &notes.workers.get(&worker)?.1;
+        // One that is gone already gives up all of its tasks.
+        if !before && abort.send(task.to_owned()).is_err() {
+            tracing::debug!(task, "its worker was gone");
+        }
         Some(Ok(()))
     }
 }
@@ -168,8 +173,8 @@ impl Pool {
     }
 
     /// Gives up a seal task for now: its caller hears of [`WorkError::Aborted`], which is a lost
-    /// worker to it, and does the step again later. The worker that has the task is killed.
-    /// Proofs are never given up.
+    /// worker to it, and does the step again later. A worker on this host has one task and is killed; one on another host
+    /// gives up this task and goes on with its others. Proofs are never given up.
     pub fn abort(&self, task: &str) -> Result<(), WorkError> {
         if let Some(done) = self.0.board.abort(task) {
             return done;

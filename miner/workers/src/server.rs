@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use hub_proto::worker::v1::workers_server::{Workers, WorkersServer};
 use hub_proto::worker::v1::{
-    FileList, FromWorker, ReadChunk, ReadRequest, Stop, Task as WireTask, TaskDone, TaskRef,
+    Abort, FileList, FromWorker, ReadChunk, ReadRequest, Stop, Task as WireTask, TaskDone, TaskRef,
     ToWorker, WorkerHello, WriteChunk, WriteDone, from_worker, to_worker,
 };
 use lotus_types::Kind;
@@ -271,14 +271,11 @@ impl Session {
         let (class, slots) = (hello.class, hello.slots);
         let host = hello.remote.as_ref().map(|(host, _)| host.clone());
         tracing::info!(%class, pid = self.pid, host, "worker attached");
-        let (worker, abort) = self.shared.board.join(class, slots, self.pid, hello.remote);
+        let (worker, aborts) = self.shared.board.join(class, slots, self.pid, hello.remote);
         self.shared
             .join(worker, Taker::new(class, slots, hello.host));
         let mut running = HashMap::new();
-        let why = tokio::select! {
-            why = self.work(worker, class, slots, &mut running) => why,
-            () = abort.cancelled() => "the operator aborted its task".into(),
-        };
+        let why = self.work(worker, class, slots, aborts, &mut running).await;
         if host.is_some() {
             tracing::info!(%class, host, why, "a worker on another host is gone");
         }
@@ -384,6 +381,7 @@ impl Session {
         worker: u64,
         class: Class,
         slots: usize,
+        mut aborts: mpsc::UnboundedReceiver<String>,
         running: &mut HashMap<String, Running>,
     ) -> String {
         let shared = self.shared.clone();
@@ -420,6 +418,19 @@ impl Session {
                         Ok(Some(FromWorker { what: None })) => {}
                         Ok(None) => return "it left".into(),
                         Err(e) => return format!("its stream broke: {}", e.message()),
+                    }
+                }
+                Some(task_id) = aborts.recv() => {
+                    let Some(task) = running.get_mut(&task_id) else {
+                        continue;
+                    };
+                    // A worker on this host computes in its own process, and has one task.
+                    if self.remote.is_none() {
+                        return "the operator aborted its task".into();
+                    }
+                    task.deadline = task.deadline.min(Instant::now() + silence);
+                    if !self.send(to_worker::What::Abort(Abort { task_id }), silence).await {
+                        return "it took no message".into();
                     }
                 }
                 () = tokio::time::sleep_until(heard + silence) => {
@@ -512,9 +523,14 @@ async fn answer(
             };
             let id = job.id.clone();
             if let Some(Running { job, .. }) = running.remove(&id) {
-                shared.board.end(&id);
+                let aborted = shared.board.end(&id);
                 shared.done(worker, job.class, &id);
-                job.finish(result);
+                // One that was done meanwhile is done.
+                let step = job.step;
+                job.finish(match result {
+                    Err(_) if aborted => Err(WorkError::Aborted { step }),
+                    result => result,
+                });
             }
         }
         from_worker::What::Heartbeat(_) | from_worker::What::Hello(_) => {}

@@ -153,7 +153,8 @@ pub async fn attach(args: &WorkerArgs) -> Result<(), Fault> {
                         out.send(from_worker::What::Done(failed(id, Kind::Fatal, why))).await?;
                     }
                     Some(to_worker::What::Stop(_)) => return Ok(()),
-                    None => {}
+                    // A proof can not be interrupted: the hub kills this process instead.
+                    Some(to_worker::What::Abort(_)) | None => {}
                 },
                 Ok(None) => return Ok(()),
                 Err(e) => return Err(lost("lost", &e.message())),

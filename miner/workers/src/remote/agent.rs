@@ -21,7 +21,6 @@ use lotus_types::Kind;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +32,7 @@ use super::copy::{self, Hash, is_plain};
 use super::identity::{Bundle, HUB_NAME};
 use super::proof::{self, Failed, Program};
 use super::scratch::{Claimed, Scratch};
+use super::tasks::Tasks;
 use super::transfer::{Hub, Stuck};
 use crate::fit::Needs;
 use crate::progress::Meter;
@@ -327,7 +327,7 @@ async fn session(cx: &Arc<Cx>) -> Result<(), Fault> {
         .into_inner();
     tracing::info!(worker = %cx.bundle.name, hub = cx.hub, "attached to the hub");
 
-    let mut tasks = JoinSet::new();
+    let mut tasks = Tasks::default();
     let mut beat = tokio::time::interval(BEAT);
     loop {
         tokio::select! {
@@ -336,7 +336,12 @@ async fn session(cx: &Arc<Cx>) -> Result<(), Fault> {
                     Some(to_worker::What::Task(task)) => {
                         let span = tracing::info_span!("work", task = task.id);
                         lotus_runtime::trace::set_parent(&span, &task.traceparent);
-                        tasks.spawn(work(cx.clone(), files.clone(), task).instrument(span));
+                        let id = task.id.clone();
+                        tasks.start(id, work(cx.clone(), files.clone(), task).instrument(span));
+                    }
+                    Some(to_worker::What::Abort(abort)) => {
+                        tracing::warn!(task = abort.task_id, "the operator of the hub aborts it");
+                        tasks.abort(&abort.task_id);
                     }
                     Some(to_worker::What::Stop(_)) => return Ok(()),
                     None => {}
@@ -344,10 +349,12 @@ async fn session(cx: &Arc<Cx>) -> Result<(), Fault> {
                 Ok(None) => return Err(cx.lost("lost", "it closed the stream")),
                 Err(status) => return Err(cx.refused("lost", &status)),
             },
-            Some(ended) = tasks.join_next() => match ended {
-                Ok(done) => out.send(from_worker::What::Done(done)).await?,
-                Err(e) => return Err(Fault::new(Kind::Fatal, e.to_string(), "report this")),
-            },
+            Some(ended) = tasks.next() => {
+                let done = ended.map_err(|e| Fault::new(Kind::Fatal, e.to_string(), "report this"))?;
+                // One that was aborted had no time to do it itself.
+                crate::pool::lock(&cx.meters).remove(&done.task_id);
+                out.send(from_worker::What::Done(done)).await?;
+            }
             _ = beat.tick() => {
                 out.send(from_worker::What::Heartbeat(Heartbeat {})).await?;
                 let progress: Vec<TaskProgress> = crate::pool::lock(&cx.meters)

@@ -7,6 +7,7 @@ pub(crate) mod identity;
 pub(crate) mod listen;
 mod proof;
 mod scratch;
+mod tasks;
 #[cfg(test)]
 mod tests;
 mod transfer;

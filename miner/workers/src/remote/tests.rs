@@ -152,19 +152,20 @@ impl Worker {
     }
 
     async fn with(client: WorkersClient<Channel>, version: &str) -> Result<Self, Status> {
-        Self::of(client, version, Class::Seal).await
+        Self::of(client, version, Class::Seal, 1).await
     }
 
     async fn of(
         mut client: WorkersClient<Channel>,
         version: &str,
         class: Class,
+        slots: u32,
     ) -> Result<Self, Status> {
         let (to, outbound) = mpsc::channel(8);
         let hello = WorkerHello {
             class: class.as_str().into(),
             version: version.into(),
-            slots: 1,
+            slots,
             host: "h".into(),
             steps: Task::remote(class)
                 .iter()
@@ -196,7 +197,7 @@ impl Worker {
         let message = tokio::time::timeout(LIMIT, self.from.message()).await;
         match message.unwrap()?.unwrap().what.unwrap() {
             to_worker::What::Task(task) => Ok(task),
-            to_worker::What::Stop(_) => panic!("stopped"),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -482,5 +483,49 @@ async fn a_lost_worker_comes_too_late() {
     assert_eq!(text(&rig.path("cache/layer-1")), "labels");
     assert_eq!(std::fs::read_dir(rig.path("attempt")).unwrap().count(), 0);
     assert_eq!(code(again.inputs(mine).await), Code::FailedPrecondition);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn an_abort_takes_one_task_and_not_the_worker() {
+    let rig = Rig::start().await;
+    let client = dial(&rig.bundle("one")).await.unwrap();
+    let version = env!("CARGO_PKG_VERSION");
+    let mut worker = Worker::of(client, version, Class::Seal, 2).await.unwrap();
+    let mut running = JoinSet::new();
+    let mut tasks = Vec::new();
+    for _ in 0..2 {
+        let (pool, task) = (rig.pool.clone(), rig.pre_commit2());
+        running.spawn(async move { pool.run(task, None).await });
+        tasks.push(worker.next().await.unwrap());
+    }
+    let before = rig.pool.workers();
+
+    rig.pool.abort(&tasks[0].id).unwrap();
+    // Twice is once.
+    rig.pool.abort(&tasks[0].id).unwrap();
+    let told = tokio::time::timeout(LIMIT, worker.from.message()).await;
+    let told = told.unwrap().unwrap().unwrap().what.unwrap();
+    let to_worker::What::Abort(abort) = told else {
+        panic!("{told:?}");
+    };
+    assert_eq!(abort.task_id, tasks[0].id);
+    let given_up = failed(abort.task_id, Kind::Transport, "it was aborted".into());
+    worker.end(given_up).await;
+    let ended = tokio::time::timeout(LIMIT, running.join_next()).await;
+    let e = ended.unwrap().unwrap().unwrap().unwrap_err();
+    assert!(matches!(e, WorkError::Aborted { .. }), "{e}");
+
+    // The other one goes on, with the same worker, which takes a new one beside it.
+    assert_eq!(rig.pool.workers(), before);
+    let (pool, task) = (rig.pool.clone(), rig.pre_commit2());
+    running.spawn(async move { pool.run(task, None).await });
+    let third = worker.next().await.unwrap();
+    for task in [&tasks[1], &third] {
+        worker.fails(task).await;
+        let ended = tokio::time::timeout(LIMIT, running.join_next()).await;
+        let e = ended.unwrap().unwrap().unwrap().unwrap_err();
+        assert!(matches!(e, WorkError::Failed { .. }), "{e}");
+    }
     rig.end().await;
 }

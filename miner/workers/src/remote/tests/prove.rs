@@ -61,9 +61,9 @@ async fn what_another_host_does_not_prove_is_proven_here() {
     let rig = Rig::start().await;
     let version = env!("CARGO_PKG_VERSION");
     let client = dial_here(&rig).await;
-    let mut here = Worker::of(client, version, Class::Prove).await.unwrap();
+    let mut here = Worker::of(client, version, Class::Prove, 1).await.unwrap();
     let client = dial(&rig.bundle("one")).await.unwrap();
-    let there = Worker::of(client, version, Class::Prove).await.unwrap();
+    let there = Worker::of(client, version, Class::Prove, 1).await.unwrap();
     two_are_there(&rig).await;
     // Only one of them can read a sector.
     assert_eq!(rig.pool.attached().borrow().prove, 1);
@@ -114,7 +114,7 @@ async fn what_another_host_does_not_prove_is_proven_here() {
     }
     // A block is not sent away as long as there is somebody here.
     let client = dial(&rig.bundle("two")).await.unwrap();
-    let _there = Worker::of(client, version, Class::Prove).await.unwrap();
+    let _there = Worker::of(client, version, Class::Prove, 1).await.unwrap();
     two_are_there(&rig).await;
     let running = prove(&rig, PostKind::Winning);
     for step in ["winning_openings", "winning_post"] {
