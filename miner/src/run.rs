@@ -135,6 +135,10 @@ pub async fn run(
     };
 
     let node = Client::connect(&cfg.node).map_err(|e| from_node(&e))?;
+    tracing::info!(at = node.endpoint(), by = %cfg.node.named_by(), "full node");
+    if cfg.node.is_overridden() {
+        tracing::warn!("FULLNODE_API_INFO overrides the node in config.toml");
+    }
     check_node(&node, actor.address(), size).await?;
     let checked = network::check(&node, proofs, size, CHECK_LIMIT).await?;
     let unchecked = (!checked).then(|| node.clone());

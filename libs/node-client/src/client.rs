@@ -1,4 +1,5 @@
 use std::env;
+use std::fmt;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -36,7 +37,7 @@ const API_INFO: &str = "FULLNODE_API_INFO";
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct NodeConfig {
-    /// `TOKEN:MULTIADDR` or `TOKEN:URL`, as in FULLNODE_API_INFO, which is used if this is empty.
+    /// `TOKEN:MULTIADDR` or `TOKEN:URL`, as in FULLNODE_API_INFO, which overrides this as with Lotus.
     pub api: String,
     /// The node's repo on this host: its files `token` and `api` are read, again after the node
     /// restarted. Used if neither `api` nor FULLNODE_API_INFO is set.
@@ -58,20 +59,75 @@ impl Default for NodeConfig {
     }
 }
 
+/// What says where the node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NamedBy {
+    /// FULLNODE_API_INFO.
+    Variable,
+    /// `[node] api`.
+    Api,
+    /// `[node] repo`.
+    Repo,
+    /// Nothing does.
+    Nothing,
+}
+
+impl fmt::Display for NamedBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Variable => API_INFO,
+            Self::Api => "[node] api",
+            Self::Repo => "[node] repo",
+            Self::Nothing => "nothing",
+        })
+    }
+}
+
+/// FULLNODE_API_INFO, if it is set.
+fn variable() -> Option<String> {
+    env::var(API_INFO).ok().filter(|info| !info.is_empty())
+}
+
 impl NodeConfig {
-    /// Finds the endpoint: `api`, else FULLNODE_API_INFO, else the files of `repo`.
+    /// What says where the node is: FULLNODE_API_INFO as with Lotus, else `api`, else `repo`.
+    #[must_use]
+    pub fn named_by(&self) -> NamedBy {
+        self.named(variable().as_deref())
+    }
+
+    fn named(&self, variable: Option<&str>) -> NamedBy {
+        if variable.is_some() {
+            NamedBy::Variable
+        } else if !self.api.is_empty() {
+            NamedBy::Api
+        } else if !self.repo.as_os_str().is_empty() {
+            NamedBy::Repo
+        } else {
+            NamedBy::Nothing
+        }
+    }
+
+    /// Whether FULLNODE_API_INFO overrides another node that is configured.
+    #[must_use]
+    pub fn is_overridden(&self) -> bool {
+        let configured = !self.api.is_empty() || !self.repo.as_os_str().is_empty();
+        variable().is_some_and(|info| configured && info != self.api)
+    }
+
+    /// Finds the endpoint: FULLNODE_API_INFO, else `api`, else the files of `repo`.
     pub fn endpoint(&self) -> Result<Endpoint, NodeError> {
-        if !self.api.is_empty() {
-            return Endpoint::parse(&self.api);
-        }
-        if let Ok(info) = env::var(API_INFO)
-            && !info.is_empty()
-        {
-            return Endpoint::parse(&info);
-        }
-        if self.repo.as_os_str().is_empty() {
-            let why = "[node] api, FULLNODE_API_INFO and [node] repo are all unset";
-            return Err(NodeError::BadEndpoint { why: why.into() });
+        self.endpoint_with(variable().as_deref())
+    }
+
+    fn endpoint_with(&self, variable: Option<&str>) -> Result<Endpoint, NodeError> {
+        match self.named(variable) {
+            NamedBy::Variable => return Endpoint::parse(variable.unwrap_or_default()),
+            NamedBy::Api => return Endpoint::parse(&self.api),
+            NamedBy::Repo => {}
+            NamedBy::Nothing => {
+                let why = "[node] api, FULLNODE_API_INFO and [node] repo are all unset";
+                return Err(NodeError::BadEndpoint { why: why.into() });
+            }
         }
         let read = |name: &str| {
             let path = self.repo.join(name);
@@ -314,5 +370,31 @@ pub(crate) fn classify(endpoint: &Endpoint, method: &str, e: RpcError) -> NodeEr
             method,
             why: other.to_string(),
         },
+    }
+}
+
+#[cfg(test)]
+mod named {
+    use super::*;
+
+    #[test]
+    fn the_variable_wins_then_the_address_then_the_repo() {
+        let config = |api: &str, repo: &str| NodeConfig {
+            api: api.into(),
+            repo: repo.into(),
+            ..NodeConfig::default()
+        };
+        let (a, b) = ("a:/ip4/127.0.0.1/tcp/1/http", "b:/ip4/127.0.0.1/tcp/2/http");
+        for (cfg, variable, by, token) in [
+            (config(a, "/r"), Some(b), NamedBy::Variable, Some("b")),
+            (config("", "/r"), Some(b), NamedBy::Variable, Some("b")),
+            (config(a, "/r"), None, NamedBy::Api, Some("a")),
+            (config("", "/r"), None, NamedBy::Repo, None),
+            (config("", ""), None, NamedBy::Nothing, None),
+        ] {
+            assert_eq!(cfg.named(variable), by);
+            let endpoint = cfg.endpoint_with(variable).ok();
+            assert_eq!(endpoint.as_ref().and_then(Endpoint::token), token, "{by}");
+        }
     }
 }

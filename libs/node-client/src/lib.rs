@@ -12,7 +12,7 @@ pub mod json;
 mod node;
 mod notify;
 
-pub use client::{Client, NodeConfig};
+pub use client::{Client, NamedBy, NodeConfig};
 pub use endpoint::Endpoint;
 pub use error::NodeError;
 pub use node::{FullNode, HeadChanges, Node};

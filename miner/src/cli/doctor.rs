@@ -74,6 +74,13 @@ pub(super) async fn doctor(cx: &Cx) -> Result<(), Fault> {
                 add("lotus_api.listen", port("lotus_api.listen", listen).await);
             }
         }
+        let by = cfg.node.named_by();
+        let named = if cfg.node.is_overridden() {
+            format!("{by}, which overrides config.toml")
+        } else {
+            by.to_string()
+        };
+        add("node named by", Ok(named));
         let parameters = parameters(cfg)?;
         add("parameters", parameters);
         let found = look_up(&cfg.node, cfg.actor()?).await;

@@ -22,8 +22,8 @@ pub(super) struct InitArgs {
     /// Repo of the full node on this host; its files `token` and `api` are read at each start
     #[arg(long, value_name = "DIR", conflicts_with = "node_api")]
     node_repo: Option<PathBuf>,
-    /// The full node as TOKEN:MULTIADDR or TOKEN:URL. Without it and --node-repo, the variable
-    /// FULLNODE_API_INFO is used, now and at each start
+    /// The full node as TOKEN:MULTIADDR or TOKEN:URL. The variable FULLNODE_API_INFO overrides it
+    /// and --node-repo, now and at each start, as with Lotus
     #[arg(
         long,
         value_name = "INFO",
