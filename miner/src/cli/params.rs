@@ -25,9 +25,10 @@ pub(super) enum ParamsCommand {
     /// Make the missing files of 2 KiB sectors, for a devnet on this machine
     ///
     /// Measured on two cores: WindowPoSt 6 s, WinningPoSt 25 s, PoRep 11 minutes, 5 GB of memory
-    /// and a file of 1.1 GB; aggregates 1 s; the update's was never measured. With --post-only,
-    /// half a minute and 59 MB. It may be killed and run again. Proofs by these parameters hold nowhere else:
-    /// networks use published ones, which `lotus fetch-params` fetches.
+    /// and a file of 1.1 GB; aggregates 1 s; the update, with PoRep beside other work, 24 minutes
+    /// and a file of 656 MB. With --post-only, half a minute and 59 MB. It may be killed and run
+    /// again. Proofs by these parameters hold nowhere else: networks use published ones, which
+    /// `lotus fetch-params` fetches.
     Generate(Which),
 }
 
@@ -161,7 +162,7 @@ fn cost(set: &ParamSet) -> &'static str {
         Circuit::WindowPost => "about 6 s",
         Circuit::WinningPost => "about 25 s",
         Circuit::Seal => "about 11 minutes and 5 GB of memory",
-        Circuit::Update => "unmeasured: minutes",
+        Circuit::Update => "minutes, as PoRep",
         Circuit::Aggregate => "about 1 s",
     }
 }

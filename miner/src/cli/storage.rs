@@ -261,14 +261,18 @@ fn purpose(p: &PathView) -> String {
 
 fn found(cx: &Cx, number: u64, held: &[HeldView]) -> Result<(), Fault> {
     if cx.json {
-        return print_json(&held);
+        print_json(&held)?;
     }
+    // Also with --json: a script must not take nothing for something.
     if held.is_empty() {
         return Err(Fault::new(
             Kind::Data,
             format!("no attached storage path has files of sector {number}"),
             "attach the path that has them, or look again with `lotus-miner storage redeclare`",
         ));
+    }
+    if cx.json {
+        return Ok(());
     }
     let mut out = table(&["Path", "Folder", "Files", "In use", "Note"]);
     for h in held {

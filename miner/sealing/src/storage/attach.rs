@@ -131,7 +131,13 @@ impl Storage {
     /// Attaches a folder, and finds what is in it. An attached one that is named again takes the
     /// new `read_only`.
     pub fn attach(&self, new: &NewPath) -> Result<PathId, StorageError> {
-        let dir = fs::canonicalize(&new.dir).map_err(StorageError::io(&new.dir))?;
+        let dir = fs::canonicalize(&new.dir).map_err(|e| {
+            // An order is not tried again, so its error says what to do.
+            StorageError::refused(
+                format!("{}: {e}", new.dir.display()),
+                "name a folder that is there: mount its disk, or make it",
+            )
+        })?;
         if !dir.is_dir() || dir.to_str().is_none() {
             return Err(StorageError::refused(
                 format!("{} is no folder with a name in UTF-8", dir.display()),
