@@ -4,6 +4,7 @@ mod actor;
 mod auth;
 mod backup;
 mod doctor;
+mod elsewhere;
 mod info;
 mod info_all;
 mod init;
@@ -198,6 +199,9 @@ pub fn start(args: Args) -> Result<(), Fault> {
         },
         args.command,
     );
+    if let Some(done) = elsewhere::run(&cx, &command) {
+        return done;
+    }
     match command {
         // These make runtimes of their own.
         Command::Worker(worker) => worker_main(&worker),
