@@ -16,6 +16,8 @@ use lotus_types::{ActorId, Kind, SectorSize};
 use lotus_workers::WorkersConfig;
 use serde::{Deserialize, Serialize};
 
+use crate::pieces::KeepUnsealed;
+
 /// Prefix of the variables that overlay config.toml: `LOTUS_MINER__API__LISTEN`.
 pub const ENV_PREFIX: &str = "LOTUS_MINER";
 
@@ -132,6 +134,10 @@ pub struct PiecesConfig {
     pub retry_max_ms: u64,
     /// Longest life of a capacity credit, seconds.
     pub max_credit_secs: u32,
+    /// How long the raw copy of a piece stays beside its sealed sector: `always`, `until-proven`
+    /// or `until-deal-ends`. A deal that says itself whether it wants one is asked first. A copy is
+    /// deleted when its sector is proven for 900 epochs, and can be unsealed again.
+    pub keep_unsealed: KeepUnsealed,
 }
 
 impl Default for PiecesConfig {
@@ -144,6 +150,7 @@ impl Default for PiecesConfig {
             retry_first_ms: 200,
             retry_max_ms: 30_000,
             max_credit_secs: 3_600,
+            keep_unsealed: KeepUnsealed::Always,
         }
     }
 }

@@ -18,6 +18,7 @@ pub mod control;
 mod control_proving;
 mod control_storage;
 pub mod events;
+pub mod handover;
 pub mod lotus;
 mod network;
 pub mod operations;

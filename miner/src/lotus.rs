@@ -1,18 +1,23 @@
 //! The hub as Lotus' JSON-RPC asks about it.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lotus_api::{Hub, Senders, StoragePath};
+use lotus_api::{Data, Hub, NewPiece, Senders, StoragePath, Work};
 use lotus_messages::AddressConfig;
 use lotus_node_client::Node;
 use lotus_node_client::api::TipSet;
 use lotus_node_client::json::parse_address;
+use lotus_runtime::Fault;
 use lotus_sealing::{PathView, SealingError, SectorRecord, SectorState};
-use lotus_types::{ActorId, SectorNumber, SectorSize};
+use lotus_types::{ActorId, Kind, PieceCid, SectorNumber, SectorSize};
 use lotus_workers::{JobInfo, WorkerInfo};
 
+use crate::handover::Handover;
+use crate::pieces::blocking;
 use crate::sealer::Sealer;
+use crate::unsealed::Unsealed;
 
 /// Answers from the parts of the hub.
 pub struct LotusHub {
@@ -22,6 +27,10 @@ pub struct LotusHub {
     pub node: Node,
     /// Who pays for messages.
     pub addresses: AddressConfig,
+    /// Raw pieces.
+    pub unsealed: Arc<Unsealed>,
+    /// Takes pieces over.
+    pub handover: Handover,
 }
 
 impl Hub for LotusHub {
@@ -68,6 +77,7 @@ impl Hub for LotusHub {
             available: p.available,
             reserved: p.reserved,
             used: p.used,
+            takes_new: p.reachable && p.trouble.is_none() && !p.read_only,
             sectors: p
                 .sectors
                 .into_iter()
@@ -96,5 +106,31 @@ impl Hub for LotusHub {
 
     fn node(&self) -> Node {
         self.node.clone()
+    }
+
+    fn raw_file(&self, piece: &PieceCid) -> Option<PathBuf> {
+        self.unsealed.raw_file(piece)
+    }
+
+    fn unseal(&self, piece: PieceCid) -> Work<'_, ()> {
+        Box::pin(async move {
+            let made = self.unsealed.make(&piece).await;
+            made.map_err(|e| Fault::new(e.kind(), e.to_string(), "see the hub's log"))
+        })
+    }
+
+    fn redeclare(&self, path: Option<String>) -> Work<'_, ()> {
+        let storage = self.sealer.storage.clone();
+        Box::pin(async move {
+            let id = path.map(|p| p.parse()).transpose();
+            let id = id.map_err(|e: String| Fault::new(Kind::Data, e, "see StorageLocal"))?;
+            blocking(move || storage.redeclare(id.as_ref()))
+                .await
+                .map_err(|e| Fault::new(e.kind(), e.to_string(), e.fix()))
+        })
+    }
+
+    fn add_piece(&self, piece: NewPiece, data: Data) -> Work<'_, (SectorNumber, u64)> {
+        Box::pin(self.handover.take(piece, data))
     }
 }

@@ -31,10 +31,11 @@ use crate::config::MinerConfig;
 use crate::control::Control;
 use crate::control_storage::StorageControl;
 use crate::events::EventLog;
+use crate::handover::Handover;
 use crate::lotus::LotusHub;
 use crate::network;
 use crate::operations::Operations;
-use crate::pieces::{PieceRunner, Pieces, Placer};
+use crate::pieces::{PieceRunner, Pieces, Placer, sweep};
 use crate::repo::Repo;
 use crate::sealer::{Files, Replicas, Sealer, SectorObserver};
 use crate::unsealed::Unsealed;
@@ -241,8 +242,11 @@ pub async fn run(
     let (unsealed, unseal) = Unsealed::new(pieces.clone(), generation, sealer.clone());
     let height = watch::Sender::new(0);
     let placer: Arc<dyn Placer> = sealer.clone();
+    let (raw_copies, placed, heights) = (pieces.clone(), placer.clone(), height.subscribe());
     let piece_runner = PieceRunner::new(pieces.clone(), placer.clone(), height.subscribe())?;
     let capacity = Capacity::new(pieces.clone(), repo.pieces(), &cfg.pieces, size, generation);
+    let capacity = Arc::new(capacity);
+    let handover = Handover::new(pieces.clone(), capacity.clone());
     let api = Api {
         actor,
         sector_size: size,
@@ -251,7 +255,7 @@ pub async fn run(
         data_url,
         pieces,
         placer,
-        capacity: Arc::new(capacity),
+        capacity,
         unsealed: unsealed.clone(),
         events: events.clone(),
         sectors: sealer.clone(),
@@ -289,8 +293,13 @@ pub async fn run(
         mining.await;
     });
     parts.spawn("pieces", piece_runner.run(stop.clone()));
+    parts.spawn_endless(
+        "unsealed_copies",
+        sweep(raw_copies, placed, heights, stop.clone()),
+    );
     parts.spawn_endless("unsealing", unseal.run(stop.clone()));
     parts.spawn_endless("data_socket", data_socket.run(stop.clone()));
+    let raw = unsealed.clone();
     if let Some(listener) = data {
         let end = stop.clone().cancelled_owned();
         let app = http_router(unsealed);
@@ -306,6 +315,8 @@ pub async fn run(
             sealer: sealer.clone(),
             node: node.clone(),
             addresses: cfg.messages.addresses.clone(),
+            unsealed: raw,
+            handover,
         };
         parts.spawn("lotus_api", lotus_api.serve(Arc::new(hub), stop.clone()));
     }

@@ -21,8 +21,8 @@ use lotus_sealing::{
     StorageError, Terms,
 };
 use lotus_types::{
-    ActorId, Commitment, DealKey, Epoch, Kind, PieceCid, PieceInfo, SectorId, SectorNumber,
-    SectorSize,
+    ActorId, Commitment, DealKey, Epoch, EpochDelta, Kind, PieceCid, PieceInfo, SectorId,
+    SectorNumber, SectorSize,
 };
 use lotus_workers::{Output, Pool, Task, UpdateFiles};
 
@@ -34,6 +34,10 @@ use crate::unsealed::Unsealer;
 
 /// Fr32 stores 127 payload bytes in every 128.
 const FR32: (u64, u64) = (127, 128);
+
+/// Epochs after which no reorg takes a sector back. Source: builtin-actors, runtime/src/runtime/
+/// policy.rs, `CHAIN_FINALITY`.
+const FINALITY: EpochDelta = EpochDelta(900);
 
 /// Sealing, as the API and the hand-off see it.
 pub struct Sealer {
@@ -156,6 +160,17 @@ impl Placer for Sealer {
             // Nothing is known, so nothing is lost.
             None => SectorFate::Sealing(String::new()),
         }
+    }
+
+    fn is_final(&self, number: u64) -> bool {
+        let head = self.follower.head().borrow().as_ref().map(|h| h.height);
+        let record = self.sealing.sector(SectorNumber(number));
+        let (Some(head), Ok(Some(record))) = (head, record) else {
+            return false;
+        };
+        // An upgrade is in `UpdateActivating` until it is final.
+        let s = record.sector;
+        s.state == SectorState::Proving && s.activation.is_some_and(|at| at + FINALITY <= head)
     }
 }
 

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use lotus_dataplane::{DataError, OpenToken};
 use lotus_journal::JournalError;
 use lotus_types::{Generation, Kind, PieceCid, PieceInfo};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -123,6 +123,8 @@ pub struct Unsealed {
     leases: Mutex<HashMap<String, Granted>>,
     unsealing: Mutex<HashSet<PieceCid>>,
     queue: mpsc::Sender<PieceCid>,
+    /// Counts unsealings that ended.
+    ended: watch::Sender<u64>,
 }
 
 impl std::fmt::Debug for Unsealed {
@@ -153,6 +155,7 @@ impl Unsealed {
             leases: Mutex::default(),
             unsealing: Mutex::default(),
             queue: tx,
+            ended: watch::Sender::new(0),
         });
         let runner = UnsealRunner {
             unsealed: unsealed.clone(),
@@ -233,6 +236,26 @@ impl Unsealed {
         found.unsealing = true;
         Ok(found)
     }
+
+    /// Asks for a raw file and waits until it is there, or could not be made.
+    pub async fn make(&self, cid: &PieceCid) -> Result<(), UnsealedError> {
+        let mut ended = self.ended.subscribe();
+        let mut now = self.request(cid)?;
+        while !now.readable {
+            if !now.unsealing || ended.changed().await.is_err() {
+                return Err(UnsealedError::NotReadable(*cid));
+            }
+            now = self.locate(cid)?.ok_or(UnsealedError::Unknown(*cid))?;
+        }
+        Ok(())
+    }
+
+    /// The raw file of a piece, if it is complete.
+    #[must_use]
+    pub fn raw_file(&self, cid: &PieceCid) -> Option<PathBuf> {
+        let found = self.locate(cid).ok()??;
+        found.readable.then(|| self.pieces.path(cid))
+    }
 }
 
 #[async_trait]
@@ -270,6 +293,7 @@ impl UnsealRunner {
                             tracing::warn!(piece = %cid, "cannot unseal: {e}");
                         }
                         lock(&unsealed.unsealing).remove(&cid);
+                        unsealed.ended.send_modify(|n| *n = n.wrapping_add(1));
                     });
                 }
                 Some(_) = tasks.join_next() => {}

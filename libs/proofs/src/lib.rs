@@ -35,7 +35,7 @@ pub use api::{
     Prover, SealInputs, SealedCommitments, SealingSector, Seed, Ticket, UnknownMode,
     UnpaddedOffset, UpdatedSector, Verifier, WindowPost,
 };
-pub use commp::{CommpWriter, commp, zero_commitment};
+pub use commp::{CommpWriter, commp, fr32_pad, zero_commitment};
 pub use error::{Check, ProofError, Refused};
 pub use network::{
     seal_proof_type, update_proof_type, window_post_partition_sectors, window_post_proof_type,

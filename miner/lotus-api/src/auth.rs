@@ -8,6 +8,15 @@ use lotus_tokens::{Perm, Tokens};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Allowed(pub(crate) Vec<Perm>);
 
+/// Who calls a method.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Caller {
+    /// What it may do.
+    pub(crate) perms: Vec<Perm>,
+    /// URL by which it reaches this API.
+    pub(crate) base: String,
+}
+
 /// The permissions of a request; `Err` says why it has none and never repeats the token.
 ///
 /// The token is that of the header, else that of the query, as Lotus takes it. Without one a

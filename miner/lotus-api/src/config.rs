@@ -12,6 +12,9 @@ pub struct LotusApiConfig {
     /// one. `run/lotus-api.addr` has the one in use, and `api` the same as a multiaddr. Traffic is
     /// not encrypted: keep it on loopback, or put a TLS proxy before it.
     pub listen: String,
+    /// URL of `listen` for other hosts, such as https://hub.example:2345, when a proxy is before it.
+    /// Callers are told it as the place of raw pieces; empty: the address that they use.
+    pub url: String,
     /// Connections at a time. More are closed at once.
     pub max_connections: u32,
     /// Largest request, bytes.
@@ -22,17 +25,22 @@ pub struct LotusApiConfig {
     pub max_batch: u32,
     /// Seconds that a request may take to arrive, and a call to be answered.
     pub call_secs: u64,
+    /// Seconds that a call may take which moves data, unseals, or waits for a sector.
+    pub long_call_secs: u64,
 }
 
 impl Default for LotusApiConfig {
     fn default() -> Self {
         Self {
             listen: "127.0.0.1:2345".into(),
+            url: String::new(),
             max_connections: 64,
             max_request_bytes: 1 << 20,
             max_response_bytes: 64 << 20,
             max_batch: 100,
             call_secs: 30,
+            // Lotus lets such a call wait for ever; a repeated one finds what the first has done.
+            long_call_secs: 6 * 3_600,
         }
     }
 }

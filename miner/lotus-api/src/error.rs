@@ -1,5 +1,6 @@
 use jsonrpsee::types::ErrorObjectOwned;
 use lotus_node_client::NodeError;
+use lotus_runtime::Fault;
 use lotus_sealing::SealingError;
 use lotus_tokens::Perm;
 
@@ -60,6 +61,12 @@ impl From<NodeError> for RpcError {
 impl From<SealingError> for RpcError {
     fn from(e: SealingError) -> Self {
         Self::failed(format!("{e} ({})", e.fix()))
+    }
+}
+
+impl From<Fault> for RpcError {
+    fn from(e: Fault) -> Self {
+        Self::failed(format!("{} ({})", e.message, e.fix))
     }
 }
 

@@ -1,33 +1,46 @@
-//! Lotus' StorageMiner JSON-RPC, for the tools, exporters and dashboards that operators have.
+//! Lotus' StorageMiner JSON-RPC, for the tools, exporters, dashboards and Boost.
 //!
 //! `Filecoin.*` over HTTP POST and WebSocket at `/rpc/v0`, with Lotus' tokens
 //! ([`lotus_tokens`]): who shows none may read. Only methods that this hub can answer truthfully
 //! exist ([`METHODS`]); every other one is "method not found". Names, parameters and fields agree
 //! with the OpenRPC document that Lotus publishes, which a test compares.
 //!
-//! Nothing here changes the hub: what changes it goes over the control socket or gRPC.
+//! Pieces come in by the two-phase hand-off that spokes use, and raw pieces go out below `/remote`;
+//! nothing here removes, terminates or spends. What does goes over the control socket.
 
 mod auth;
 mod config;
+mod deal;
 mod error;
 mod machine;
 mod methods;
+mod paths;
+mod remote;
 mod server;
+mod streams;
 mod types;
+mod work;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use lotus_node_client::Node;
 use lotus_node_client::api::TipSet;
+use lotus_runtime::Fault;
 use lotus_sealing::{PathMeta, SealingError, SectorRecord, SectorState};
-use lotus_types::{ActorId, Address, SectorId, SectorNumber, SectorSize};
+use lotus_types::{ActorId, Address, PieceCid, SectorId, SectorNumber, SectorSize};
 use lotus_workers::{JobInfo, WorkerInfo};
 
 pub use config::LotusApiConfig;
+pub use deal::NewPiece;
 pub use methods::{METHODS, Method};
 pub use server::{LotusApi, multiaddr};
+pub use streams::Data;
+
+/// What the hub does for a while.
+pub type Work<'a, T> = BoxFuture<'a, Result<T, Fault>>;
 
 /// The hub, as far as it is asked about.
 pub trait Hub: Send + Sync + 'static {
@@ -53,6 +66,15 @@ pub trait Hub: Send + Sync + 'static {
     fn block_delay(&self) -> Option<Duration>;
     /// The full node.
     fn node(&self) -> Node;
+    /// The raw file of a piece, if it is complete now.
+    fn raw_file(&self, piece: &PieceCid) -> Option<PathBuf>;
+    /// Makes the raw file of a piece anew from its sector, and waits for it.
+    fn unseal(&self, piece: PieceCid) -> Work<'_, ()>;
+    /// Looks anew what is in one storage path, or in all.
+    fn redeclare(&self, path: Option<String>) -> Work<'_, ()>;
+    /// Takes a piece over, and waits until a sector has it: which, and at which padded offset. The
+    /// data is not read when the deal was handed over before.
+    fn add_piece(&self, piece: NewPiece, data: Data) -> Work<'_, (SectorNumber, u64)>;
 }
 
 /// Addresses for messages, beside the worker.
@@ -89,7 +111,21 @@ pub struct StoragePath {
     pub reserved: u64,
     /// Bytes that sectors take, in a path with a limit.
     pub used: u64,
+    /// Whether it takes new files now.
+    pub takes_new: bool,
     /// The sectors in it, and which files of each: the sum of
     /// [`FileType::bit`](lotus_sealing::FileType::bit)s.
     pub sectors: Vec<(SectorId, u32)>,
+}
+
+impl StoragePath {
+    /// Bytes that new files may take.
+    #[must_use]
+    pub fn room(&self) -> u64 {
+        let free = self.available.saturating_sub(self.reserved);
+        match self.settings.as_ref().map_or(0, |s| s.max_storage) {
+            0 => free,
+            max => free.min(max.saturating_sub(self.used).saturating_sub(self.reserved)),
+        }
+    }
 }

@@ -11,23 +11,30 @@ use lotus_node_client::api::TipSetKey;
 use lotus_node_client::json::{FromLotus, Lotus};
 use lotus_proofs::seal_proof_type;
 use lotus_tokens::{Perm, Tokens};
-use lotus_types::{Address, SectorNumber};
+use lotus_types::{ActorId, Address, PieceCid, SectorNumber};
 use lotus_workers::WorkerInfo;
 use serde::Serialize;
 use serde_json::Value;
 use uuid::Uuid;
 
+use crate::auth::Caller;
+use crate::deal::{data_cid, find_allocation, padded, read};
 use crate::error::RpcError;
 use crate::machine::Machine;
+use crate::paths::{self, Purpose, may_lock, sector_id};
+use crate::streams::Streams;
 use crate::types::{
-    AddressConfig, ApiVersion, Decl, FsStat, SchedDiag, SectorInfo, StorageInfo, WorkerJob,
-    WorkerStats, worker_id,
+    AddressConfig, ApiVersion, Decl, FsStat, PieceInfo, SectorInfo, SectorOffset, StorageInfo,
 };
+use crate::work::{SchedDiag, WorkerJob, WorkerStats, worker_id};
 use crate::{Hub, StoragePath};
 
 /// Version of the StorageMiner API that is answered: 1.5.0, major to patch a byte each. Source:
 /// lotus api/version.go, `MinerAPIVersion0`.
 const API_VERSION: u32 = 0x01_05_00;
+
+/// Letters of a report that are logged.
+const MAX_REPORT: usize = 400;
 
 /// What the methods answer from.
 pub(crate) struct Context {
@@ -35,6 +42,7 @@ pub(crate) struct Context {
     pub(crate) tokens: Arc<Tokens>,
     pub(crate) session: Uuid,
     pub(crate) started: jiff::Timestamp,
+    pub(crate) streams: Arc<Streams>,
 }
 
 /// A method of the API.
@@ -50,6 +58,13 @@ pub struct Method {
     call: fn(Arc<Context>, Args) -> BoxFuture<'static, Result<Value, RpcError>>,
 }
 
+/// Methods that move data, unseal, or wait for a sector.
+const LONG: [&str; 3] = [
+    "ComputeDataCid",
+    "SectorAddPieceToAny",
+    "SectorsUnsealPiece",
+];
+
 impl fmt::Debug for Method {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}({})", self.name, self.params.join(", "))
@@ -57,14 +72,25 @@ impl fmt::Debug for Method {
 }
 
 impl Method {
+    /// Whether it may take long.
+    pub(crate) fn is_long(&self) -> bool {
+        LONG.contains(&self.name)
+    }
+
+    /// Whether a request may be a call of a method that takes long.
+    pub(crate) fn may_be_long(request: &[u8]) -> bool {
+        let named = |name: &str| request.windows(name.len()).any(|w| w == name.as_bytes());
+        LONG.iter().any(|name| named(name))
+    }
+
     /// Checks the caller and the number of parameters, and answers.
     pub(crate) async fn answer(
         &self,
         cx: Arc<Context>,
-        perms: &[Perm],
+        caller: &Caller,
         params: &Params<'_>,
     ) -> Result<Value, RpcError> {
-        if !perms.contains(&self.perm) {
+        if !caller.perms.contains(&self.perm) {
             return Err(RpcError::denied(self.name, self.perm));
         }
         let values: Option<Vec<Value>> = serde_json::from_str(params.as_str().unwrap_or("null"))
@@ -76,6 +102,7 @@ impl Method {
         }
         let args = Args {
             method: self.name,
+            base: caller.base.clone(),
             values: self.params.iter().copied().zip(values).collect(),
         };
         (self.call)(cx, args).await
@@ -85,6 +112,8 @@ impl Method {
 /// The parameters of a call, by name.
 pub(crate) struct Args {
     method: &'static str,
+    /// URL by which the caller reaches this API.
+    base: String,
     values: BTreeMap<&'static str, Value>,
 }
 
@@ -102,7 +131,7 @@ fn to_json(value: impl Serialize) -> Result<Value, RpcError> {
 }
 
 macro_rules! methods {
-    ($cx:ident: $($perm:ident $name:ident($($arg:ident: $ty:ty),*) $body:block)*) => {
+    ($cx:ident, $base:ident: $($perm:ident $name:ident($($arg:ident: $ty:ty),*) $body:block)*) => {
         /// Every method, by name.
         pub const METHODS: &[Method] = &[$(Method {
             name: stringify!($name),
@@ -111,15 +140,16 @@ macro_rules! methods {
             params: &[$(stringify!($arg)),*],
             call: |$cx, args| async move {
                 $(let $arg: $ty = args.get(stringify!($arg))?;)*
-                // Where there are no parameters.
-                drop(args);
+                let $base = args.base;
+                // Most do not tell where they are.
+                let _unused = &$base;
                 to_json($body)
             }.boxed(),
         }),*];
     };
 }
 
-methods! { cx:
+methods! { cx, base:
     Read ActorAddress() { Lotus(cx.hub.miner().address()) }
     Read ActorAddressConfig() { AddressConfig::from(cx.hub.senders()) }
     Read ActorSectorSize(miner: Address) { sector_size(&cx, miner).await? }
@@ -127,6 +157,14 @@ methods! { cx:
     Read AuthVerify(token: String) {
         let perms = cx.tokens.verify(&token);
         perms.ok_or_else(|| RpcError::failed("JWT Verification failed"))?
+    }
+    Admin ComputeDataCid(size: u64, data: Value) {
+        let size = padded(size)?;
+        if size.get() > cx.hub.sector_size().bytes() {
+            return Err(RpcError::failed(format!("a sector does not hold {size} padded bytes")));
+        }
+        let data = cx.streams.open(&data, size.unpadded().get())?;
+        PieceInfo::from(data_cid(size, data).await?)
     }
     Read MiningBase() {
         let head = cx.hub.head();
@@ -137,6 +175,17 @@ methods! { cx:
         // The scheduler never waits to be told.
         let _asked = do_sched;
         SchedDiag::new(&cx.hub.jobs(), &cx.hub.workers())
+    }
+    Admin SectorAddPieceToAny(size: u64, data: Value, info: Value) {
+        let handed = read(cx.hub.miner(), size, &info)?;
+        let piece = find_allocation(&cx, handed).await?;
+        if !piece.piece.fits(cx.hub.sector_size()) {
+            let size = piece.piece.size;
+            return Err(RpcError::failed(format!("a sector does not hold {size} padded bytes")));
+        }
+        let data = cx.streams.open(&data, size)?;
+        let (sector, offset) = cx.hub.add_piece(piece, data).await?;
+        SectorOffset { sector, offset }
     }
     Read SectorsList() {
         let all = cx.hub.sectors();
@@ -157,8 +206,43 @@ methods! { cx:
         }
         sums
     }
+    Admin SectorsUnsealPiece(
+        sector: Value, offset: u64, size: u64, randomness: Value, comm_d: Value
+    ) {
+        // Both are those of the sector, and the hub knows them.
+        let _told = (randomness, comm_d);
+        unseal(&cx, &sector["ID"], offset, size).await?;
+        Value::Null
+    }
     Read Session() { cx.session }
     Read StartTime() { cx.started.to_string() }
+    Admin StorageBestAlloc(files: u32, size: u64, purpose: String, miner: u64) {
+        let kinds = u64::from(files.count_ones());
+        let bytes = size.saturating_mul(kinds);
+        paths::best(cx.hub.storage(), bytes, Purpose::read(&purpose)?, ActorId(miner))?
+    }
+    Admin StorageDeclareSector(path: String, sector: Value, files: u32, primary: bool) {
+        let _each_is_primary_here = primary;
+        let sector = sector_id(&*cx.hub, &sector)?;
+        if !paths::has(&cx, &path, sector, files).await? {
+            return Err(RpcError::failed(format!("storage path {path} has no files of {sector}")));
+        }
+        Value::Null
+    }
+    Admin StorageDropSector(path: String, sector: Value, files: u32) {
+        let sector = sector_id(&*cx.hub, &sector)?;
+        if paths::has(&cx, &path, sector, files).await? {
+            return Err(RpcError::failed(format!(
+                "storage path {path} has files of {sector}: the hub drops what is gone from the disk"
+            )));
+        }
+        Value::Null
+    }
+    Admin StorageFindSector(sector: Value, files: u32, size: u64, fetch: bool) {
+        // Paths say themselves how large sectors are, and nothing is fetched.
+        let _told = (size, fetch);
+        paths::find(&cx, sector_id(&*cx.hub, &sector)?, files, &base)?
+    }
     Admin StorageInfo(id: String) { StorageInfo::new(storage_path(&cx, &id)?) }
     Admin StorageList() {
         let decls = |path: &StoragePath| {
@@ -172,7 +256,36 @@ methods! { cx:
         let paths = cx.hub.storage().into_iter();
         paths.map(|p| (p.id, p.path)).collect::<BTreeMap<_, _>>()
     }
+    Admin StorageLock(sector: Value, read: u32, write: u32) {
+        let _needs_no_lock = read;
+        if !may_lock(&*cx.hub, sector_id(&*cx.hub, &sector)?, write)? {
+            return Err(RpcError::failed("files of a sector are written by its hub alone"));
+        }
+        Value::Null
+    }
+    Admin StorageRedeclareLocal(id: Option<String>, drop_missing: bool) {
+        // What is gone from a disk that is there is always dropped.
+        let _told = drop_missing;
+        cx.hub.redeclare(id).await?;
+        Value::Null
+    }
+    Admin StorageReportHealth(id: String, report: Value) {
+        let path = storage_path(&cx, &id)?.id;
+        // The hub looks at its paths itself.
+        match report["Err"].as_str().unwrap_or_default() {
+            "" => tracing::debug!(path, "a caller says that a storage path is healthy"),
+            why => {
+                let why: String = why.chars().take(MAX_REPORT).collect();
+                tracing::warn!(path, "a caller says of a storage path: {why}");
+            }
+        }
+        Value::Null
+    }
     Admin StorageStat(id: String) { FsStat::of(&storage_path(&cx, &id)?) }
+    Admin StorageTryLock(sector: Value, read: u32, write: u32) {
+        let _needs_no_lock = read;
+        may_lock(&*cx.hub, sector_id(&*cx.hub, &sector)?, write)?
+    }
     Read Version() {
         ApiVersion {
             version: concat!(env!("CARGO_PKG_VERSION"), "+lotus-hub").into(),
@@ -226,7 +339,8 @@ async fn sector(
 ) -> Result<SectorInfo, RpcError> {
     let record = cx.hub.sector(number)?;
     let record = record.ok_or_else(|| RpcError::failed(format!("sector {number} not found")))?;
-    let mut info = SectorInfo::new(record, cx.hub.sector_size());
+    let has_raw = |piece: &PieceCid| cx.hub.raw_file(piece).is_some();
+    let mut info = SectorInfo::new(record, cx.hub.sector_size(), has_raw);
     if !on_chain {
         return Ok(info);
     }
@@ -249,4 +363,29 @@ fn storage_path(cx: &Context, id: &str) -> Result<StoragePath, RpcError> {
     paths
         .find(|p| p.id == id)
         .ok_or_else(|| RpcError::failed(format!("no storage path {id}")))
+}
+
+/// Unseals the pieces that lie in a part of a sector, without padding.
+async fn unseal(cx: &Context, sector: &Value, offset: u64, size: u64) -> Result<(), RpcError> {
+    let number = sector_id(&*cx.hub, sector)?.number;
+    let record = cx.hub.sector(number)?;
+    let record = record.ok_or_else(|| RpcError::failed(format!("sector {number} not found")))?;
+    let end = offset.saturating_add(size);
+    let touched = record.sector.pieces.iter().filter(|p| {
+        // Source: Fr32 stores 127 bytes in every 128.
+        let at = p.offset / 128 * 127;
+        at < end && at.saturating_add(p.piece.size.unpadded().get()) > offset
+    });
+    let touched: Vec<_> = touched.map(|p| p.piece.cid).collect();
+    if touched.is_empty() {
+        return Err(RpcError::failed(format!(
+            "sector {number} has no piece there"
+        )));
+    }
+    for piece in touched {
+        if cx.hub.raw_file(&piece).is_none() {
+            cx.hub.unseal(piece).await?;
+        }
+    }
+    Ok(())
 }

@@ -1,13 +1,15 @@
 //! HTTP and WebSocket: limits around jsonrpsee, which speaks JSON-RPC.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::header::CONTENT_TYPE;
-use http::{HeaderValue, Method as HttpMethod, Request, Response, StatusCode};
-use hyper::body::Incoming;
+use http::header::{CONTENT_TYPE, HOST};
+use http::{HeaderMap, HeaderValue, Method as HttpMethod, Request, Response, StatusCode};
+use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use jsonrpsee::RpcModule;
@@ -16,7 +18,7 @@ use jsonrpsee::server::{
     TowerServiceBuilder, stop_channel,
 };
 use lotus_runtime::{CancellationToken, Fault, addr_file};
-use lotus_tokens::Tokens;
+use lotus_tokens::{Perm, Tokens};
 use lotus_types::Kind;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -25,10 +27,12 @@ use tower::Service as _;
 use tower::layer::util::Identity;
 use uuid::Uuid;
 
-use crate::auth::{Allowed, allowed};
+use crate::auth::{Caller, allowed};
 use crate::error::RpcError;
 use crate::methods::{Context, METHODS, Method};
-use crate::{Hub, LotusApiConfig};
+use crate::remote::words as refusal;
+use crate::streams::{self, Streams};
+use crate::{Hub, LotusApiConfig, remote};
 
 /// Where the API is. Source: lotus node/rpc.go, `MinerHandler`.
 const PATH: &str = "/rpc/v0";
@@ -92,7 +96,16 @@ impl LotusApi {
     /// Answers until `stop`.
     pub async fn serve(self, hub: Arc<dyn Hub>, stop: CancellationToken) -> Result<(), Fault> {
         let limit = Duration::from_secs(self.cfg.call_secs.max(1));
-        let methods = methods(hub, self.tokens.clone(), limit)?;
+        let long = Duration::from_secs(self.cfg.long_call_secs).max(limit);
+        let context = Arc::new(Context {
+            hub: hub.clone(),
+            tokens: self.tokens.clone(),
+            session: Uuid::new_v4(),
+            started: jiff::Timestamp::now(),
+            streams: Streams::new(),
+        });
+        let streams = context.streams.clone();
+        let methods = methods(context, limit, long)?;
         let settings = ServerConfig::builder()
             .max_request_body_size(self.cfg.max_request_bytes)
             .max_response_body_size(self.cfg.max_response_bytes)
@@ -112,7 +125,11 @@ impl LotusApi {
             methods,
             stopping,
             tokens: self.tokens,
+            hub,
+            streams,
+            cfg: Arc::new(self.cfg.clone()),
             limit,
+            long,
             stop: stop.clone(),
         };
         let places = Arc::new(Semaphore::new(self.cfg.max_connections as usize));
@@ -159,21 +176,17 @@ pub fn multiaddr(addr: SocketAddr) -> String {
 }
 
 /// The table as jsonrpsee dispatches it.
-fn methods(hub: Arc<dyn Hub>, tokens: Arc<Tokens>, limit: Duration) -> Result<Methods, Fault> {
-    let context = Arc::new(Context {
-        hub,
-        tokens,
-        session: Uuid::new_v4(),
-        started: jiff::Timestamp::now(),
-    });
+fn methods(context: Arc<Context>, limit: Duration, long: Duration) -> Result<Methods, Fault> {
     let mut module = RpcModule::from_arc(context);
     for method in METHODS {
         let registered = module.register_async_method(
             method.full_name,
             move |params, cx, extensions| async move {
-                let perms = extensions.get::<Allowed>().map_or(&[][..], |a| &a.0);
+                let nobody = Caller::default();
+                let caller = extensions.get::<Caller>().unwrap_or(&nobody);
+                let limit = if method.is_long() { long } else { limit };
                 let began = Instant::now();
-                let call = method.answer(cx, perms, &params);
+                let call = method.answer(cx, caller, &params);
                 let result = tokio::time::timeout(limit, call)
                     .await
                     .unwrap_or_else(|_| Err(RpcError::failed(format!("no answer in {limit:?}"))));
@@ -204,7 +217,11 @@ struct Connection {
     methods: Methods,
     stopping: StopHandle,
     tokens: Arc<Tokens>,
+    hub: Arc<dyn Hub>,
+    streams: Arc<Streams>,
+    cfg: Arc<LotusApiConfig>,
     limit: Duration,
+    long: Duration,
     stop: CancellationToken,
 }
 
@@ -235,39 +252,104 @@ impl Connection {
 
     async fn answer(
         self,
-        mut request: Request<Incoming>,
+        request: Request<Incoming>,
     ) -> Result<Response<HttpBody>, std::convert::Infallible> {
-        if request.uri().path() != PATH {
+        let path = request.uri().path();
+        if path.starts_with(streams::PATH) {
+            let (status, why) = self.streams.answer(request).await;
+            return Ok(refusal(status, &why));
+        }
+        let files = path.starts_with(remote::PATH);
+        if path != PATH && !files {
             return Ok(refusal(StatusCode::NOT_FOUND, "the API is at /rpc/v0\n"));
         }
         let who = allowed(&self.tokens, request.headers(), request.uri());
-        let who = match who {
-            Ok(who) => who,
+        let perms = match who {
+            Ok(who) => who.0,
             Err(why) => {
                 tracing::warn!("Lotus API: {why}");
                 return Ok(refusal(StatusCode::UNAUTHORIZED, why));
             }
         };
-        request.extensions_mut().insert(who);
-        if request.method() == HttpMethod::POST {
-            // Lotus does not look at the type, and its clients send others.
-            let json = HeaderValue::from_static("application/json");
-            request.headers_mut().insert(CONTENT_TYPE, json);
+        if files {
+            if !perms.contains(&Perm::Admin) {
+                let why = "files of sectors need a token of admin\n";
+                return Ok(refusal(StatusCode::UNAUTHORIZED, why));
+            }
+            let (method, path) = (request.method(), request.uri().path());
+            return Ok(remote::answer(&self.hub, method, path, request.headers()).await);
         }
+        let base = self.base(request.headers());
+        let caller = Caller { perms, base };
+        Ok(if request.method() == HttpMethod::POST {
+            self.post(request, caller).await
+        } else {
+            let mut request = request;
+            request.extensions_mut().insert(caller);
+            let mut service = self.rpc.build(self.methods, self.stopping);
+            answered(self.limit * 2, service.call(request)).await
+        })
+    }
+
+    /// Answers calls in a body, which must arrive first.
+    async fn post(self, request: Request<Incoming>, caller: Caller) -> Response<HttpBody> {
+        let (mut head, body) = request.into_parts();
+        let most = self.cfg.max_request_bytes as usize;
+        let body = match tokio::time::timeout(self.limit, collect(body, most)).await {
+            Ok(Ok(Some(body))) => body,
+            Ok(Ok(None)) => {
+                return refusal(StatusCode::PAYLOAD_TOO_LARGE, "the request is too large\n");
+            }
+            Ok(Err(e)) => return refusal(StatusCode::BAD_REQUEST, &e.to_string()),
+            Err(_) => return refusal(StatusCode::REQUEST_TIMEOUT, "the request took too long\n"),
+        };
+        // Lotus does not look at the type, and its clients send others.
+        let json = HeaderValue::from_static("application/json");
+        head.headers.insert(CONTENT_TYPE, json);
+        head.extensions.insert(caller);
+        // A batch of slow calls.
+        let limit = if Method::may_be_long(&body) {
+            self.long
+        } else {
+            self.limit * 2
+        };
         let mut service = self.rpc.build(self.methods, self.stopping);
-        // A body that does not arrive, or a batch of slow calls.
-        Ok(
-            match tokio::time::timeout(self.limit * 2, service.call(request)).await {
-                Ok(Ok(response)) => response,
-                Ok(Err(e)) => refusal(StatusCode::INTERNAL_SERVER_ERROR, &e.to_string()),
-                Err(_) => refusal(StatusCode::REQUEST_TIMEOUT, "the request took too long\n"),
-            },
-        )
+        let request = Request::from_parts(head, HttpBody::from(body));
+        answered(limit, service.call(request)).await
+    }
+
+    /// The URL by which a caller reaches this API.
+    fn base(&self, headers: &HeaderMap) -> String {
+        if !self.cfg.url.is_empty() {
+            return self.cfg.url.trim_end_matches('/').to_owned();
+        }
+        let host = headers.get(HOST).and_then(|h| h.to_str().ok());
+        host.map(|host| format!("http://{host}"))
+            .unwrap_or_default()
     }
 }
 
-fn refusal(status: StatusCode, why: &str) -> Response<HttpBody> {
-    let mut response = Response::new(HttpBody::from(why.to_owned()));
-    *response.status_mut() = status;
-    response
+/// The bytes of a body; `None` when there are more than `most`.
+async fn collect(mut body: Incoming, most: usize) -> Result<Option<Vec<u8>>, hyper::Error> {
+    let mut all = Vec::new();
+    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        if let Ok(bytes) = frame?.into_data() {
+            if all.len() + bytes.len() > most {
+                return Ok(None);
+            }
+            all.extend_from_slice(&bytes);
+        }
+    }
+    Ok(Some(all))
+}
+
+async fn answered<E: std::fmt::Display>(
+    limit: Duration,
+    answer: impl Future<Output = Result<Response<HttpBody>, E>>,
+) -> Response<HttpBody> {
+    match tokio::time::timeout(limit, answer).await {
+        Ok(Ok(response)) => response,
+        Ok(Err(e)) => refusal(StatusCode::INTERNAL_SERVER_ERROR, &e.to_string()),
+        Err(_) => refusal(StatusCode::REQUEST_TIMEOUT, "the request took too long\n"),
+    }
 }

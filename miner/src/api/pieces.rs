@@ -275,6 +275,7 @@ fn parse_offer(request: &OfferRequest, sector: SectorSize) -> Result<(DealKey, O
             announce_payload: usage.announce_payload,
             announce_piece: usage.announce_piece,
             format: usage.format,
+            keep_unsealed: None,
         },
         trace: trace::current(),
         phase: Phase::Offered,

@@ -162,18 +162,7 @@ impl Intake {
     pub(super) fn finish(mut self, announced: &PieceInfo) -> Result<PieceInfo, DataError> {
         let io = || DataError::io(format!("sync {}", self.path.display()));
         self.file.sync_all().map_err(io())?;
-        // commP covers the smallest size that holds what was written, so a larger size needs
-        // zeros up to just above its half.
-        let full = announced.size.unpadded().get();
-        let mut zeros = (full / 2 + 1).saturating_sub(self.written);
-        if zeros > 0 && lotus_types::PaddedSize::to_hold(self.written) < Some(announced.size) {
-            let buf = vec![0; CHUNK];
-            while zeros > 0 {
-                let n = usize::try_from(zeros).map_or(CHUNK, |z| z.min(CHUNK));
-                self.commp.write_all(&buf[..n]).map_err(io())?;
-                zeros -= n as u64;
-            }
-        }
+        self.commp.extend_to(announced.size).map_err(io())?;
         let got = self.commp.finish();
         Ok(PieceInfo {
             raw_size: self.written,

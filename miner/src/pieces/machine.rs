@@ -24,6 +24,8 @@ pub enum Source {
         /// Headers to send.
         headers: BTreeMap<String, String>,
     },
+    /// The hub has them already, where they would be pulled to.
+    Staged,
 }
 
 /// What the chain is told about the piece.
@@ -50,6 +52,9 @@ pub struct Usage {
     pub announce_piece: bool,
     /// "car" or "raw".
     pub format: String,
+    /// Whether the client wants the raw piece kept beside its sealed sector, if it said so.
+    #[serde(default)]
+    pub keep_unsealed: Option<bool>,
 }
 
 /// A place in a sector.
@@ -134,6 +139,26 @@ pub enum Effect {
     Place,
     /// Delete what was pulled, unless another hand-off needs it.
     Discard,
+}
+
+impl Effect {
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Pull => "pull",
+            Self::Place => "place",
+            Self::Discard => "discard",
+        }
+    }
+}
+
+impl Source {
+    pub(super) fn name(&self) -> String {
+        match self {
+            Self::Unix { socket, .. } => socket.display().to_string(),
+            Self::Http { url, .. } => url.clone(),
+            Self::Staged => "the hub itself".into(),
+        }
+    }
 }
 
 /// All hand-offs of the journal.

@@ -1,8 +1,10 @@
 //! Pieces: from a spoke's offer to a verified file to a place in a proven sector.
 
 mod intake;
+mod keep;
 pub mod machine;
 mod runner;
+mod staging;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -22,8 +24,10 @@ use ulid::Ulid;
 use crate::config::PiecesConfig;
 use crate::events::EventLog;
 use intake::{Intake, put_in_place};
+pub use keep::{KeepUnsealed, sweep};
 use machine::{DealTerms, Event, Offer, Phase, PieceMachine, Place};
 pub use runner::PieceRunner;
+pub(crate) use staging::blocking;
 
 /// Hand-offs by piece.
 const BY_CID: Map<(String, DealKey), PieceInfo> = Map::new("pieces.by_cid");
@@ -57,6 +61,8 @@ pub trait Placer: Send + Sync + 'static {
     async fn placement(&self, key: &DealKey) -> Result<Option<Place>, NoPlace>;
     /// What has become of a sector.
     fn sector(&self, number: u64) -> SectorFate;
+    /// Whether a sector is proven, and for so long that no reorg takes it back.
+    fn is_final(&self, number: u64) -> bool;
 }
 
 /// What has become of a sector, as far as its pieces care.
@@ -584,16 +590,4 @@ fn deals_of(
         .take_while(|((cid, _), _)| cid == name)
         .map(|((_, key), piece)| (key, piece))
         .collect())
-}
-
-/// Runs journal and file work off the async threads.
-pub(crate) async fn blocking<R: Send + 'static>(f: impl FnOnce() -> R + Send + 'static) -> R {
-    match tokio::task::spawn_blocking(f).await {
-        Ok(r) => r,
-        // Only at the end of the runtime, when nobody waits any more, or by a panic within.
-        Err(e) => match e.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_) => std::future::pending().await,
-        },
-    }
 }

@@ -63,6 +63,7 @@ impl PieceRunner {
         fs::create_dir_all(pieces.tmp())
             .map_err(DataError::io(format!("create {}", pieces.tmp().display())))
             .map_err(fault)?;
+        pieces.clear_parts().map_err(fault)?;
         let idle = Duration::from_secs(pieces.cfg.idle_secs.max(1));
         Ok(Self {
             pulls: Semaphore::new(pieces.cfg.pulls),
@@ -267,6 +268,9 @@ impl PieceRunner {
         stop: &CancellationToken,
     ) -> Result<Fetched, DataError> {
         if let Some(done) = self.adopt(key, id, offer).await? {
+            if offer.source == Source::Staged {
+                intake::remove(&self.pieces.part(key))?;
+            }
             return Ok(done);
         }
         let cancel = self.cancel_of(key);
@@ -295,6 +299,11 @@ impl PieceRunner {
                 _ if part.is_complete() => (Ok(Fetched::Stored), Some(part)),
                 Source::Unix { socket, token } => {
                     self.copy_fd(socket, token, part, pulled, &halt).await
+                }
+                // Its data was synced before it was offered.
+                Source::Staged => {
+                    let why = "the disk lost the data that came with the call";
+                    (Ok(Fetched::Wrong(why.into())), None)
                 }
                 Source::Http { url, headers } => {
                     let headers = headers.clone().into_iter().collect();
@@ -553,25 +562,6 @@ impl PieceRunner {
             pieces.machines.settle(id).map_err(|e| e.to_string())
         })
         .await
-    }
-}
-
-impl Effect {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Pull => "pull",
-            Self::Place => "place",
-            Self::Discard => "discard",
-        }
-    }
-}
-
-impl Source {
-    fn name(&self) -> String {
-        match self {
-            Self::Unix { socket, .. } => socket.display().to_string(),
-            Self::Http { url, .. } => url.clone(),
-        }
     }
 }
 

@@ -18,6 +18,7 @@ use lotus_miner::api::{Api, Listeners, Safety, SectorBook};
 use lotus_miner::capacity::Capacity;
 use lotus_miner::config::{ApiConfig, PiecesConfig};
 use lotus_miner::events::EventLog;
+use lotus_miner::handover::Handover;
 use lotus_miner::pieces::machine::{self, Place};
 use lotus_miner::pieces::{NoPlace, PieceRunner, Pieces, Placer, SectorFate};
 use lotus_miner::repo::Repo;
@@ -43,6 +44,7 @@ pub(crate) struct Sectors {
     pub(crate) calls: Mutex<Vec<String>>,
     pub(crate) busy: AtomicBool,
     pub(crate) proven: AtomicBool,
+    pub(crate) is_final: AtomicBool,
     /// Where the fake unsealing finds bytes.
     pub(crate) sealed: Mutex<Option<PathBuf>>,
 }
@@ -81,6 +83,10 @@ impl Placer for Sectors {
             SectorFate::Sealing("PreCommit1".into())
         }
     }
+
+    fn is_final(&self, _: u64) -> bool {
+        self.is_final.load(Ordering::SeqCst)
+    }
 }
 
 #[async_trait::async_trait]
@@ -114,6 +120,8 @@ impl Safety for Sectors {
 pub(crate) struct Hub {
     pub(crate) client: HubClient,
     pub(crate) pieces: Arc<Pieces>,
+    pub(crate) handover: Handover,
+    pub(crate) unsealed: Arc<Unsealed>,
     pub(crate) journal: Journal,
     pub(crate) dir: PathBuf,
     stop: CancellationToken,
@@ -148,6 +156,9 @@ impl Hub {
             PieceRunner::new(pieces.clone(), sectors.clone(), watch::channel(0).1).unwrap();
         let stop = CancellationToken::new();
         let capacity = Capacity::new(pieces.clone(), repo.pieces(), &cfg, size, generation);
+        let capacity = Arc::new(capacity);
+        let handover = Handover::new(pieces.clone(), capacity.clone());
+        let raw = unsealed.clone();
         let api = Api {
             actor: ActorId(1000),
             sector_size: size,
@@ -156,7 +167,7 @@ impl Hub {
             data_url: String::new(),
             pieces: pieces.clone(),
             placer: sectors.clone(),
-            capacity: Arc::new(capacity),
+            capacity,
             unsealed: unsealed.clone(),
             events,
             sectors: sectors.clone(),
@@ -187,6 +198,8 @@ impl Hub {
         Self {
             client: client.await.unwrap(),
             pieces,
+            handover,
+            unsealed: raw,
             journal,
             dir: repo.root().into(),
             stop,
@@ -241,6 +254,18 @@ impl Hub {
     pub(crate) async fn phase(&self, key: DealKey, phase: PiecePhase) -> PieceState {
         self.until(key, phase.as_str_name(), |s| s.phase() == phase)
             .await
+    }
+
+    /// Waits until the piece of a deal is in a proven sector.
+    pub(crate) async fn phase_of(&self, key: &lotus_types::DealKey) {
+        let mut changed = self.pieces.watch();
+        loop {
+            let now = self.pieces.get(key).unwrap().unwrap();
+            if matches!(now.phase, machine::Phase::Active(_)) {
+                return;
+            }
+            changed.changed().await.unwrap();
+        }
     }
 
     pub(crate) fn piece_file(&self, piece: &PieceInfo) -> PathBuf {

@@ -218,6 +218,17 @@ impl CommpWriter {
         self.raw.drain(..whole);
     }
 
+    /// Extends what was written with zeros, so that the piece has this padded size. A larger one
+    /// stays as it is.
+    pub fn extend_to(&mut self, size: PaddedSize) -> io::Result<()> {
+        if PaddedSize::to_hold(self.written) >= Some(size) {
+            return Ok(());
+        }
+        // A piece has the smallest size that holds it: zeros up to just above its half are enough.
+        let zeros = (size.unpadded().get() / 2 + 1).saturating_sub(self.written);
+        io::copy(&mut io::repeat(0).take(zeros), self).map(|_| ())
+    }
+
     /// The piece: its raw size is what was written, its padded size the smallest that holds it,
     /// extended with zeros.
     #[must_use]
@@ -231,6 +242,15 @@ impl CommpWriter {
             raw_size: self.written,
         }
     }
+}
+
+/// Bytes of a piece as they lie in a sector: Fr32-padded, and extended with zeros to whole units of
+/// 127.
+#[must_use]
+pub fn fr32_pad(raw: &[u8]) -> Vec<u8> {
+    let mut out = vec![0; raw.len().div_ceil(QUAD_RAW) * QUAD_PADDED];
+    fr32::pad_tail(raw, &mut out);
+    out
 }
 
 fn subtree_roots(raw: &[u8]) -> Vec<Node> {

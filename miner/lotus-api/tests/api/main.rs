@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod pieces;
 mod rig;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -75,6 +76,10 @@ fn agrees(shape: &Value, value: &Value, at: &str) -> Result<(), String> {
     }
 }
 
+fn sector(number: u64) -> Value {
+    json!({"Miner": 1000, "Number": number})
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_method_agrees_with_what_lotus_publishes() {
     let published: Published =
@@ -99,6 +104,20 @@ async fn every_method_agrees_with_what_lotus_publishes() {
             "SectorsListInStates" => json!([["Proving", "NoSuchState"]]),
             "SectorsStatus" => json!([7, true]),
             "StorageInfo" | "StorageStat" => json!([path]),
+            "ComputeDataCid" => json!([2032, {"Type": "null", "Info": "2032"}]),
+            "SectorAddPieceToAny" => {
+                json!([2032, {"Type": "null", "Info": "2032"}, pieces::deal(1)])
+            }
+            "SectorsUnsealPiece" => {
+                json!([{"ID": sector(7), "ProofType": 5}, 0, 2032, "", null])
+            }
+            "StorageBestAlloc" => json!([2, 100, "storage", 1000]),
+            "StorageDeclareSector" => json!([path, sector(7), 2, true]),
+            "StorageDropSector" => json!([path, sector(9), 2]),
+            "StorageFindSector" => json!([sector(7), 3, 2048, false]),
+            "StorageLock" | "StorageTryLock" => json!([sector(7), 1, 0]),
+            "StorageRedeclareLocal" => json!([null, true]),
+            "StorageReportHealth" => json!([path, {"Stat": {}, "Err": "slow"}]),
             _ => json!([]),
         };
         let result = rig.result(method.name, params).await;
@@ -214,7 +233,12 @@ async fn permissions_and_errors_are_told_as_lotus_tells_them() {
         let got = error(token, "Filecoin.StorageList", json!([])).await;
         assert_eq!(got, (1, denied.clone()));
     }
-    for unknown in ["Filecoin.SectorRemove", "Filecoin.Nonsense", "SectorsList"] {
+    for unknown in [
+        "Filecoin.SectorRemove",
+        "Filecoin.StorageDetach",
+        "Filecoin.Nonsense",
+        "SectorsList",
+    ] {
         assert_eq!(error(Some(&admin), unknown, json!([])).await.0, -32601);
     }
     let (code, message) = error(None, "Filecoin.SectorsStatus", json!([7])).await;

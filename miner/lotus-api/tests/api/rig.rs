@@ -1,11 +1,11 @@
 //! The API of a hub that is a few fixed answers, and a caller of it.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use lotus_api::{Hub, LotusApi, LotusApiConfig, Senders, StoragePath};
+use lotus_api::{Data, Hub, LotusApi, LotusApiConfig, NewPiece, Senders, StoragePath, Work};
 use lotus_node_client::api::{SectorExpiration, SectorOnChainInfo, TipSet, TipSetKey};
 use lotus_node_client::{FullNode, Node, NodeError};
 use lotus_proofs::SealedCommitments;
@@ -60,7 +60,17 @@ impl FullNode for Chain {
 }
 
 /// A hub with one proven sector, one that is sealed now, and one that waits.
-struct Fake;
+pub(crate) struct Fake {
+    /// Raw pieces.
+    raw: PathBuf,
+    /// What was handed over, with its data.
+    pub(crate) taken: Mutex<Vec<(NewPiece, Vec<u8>)>>,
+}
+
+/// The raw data of the piece that each sector has.
+pub(crate) fn raw() -> Vec<u8> {
+    (0..2000u32).map(|i| (i % 251) as u8).collect()
+}
 
 fn id(number: u64) -> SectorId {
     SectorId {
@@ -183,6 +193,7 @@ impl Hub for Fake {
                 available: 900,
                 reserved: 100,
                 used: 300,
+                takes_new: true,
                 sectors: vec![(id(7), FileType::Sealed.bit() | FileType::Cache.bit())],
             },
             StoragePath {
@@ -193,6 +204,7 @@ impl Hub for Fake {
                 available: 0,
                 reserved: 0,
                 used: 0,
+                takes_new: false,
                 sectors: vec![(id(8), FileType::Sealed.bit())],
             },
         ]
@@ -225,6 +237,37 @@ impl Hub for Fake {
     fn node(&self) -> Node {
         Arc::new(Chain)
     }
+    fn raw_file(&self, piece: &PieceCid) -> Option<PathBuf> {
+        let path = self.raw.join(piece.to_string());
+        path.exists().then_some(path)
+    }
+    fn unseal(&self, piece: PieceCid) -> Work<'_, ()> {
+        Box::pin(async move {
+            std::fs::write(self.raw.join(piece.to_string()), raw())?;
+            Ok(())
+        })
+    }
+    fn redeclare(&self, _: Option<String>) -> Work<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+    fn add_piece(&self, piece: NewPiece, mut data: Data) -> Work<'_, (SectorNumber, u64)> {
+        Box::pin(async move {
+            let known = |taken: &[(NewPiece, Vec<u8>)]| {
+                let at = taken.iter().position(|(p, _)| p.key == piece.key)?;
+                Some((SectorNumber(9), at as u64 * 2048))
+            };
+            if let Some(place) = known(&self.taken.lock().unwrap()) {
+                return Ok(place);
+            }
+            let mut all = Vec::new();
+            while let Some(chunk) = data.recv().await {
+                all.extend_from_slice(&chunk?);
+            }
+            let mut taken = self.taken.lock().unwrap();
+            taken.push((piece.clone(), all));
+            Ok(known(&taken).unwrap())
+        })
+    }
 }
 
 pub(crate) struct Rig {
@@ -233,6 +276,7 @@ pub(crate) struct Rig {
     stop: CancellationToken,
     tasks: JoinSet<()>,
     pub(crate) http: reqwest::Client,
+    pub(crate) hub: Arc<Fake>,
 }
 
 impl Rig {
@@ -251,7 +295,14 @@ impl Rig {
         let (addr, stop) = (api.addr(), CancellationToken::new());
         let mut tasks = JoinSet::new();
         let end = stop.clone();
-        tasks.spawn(async move { api.serve(Arc::new(Fake), end).await.unwrap() });
+        let raw = repo.path().join("pieces");
+        std::fs::create_dir(&raw).unwrap();
+        let hub = Arc::new(Fake {
+            raw,
+            taken: Mutex::default(),
+        });
+        let served = hub.clone();
+        tasks.spawn(async move { api.serve(served, end).await.unwrap() });
         let http = lotus_runtime::http_client().build().unwrap();
         Self {
             repo,
@@ -259,6 +310,7 @@ impl Rig {
             stop,
             tasks,
             http,
+            hub,
         }
     }
 
