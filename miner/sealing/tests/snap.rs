@@ -9,8 +9,8 @@ mod worker;
 use lotus_devnet::{AllocationOrder, Policy};
 use lotus_proofs::{Prover as _, UnpaddedOffset, UpdatedSector, Vanilla, WindowPost};
 use lotus_sealing::machine::{Allocation, Terms};
-use lotus_sealing::{SealingError, SectorState};
-use lotus_types::{ActorId, Epoch};
+use lotus_sealing::{SealingConfig, SealingError, SectorState};
+use lotus_types::{ActorId, Epoch, PieceInfo, SectorNumber};
 use net::{HEAD, Hub, MINER, Net, PATIENCE, SIZE, deal};
 
 const SNAP: [&str; 10] = [
@@ -213,49 +213,47 @@ async fn an_upgrade_that_is_given_up_leaves_the_sector_as_it_was() {
     net.stop().await;
 }
 
-/// Waits until the chain upgrades the miner's one sector.
-async fn active(net: &Net) {
-    let active = async {
-        let miner = MINER.address();
-        while net
-            .node
-            .state_miner_active_sectors(miner, HEAD)
-            .await
-            .unwrap()
-            .is_empty()
-        {
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+/// Puts a piece into an upgrade, as soon as the hub has seen a sector proven that takes it.
+async fn upgrade(hub: &Hub, piece: PieceInfo) -> SectorNumber {
+    let placed = async {
+        loop {
+            match hub.sealing.add_piece(deal(1), piece, terms(None)).await {
+                Ok(at) => return at.sector,
+                Err(SealingError::NoRoom { .. }) => {
+                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                }
+                Err(e) => panic!("{e}"),
+            }
         }
     };
-    let done = tokio::time::timeout(PATIENCE, active).await;
-    done.expect("proven");
+    let placed = tokio::time::timeout(PATIENCE, placed).await;
+    placed.expect("a sector is proven")
 }
 
 /// A backup from before the new replica is restored after the chain has taken the upgrade.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restored_backup_harms_no_upgrade_on_chain() {
     let net = Net::start(policy()).await;
-    let hub = Hub::start(&net, |_| {});
+    let upgrades = |cfg: &mut SealingConfig| cfg.make_new_sector_for_deals = false;
+    let hub = Hub::start(&net, upgrades);
     let n = hub.sealing.pledge().await.unwrap();
     hub.until(n, SectorState::Available).await;
-    active(&net).await;
     let gate = hub.work.hold("replica_update");
     let piece = net.piece(900);
-    let at = hub.sealing.add_piece(deal(1), piece, terms(None)).await;
-    assert_eq!(at.unwrap().sector, n);
+    assert_eq!(upgrade(&hub, piece).await, n);
     hub.sealing.seal_now(n).await.unwrap();
     hub.until(n, SectorState::UpdateReplica).await;
     hub.stop().await;
     drop(gate);
     let backup = net.back_up();
-    let hub = Hub::start(&net, |_| {});
+    let hub = Hub::start(&net, upgrades);
     hub.until(n, SectorState::UpdateActivating).await;
     let updated = hub.storage.updated(Hub::id(n));
     let before = std::fs::read(&updated).unwrap();
     hub.stop().await;
 
     net.restore(&backup);
-    let hub = Hub::start(&net, |_| {});
+    let hub = Hub::start(&net, upgrades);
     // The operator's order to give the upgrade up does no harm either, whichever is first.
     drop(hub.sealing.abort_upgrade(n).await);
     hub.until(n, SectorState::UpdateActivating).await;
