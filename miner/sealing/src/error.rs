@@ -72,7 +72,7 @@ pub enum SealingError {
     #[error("there is no sector {0}")]
     NoSector(SectorNumber),
     /// The sector is in a state in which this can not be done.
-    #[error("sector {number} is in state {state}: {wanted}")]
+    #[error("sector {number} is in state {state}, and this is only for sectors {wanted}")]
     WrongState {
         /// The sector.
         number: SectorNumber,
@@ -147,7 +147,9 @@ impl SealingError {
                 format!("see `lotus-miner sectors status {number}` and `sectors terminate`")
             }
             Self::NoSector(_) => "see `lotus-miner sectors list`".into(),
-            Self::WrongState { wanted, .. } => format!("only possible for sectors {wanted}"),
+            Self::WrongState { number, .. } => {
+                format!("see `lotus-miner sectors status {number} --log`")
+            }
             Self::Chain(_) => "compare `lotus-miner sectors status` with the chain".into(),
             Self::Stopped => "start the hub again: everything is journaled".into(),
         }

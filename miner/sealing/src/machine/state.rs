@@ -250,8 +250,13 @@ impl fmt::Display for SectorState {
 
 /// No state has this name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no state of a sector")]
+#[error("{0:?} is no state of a sector: there are {all}", all = names())]
 pub struct BadState(pub String);
+
+fn names() -> String {
+    let all: Vec<&str> = SectorState::ALL.iter().map(|s| s.as_str()).collect();
+    all.join(", ")
+}
 
 impl FromStr for SectorState {
     type Err = BadState;
@@ -259,5 +264,19 @@ impl FromStr for SectorState {
     fn from_str(s: &str) -> Result<Self, BadState> {
         let found = Self::ALL.iter().find(|state| state.as_str() == s);
         found.copied().ok_or_else(|| BadState(s.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_name_is_answered_with_the_right_ones() {
+        let e = "Provin".parse::<SectorState>().unwrap_err().to_string();
+        for state in SectorState::ALL {
+            assert_eq!(state.as_str().parse(), Ok(*state));
+            assert!(e.contains(state.as_str()), "{e}");
+        }
     }
 }
