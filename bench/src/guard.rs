@@ -42,7 +42,7 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(2..=1000))]
     clients: u32,
     /// Sectors of 8 MiB in the deadline; each takes some seconds to seal
-    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(2..=1000))]
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(2..=1000))]
     sectors: u64,
     /// Print one JSON object as the last line of standard output
     #[arg(long)]

@@ -38,14 +38,15 @@ const fn knob(file: &'static str, squeezed: &'static str, free: &'static str) ->
 }
 
 /// In the order of squeezing; it is released in reverse, because the weight of an idle group can
-/// not be set.
+/// not be set. Free, a spoke has a third of the usual weight: a group weighs as one, with all its
+/// threads, so three spokes would push the hub's group down to a quarter, also when it only seals.
 const V2: [Knob; 4] = [
-    knob("cpu.weight", "1", "100"),
+    knob("cpu.weight", "1", "33"),
     knob("cpu.idle", "1", "0"),
     knob("io.weight", "default 1", "default 100"),
     knob("io.prio.class", "idle", "no-change"),
 ];
-const CPU: [Knob; 2] = [knob("cpu.shares", "2", "1024"), knob("cpu.idle", "1", "0")];
+const CPU: [Knob; 2] = [knob("cpu.shares", "2", "341"), knob("cpu.idle", "1", "0")];
 const BLKIO: [Knob; 3] = [
     knob("blkio.weight", "10", "500"),
     knob("blkio.bfq.weight", "1", "100"),

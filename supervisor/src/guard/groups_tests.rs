@@ -55,7 +55,7 @@ fn version_2_is_squeezed_frozen_and_released() {
     let dir = fake(
         &tmp.path().join("g"),
         &[
-            ("cpu.weight", "100"),
+            ("cpu.weight", "33"),
             ("io.weight", "default 100"),
             ("memory.high", "max"),
             ("memory.current", "900000000\n"),
@@ -156,6 +156,7 @@ fn a_real_process_is_squeezed_frozen_and_released() {
     };
     let sleeper = Sleeper::start();
     group.add(sleeper.0.id()).unwrap();
+    group.release().unwrap();
     let dirs = group.dirs.clone();
     let values = || -> Vec<(PathBuf, String)> {
         let all = dirs.iter().flat_map(|(kind, dir)| {

@@ -245,7 +245,8 @@ impl Guard {
         }
         let places = self.places.get_or_insert_with(|| Places::find(&self.root));
         let grouped = places.group(name, held.mode == Mode::Freeze).and_then(|g| {
-            g.add(pid).map_err(|e| format!("{}: {e}", g.name()))?;
+            let made = g.add(pid).and_then(|()| g.release());
+            made.map_err(|e| format!("{}: {e}", g.name()))?;
             Ok(g)
         });
         let rung = match grouped {
