@@ -260,7 +260,7 @@ impl Drop for Screen {
         print!("\x1b[?7h\x1b[?25h\x1b[?1049l");
         drop(io::stdout().flush());
         if let Err(e) = tcsetattr(io::stdin().as_fd(), SetArg::TCSANOW, &self.before) {
-            eprintln!("the terminal is not as it was ({e}): type `reset`");
+            eprintln!("the terminal stays as it is ({e}): `reset` mends it");
         }
     }
 }
