@@ -121,7 +121,8 @@ impl From<MessageStatus> for MessageView {
 /// The fees of a day.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DayView {
-    /// `post` for WindowPoSt, `rest` for everything else.
+    /// `post` for WindowPoSt, `declare` for fault and recovery declarations, `rest` for everything
+    /// else.
     pub purse: String,
     /// The limit in FIL; none for none.
     pub cap: Option<String>,

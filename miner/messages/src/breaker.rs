@@ -118,13 +118,13 @@ impl Breaker {
             Event::Refused(why) => {
                 self.refusals = self.refusals.saturating_add(1);
                 if stops && self.refusals >= cfg.max_refusals.max(1) {
-                    self.trip(cfg, now, StopReason::Refusals, why);
+                    self.trip(cfg, kind, now, StopReason::Refusals, why);
                 }
             }
             Event::Failed(why) => {
                 self.failures = self.failures.saturating_add(1);
                 if stops && self.failures >= cfg.max_failures.max(1) {
-                    self.trip(cfg, now, StopReason::Failures, why);
+                    self.trip(cfg, kind, now, StopReason::Failures, why);
                 }
             }
             // WindowPoSt has a limit of its own only where an operator sets one.
@@ -132,7 +132,7 @@ impl Breaker {
                 self.open(now, StopReason::DailyCap, why, next_day);
             }
             Event::Balance(why) if stops => {
-                let next = now + pause(cfg, 0);
+                let next = now + pause(cfg, kind, 0);
                 self.open(now, StopReason::Balance, why, next);
             }
             Event::DailyCap(..) | Event::Balance(_) => {}
@@ -146,11 +146,18 @@ impl Breaker {
 
     /// Stops after a row of bad ends. Those of messages that were already on their way when it
     /// stopped do not make it longer.
-    fn trip(&mut self, cfg: &BreakerConfig, now: Epoch, reason: StopReason, why: String) {
+    fn trip(
+        &mut self,
+        cfg: &BreakerConfig,
+        kind: MessageKind,
+        now: Epoch,
+        reason: StopReason,
+        why: String,
+    ) {
         if self.stopped(now).is_some_and(|s| s.reason == reason) {
             return;
         }
-        let next = now + pause(cfg, self.trips);
+        let next = now + pause(cfg, kind, self.trips);
         self.trips = self.trips.saturating_add(1);
         self.open(now, reason, why, next);
     }
@@ -167,10 +174,14 @@ impl Breaker {
     }
 }
 
-fn pause(cfg: &BreakerConfig, trips: u32) -> EpochDelta {
+fn pause(cfg: &BreakerConfig, kind: MessageKind, trips: u32) -> EpochDelta {
+    let longest = match kind {
+        MessageKind::Declare => cfg.declare_pause_max_epochs.min(cfg.pause_max_epochs),
+        _ => cfg.pause_max_epochs,
+    };
     let factor = 1u64.checked_shl(trips.min(32)).unwrap_or(u64::MAX);
     let long = cfg.pause_epochs.max(1).saturating_mul(factor);
-    let epochs = long.min(cfg.pause_max_epochs.max(1));
+    let epochs = long.min(longest.max(1));
     EpochDelta(i64::try_from(epochs).unwrap_or(i64::MAX / 2))
 }
 
@@ -184,6 +195,7 @@ mod tests {
         max_failures: 2,
         pause_epochs: 10,
         pause_max_epochs: 35,
+        declare_pause_max_epochs: 4,
     };
 
     fn event(name: char) -> Event {
@@ -259,6 +271,19 @@ mod tests {
         // Its own cap is an operator's wish.
         assert!(play(MessageKind::Post, &[(1, 'd')]).is_some());
         assert!(play(MessageKind::Operator, &[(1, 'd')]).is_none());
+    }
+
+    #[test]
+    fn declarations_go_on_soon() {
+        let failed: Vec<_> = [1, 2, 6, 10, 14].map(|at| (at, 'f')).into();
+        for (script, want) in [
+            (&failed[..2], (StopReason::Failures, 2, 6)),
+            // As often as they fail, they are tried again as soon.
+            (&failed[..], (StopReason::Failures, 2, 18)),
+            (&[(1, 'b')], (StopReason::Balance, 1, 5)),
+        ] {
+            assert_eq!(play(MessageKind::Declare, script), Some(want));
+        }
     }
 
     proptest! {

@@ -118,18 +118,24 @@ pub struct FeesConfig {
     pub max_publish_deals_nanofil: u64,
     /// Highest network fee of any other message, in nanoFIL.
     pub max_other_nanofil: u64,
-    /// Network fees of one day of everything but WindowPoSt, in nanoFIL. Messages that are under
-    /// way count with the most that they can cost.
+    /// Network fees of one day of everything but WindowPoSt and declarations, in nanoFIL. Messages
+    /// that are under way count with the most that they can cost.
     pub max_per_day_nanofil: u64,
+    /// Network fees of one day of fault and recovery declarations, in nanoFIL: theirs alone, so
+    /// that a dear day of sealing leaves no sector faulty.
+    pub max_declare_per_day_nanofil: u64,
     /// Network fees of one day of WindowPoSt, in nanoFIL; 0 for no limit but that of each
     /// message, because a missed deadline costs more than any fee.
     pub max_window_post_per_day_nanofil: u64,
     /// Epochs of a day. Days are counted on the chain's time from genesis, so that a clock that
     /// is set back, a restart or a chain that stands still never gives a second allowance.
     pub day_epochs: u64,
-    /// What every sending address keeps for WindowPoSt, in nanoFIL: no other message may take the
-    /// balance below it.
+    /// What every sending address keeps for WindowPoSt and declarations, in nanoFIL: no other
+    /// message may take the balance below it.
     pub floor_nanofil: u64,
+    /// The part of it that is for WindowPoSt alone, in nanoFIL: no fault or recovery declaration
+    /// may take the balance below it.
+    pub declare_floor_nanofil: u64,
     /// What single addresses keep instead of `floor_nanofil`, in nanoFIL, by address.
     pub floors_nanofil: BTreeMap<String, u64>,
 }
@@ -151,9 +157,12 @@ impl Default for FeesConfig {
             max_other_nanofil: 50_000_000,
             // Ours: about 200 sectors at the limits above.
             max_per_day_nanofil: 10_000_000_000,
+            // Ours: each deadline of a day once, at the limit above.
+            max_declare_per_day_nanofil: 24_000_000_000,
             max_window_post_per_day_nanofil: 0,
             day_epochs: 2_880,
             floor_nanofil: 100_000_000,
+            declare_floor_nanofil: 50_000_000,
             floors_nanofil: BTreeMap::new(),
         }
     }
@@ -185,13 +194,19 @@ impl FeesConfig {
         })
     }
 
-    /// What an address keeps for WindowPoSt. It is known by its ID and its key form.
+    /// What an address keeps when it pays for a message of this kind. It is known by its ID and
+    /// its key form.
     #[must_use]
-    pub fn floor(&self, forms: &[Address]) -> TokenAmount {
+    pub fn floor(&self, kind: MessageKind, forms: &[Address]) -> TokenAmount {
         let own = self.floors_nanofil.iter().find(|(text, _)| {
             lotus_node_client::json::parse_address(text).is_ok_and(|a| forms.contains(&a))
         });
-        TokenAmount::from_nano(own.map_or(self.floor_nanofil, |(_, n)| *n))
+        let floor = own.map_or(self.floor_nanofil, |(_, n)| *n);
+        TokenAmount::from_nano(match kind {
+            MessageKind::Post | MessageKind::Operator => 0,
+            MessageKind::Declare => floor.min(self.declare_floor_nanofil),
+            _ => floor,
+        })
     }
 }
 
@@ -231,6 +246,9 @@ pub struct BreakerConfig {
     pub pause_epochs: u64,
     /// Longest stop, in epochs.
     pub pause_max_epochs: u64,
+    /// Longest stop of fault and recovery declarations, in epochs: they have a cut-off, and what
+    /// is not declared recovered pays fees.
+    pub declare_pause_max_epochs: u64,
 }
 
 impl Default for BreakerConfig {
@@ -241,6 +259,7 @@ impl Default for BreakerConfig {
             // 10 minutes to 6 hours at 30 s.
             pause_epochs: 20,
             pause_max_epochs: 720,
+            declare_pause_max_epochs: 5,
         }
     }
 }
@@ -273,8 +292,17 @@ mod tests {
         cfg.addresses = AddressConfig::default();
         cfg.fees.floors_nanofil.insert("t0100".into(), 7);
         cfg.check().unwrap();
-        let floor = |id| cfg.fees.floor(&[Address::new_id(id)]);
-        assert_eq!(floor(100), TokenAmount::from_nano(7));
-        assert_eq!(floor(101), TokenAmount::from_nano(100_000_000));
+        for (kind, id, nano) in [
+            (MessageKind::Commit, 100, 7u64),
+            (MessageKind::Commit, 101, 100_000_000),
+            // The last funds are for WindowPoSt, the last but one for declarations.
+            (MessageKind::Declare, 100, 7),
+            (MessageKind::Declare, 101, 50_000_000),
+            (MessageKind::Post, 101, 0),
+            (MessageKind::Operator, 101, 0),
+        ] {
+            let floor = cfg.fees.floor(kind, &[Address::new_id(id)]);
+            assert_eq!(floor, TokenAmount::from_nano(nano), "{kind:?} {id}");
+        }
     }
 }

@@ -34,7 +34,10 @@ pub enum SendError {
         limit: TokenAmount,
     },
     /// The sending address can not pay value and fee.
-    #[error("{from} has {available} FIL to spend, {key} needs {needed} FIL")]
+    #[error(
+        "{from} has {available} FIL to spend, {key} needs {needed} FIL: {} FIL are missing",
+        missing(needed, available)
+    )]
     Funds {
         /// Key of the request.
         key: String,
@@ -45,8 +48,23 @@ pub enum SendError {
         /// Value and highest fee.
         needed: TokenAmount,
     },
+    /// Executed on the present state, the message fails for want of funds: those of the sender,
+    /// with messages that this hub does not know of, or those of the receiver.
+    #[error("{who} lacks the funds for {key}: {why}")]
+    Unfunded {
+        /// Key of the request.
+        key: String,
+        /// Whose funds are short.
+        who: String,
+        /// The node's words: they have the amounts.
+        why: String,
+    },
     /// The sending address would go below what it keeps for WindowPoSt.
-    #[error("{from} has {above} FIL above what it keeps for WindowPoSt, {key} needs {needed} FIL")]
+    #[error(
+        "{from} has {above} FIL above what it keeps for WindowPoSt, {key} needs {needed} FIL: {} \
+         FIL are missing",
+        missing(needed, above)
+    )]
     Floor {
         /// Key of the request.
         key: String,
@@ -127,7 +145,21 @@ pub enum SendError {
     },
 }
 
+/// What is missing to an amount, never less than nothing.
+fn missing(needed: &TokenAmount, there: &TokenAmount) -> TokenAmount {
+    (needed - there).max(TokenAmount::default())
+}
+
 impl SendError {
+    /// The request waits for money, and nothing else is wrong with it.
+    #[must_use]
+    pub const fn is_short(&self) -> bool {
+        matches!(
+            self,
+            Self::Funds { .. } | Self::Unfunded { .. } | Self::Floor { .. }
+        )
+    }
+
     /// Who must act.
     #[must_use]
     pub fn kind(&self) -> Kind {
@@ -137,6 +169,7 @@ impl SendError {
             Self::Refused { .. } | Self::Replaced { .. } => Kind::Chain,
             Self::FeeLimit { .. }
             | Self::Funds { .. }
+            | Self::Unfunded { .. }
             | Self::Floor { .. }
             | Self::DailyCap { .. }
             | Self::Halted { .. }
@@ -160,7 +193,9 @@ impl SendError {
                 "it is tried again while the base fee falls; or raise the limit in [messages.fees]"
                     .into()
             }
-            Self::Funds { from, .. } => format!("send FIL to {from}; it is tried again"),
+            Self::Funds { from: who, .. } | Self::Unfunded { who, .. } => {
+                format!("send FIL to {who}; it is tried again")
+            }
             Self::Floor { from, .. } => format!(
                 "send FIL to {from}, or lower messages.fees.floor_nanofil; it is tried again"
             ),

@@ -11,16 +11,24 @@ use crate::{FeesConfig, MessageKind};
 pub enum Purse {
     /// WindowPoSt, and what another message costs more because WindowPoSt waits behind it.
     Post,
+    /// Declarations of faults and recoveries: they can not wait for a day on which sealing was
+    /// cheaper.
+    Declare,
     /// Everything else.
     Rest,
 }
 
 impl Purse {
-    pub(crate) fn of(kind: MessageKind) -> Self {
-        if kind == MessageKind::Post {
-            Self::Post
-        } else {
-            Self::Rest
+    /// Every purse, the most urgent first.
+    pub const ALL: [Self; 3] = [Self::Post, Self::Declare, Self::Rest];
+
+    /// That of a kind of message.
+    #[must_use]
+    pub const fn of(kind: MessageKind) -> Self {
+        match kind {
+            MessageKind::Post => Self::Post,
+            MessageKind::Declare => Self::Declare,
+            _ => Self::Rest,
         }
     }
 
@@ -29,6 +37,7 @@ impl Purse {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Post => "post",
+            Self::Declare => "declare",
             Self::Rest => "rest",
         }
     }
@@ -38,6 +47,7 @@ impl Purse {
         match self {
             Self::Post if cfg.max_window_post_per_day_nanofil == 0 => None,
             Self::Post => Some(cfg.max_window_post_per_day_nanofil),
+            Self::Declare => Some(cfg.max_declare_per_day_nanofil),
             Self::Rest => Some(cfg.max_per_day_nanofil),
         }
         .map(TokenAmount::from_nano)
@@ -48,6 +58,8 @@ impl Purse {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Fees {
     pub(crate) post: TokenAmount,
+    #[serde(default)]
+    pub(crate) declare: TokenAmount,
     pub(crate) rest: TokenAmount,
 }
 
@@ -55,6 +67,7 @@ impl Fees {
     pub(crate) const fn of(&self, purse: Purse) -> &TokenAmount {
         match purse {
             Purse::Post => &self.post,
+            Purse::Declare => &self.declare,
             Purse::Rest => &self.rest,
         }
     }
@@ -62,6 +75,7 @@ impl Fees {
     pub(crate) fn add(&mut self, purse: Purse, fee: &TokenAmount) {
         match purse {
             Purse::Post => self.post += fee,
+            Purse::Declare => self.declare += fee,
             Purse::Rest => self.rest += fee,
         }
     }
@@ -160,11 +174,13 @@ mod tests {
         let cfg = FeesConfig {
             max_per_day_nanofil: 10,
             max_window_post_per_day_nanofil: 0,
+            max_declare_per_day_nanofil: 5,
             day_epochs: 100,
             ..FeesConfig::default()
         };
         let fees = |post, rest| Fees {
             post: TokenAmount::from_nano(post),
+            declare: TokenAmount::from_nano(3),
             rest: TokenAmount::from_nano(rest),
         };
         for (kind, spent, reserved, fee, ok) in [
@@ -173,11 +189,17 @@ mod tests {
             (MessageKind::Commit, (99, 4), (99, 4), 2, true),
             (MessageKind::Post, (99, 10), (99, 10), 99, true),
             (MessageKind::Operator, (0, 10), (0, 0), 9, true),
+            // Of declarations 3 are spent; a dear day of sealing takes nothing from them.
+            (MessageKind::Declare, (0, 10), (0, 10), 3, false),
         ] {
             let (spent, reserved) = (fees(spent.0, spent.1), fees(reserved.0, reserved.1));
             let fits = fits(&cfg, kind, &spent, &reserved, &TokenAmount::from_nano(fee));
             assert_eq!(fits.is_ok(), ok, "{kind:?} {spent:?} {reserved:?} {fee}");
         }
+        let mut quiet = fees(0, 10);
+        quiet.declare = TokenAmount::default();
+        let two = TokenAmount::from_nano(2);
+        assert!(fits(&cfg, MessageKind::Declare, &fees(0, 10), &quiet, &two).is_ok());
         let own = FeesConfig {
             max_window_post_per_day_nanofil: 5,
             ..cfg.clone()

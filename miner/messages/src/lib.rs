@@ -13,8 +13,10 @@
 //!   fee of what is stuck.
 //!
 //! Money is bounded: each message has a limit, each day has one, each address keeps a floor for
-//! WindowPoSt, and a kind of message that fails again and again stops for a while. All of that is
-//! pure (`select`, `fees`, `replace`, `breaker`); the sums are in the journal.
+//! WindowPoSt, and a kind of message that fails again and again stops for a while. Declarations of
+//! faults and recoveries have a limit and a floor of their own. Money that is missing is waited
+//! for. All of that is pure (`select`, `fees`, `replace`, `breaker`, `waiting`); the sums are in
+//! the journal.
 
 mod breaker;
 mod config;
@@ -27,6 +29,7 @@ mod runner;
 mod select;
 mod sender;
 mod track;
+mod waiting;
 mod write;
 
 pub use breaker::{Stop, StopReason};
@@ -34,7 +37,8 @@ pub use config::{AddressConfig, BreakerConfig, FeesConfig, MessagesConfig};
 pub use error::SendError;
 pub use fees::{OverCap, Purse};
 pub use message::{Landed, MessageKind, MessageStatus, Payer, SendRequest};
-pub use money::{Money, PurseStatus, Quote, Waiting};
+pub use money::{Money, PurseStatus, Quote};
 pub use runner::Runner;
 pub use select::{Controls, Roles, preference};
 pub use sender::Sender;
+pub use waiting::Waiting;

@@ -13,12 +13,12 @@ use crate::fees::{Purse, day, day_begins};
 use crate::message::{FEES, InFlight, MAX_OPEN, MESSAGES, MessageKind, OPEN, reserved};
 use crate::select::{Candidate, Controls, Roles, preference, rank};
 use crate::sender::{Shared, lock};
-use crate::{MessageStatus, Payer, SendError, SendRequest, Sender, Stop, StopReason};
+use crate::{MessageStatus, Payer, SendError, SendRequest, Sender, Stop, StopReason, Waiting};
 
 /// The breaker of each kind that ever had trouble, by the kind's name.
 pub(crate) const BREAKERS: Map<String, Breaker> = Map::new("messages.breakers");
-/// Requests whose refusal is remembered.
-const MAX_WAITING: usize = 1_000;
+/// Breakers that are ever read: more than there are kinds.
+const MAX_BREAKERS: usize = 100;
 
 /// What a message would cost.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,19 +60,6 @@ pub struct PurseStatus {
     pub reserved: TokenAmount,
 }
 
-/// A request that was turned down.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Waiting {
-    /// Its key.
-    pub key: String,
-    /// What it is for.
-    pub kind: MessageKind,
-    /// Why, the last time.
-    pub why: String,
-    /// When that was, Unix milliseconds.
-    pub at_unix_ms: u64,
-}
-
 /// Where the money is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Money {
@@ -84,7 +71,7 @@ pub struct Money {
     pub purses: Vec<PurseStatus>,
     /// What is stopped, or on trial after a stop.
     pub stops: Vec<(MessageKind, Stop)>,
-    /// What was turned down.
+    /// What was turned down and is still tried.
     pub waiting: Vec<Waiting>,
 }
 
@@ -120,12 +107,12 @@ impl Sender {
                 j.read(|v| {
                     let spent = v.get(&FEES, &today)?.unwrap_or_default();
                     let open = v.scan(&OPEN, None, MAX_OPEN)?;
-                    Ok((spent, open, v.scan(&BREAKERS, None, MAX_WAITING)?))
+                    Ok((spent, open, v.scan(&BREAKERS, None, MAX_BREAKERS)?))
                 })
             })
             .await?;
         let reserved = reserved(&open);
-        let purses = [Purse::Post, Purse::Rest].map(|purse| PurseStatus {
+        let purses = Purse::ALL.map(|purse| PurseStatus {
             purse,
             cap: purse.cap(&fees),
             spent: spent.of(purse).clone(),
@@ -137,8 +124,36 @@ impl Sender {
             next_day: day_begins(&fees, today + 1),
             purses: purses.into(),
             stops: stops.into_iter().filter_map(stop).collect(),
-            waiting: lock(&shared.waiting).values().cloned().collect(),
+            waiting: lock(&shared.waiting).present(unix_ms()),
         })
+    }
+
+    /// The address, in key form, that can send a WindowPoSt now whose message, of this key, waits
+    /// for a nonce that is not ours; `None` while it may land as it is, or no other address has funds.
+    ///
+    /// # Errors
+    /// The node does not answer, or the journal can not be read.
+    pub async fn way_around(
+        &self,
+        key: &str,
+        miner: Address,
+    ) -> Result<Option<Address>, SendError> {
+        let shared = &self.0;
+        let waits = match shared.record(key).await? {
+            Some(r) => r.landed.is_none() && !r.replaced && lock(&shared.held_up).contains(&r.from),
+            None => false,
+        };
+        if !waits {
+            return Ok(None);
+        }
+        let kind = MessageKind::Post;
+        let mut ways = shared.candidates(kind, miner).await?;
+        ways.retain(|c| !c.blocked && c.available.is_positive());
+        let need = shared.cfg.fees.max_fee(kind, 1);
+        match rank(kind, &need, &ways).first() {
+            Some(way) => Ok(Some(shared.key_address(*way).await?)),
+            None => Ok(None),
+        }
     }
 
     /// Ends a stop of this kind: the next message is tried at once.
@@ -154,6 +169,21 @@ impl Shared {
             Payer::Address(a) => return Ok(vec![self.key_address(a).await?]),
             Payer::Miner(m) => m,
         };
+        let candidates = self.candidates(request.kind, miner).await?;
+        let need = &request.value + self.limit(request);
+        let mut keys = Vec::new();
+        for address in rank(request.kind, &need, &candidates) {
+            keys.push(self.key_address(address).await?);
+        }
+        Ok(keys)
+    }
+
+    /// The addresses that may pay for a kind of message, the preferred first.
+    async fn candidates(
+        &self,
+        kind: MessageKind,
+        miner: Address,
+    ) -> Result<Vec<Candidate>, SendError> {
         let info = self.node.state_miner_info(miner, &TipSetKey::HEAD).await?;
         let roles = Roles {
             owner: info.owner,
@@ -162,17 +192,12 @@ impl Shared {
         };
         let open = self.open().await?;
         let mut candidates = Vec::new();
-        for address in preference(request.kind, &roles, &self.controls().await?) {
-            if let Some(c) = self.candidate(address, &open).await? {
+        for address in preference(kind, &roles, &self.controls().await?) {
+            if let Some(c) = self.candidate(kind, address, &open).await? {
                 candidates.push(c);
             }
         }
-        let need = &request.value + self.limit(request);
-        let mut keys = Vec::new();
-        for address in rank(request.kind, &need, &candidates) {
-            keys.push(self.key_address(address).await?);
-        }
-        Ok(keys)
+        Ok(candidates)
     }
 
     /// The settings with ID addresses. One that the chain does not know is left out.
@@ -207,6 +232,7 @@ impl Shared {
     /// `None` for an address that can not sign, such as a multisig owner.
     async fn candidate(
         &self,
+        kind: MessageKind,
         address: Address,
         open: &InFlight,
     ) -> Result<Option<Candidate>, SendError> {
@@ -223,14 +249,15 @@ impl Shared {
             } else {
                 TokenAmount::default()
             },
-            floor: self.floor(key),
+            floor: self.floor(kind, key),
             key_at_hand,
             blocked: lock(&self.blocked).contains(&key.to_string()),
         }))
     }
 
-    /// What an address in key form keeps for WindowPoSt; the settings may name its ID.
-    pub(crate) fn floor(&self, key: Address) -> TokenAmount {
+    /// What an address in key form keeps when it pays for a kind of message; the settings may name
+    /// its ID.
+    pub(crate) fn floor(&self, kind: MessageKind, key: Address) -> TokenAmount {
         let known = lock(&self.key_addresses);
         let mut forms: Vec<Address> = known
             .iter()
@@ -238,7 +265,7 @@ impl Shared {
             .map(|(form, _)| *form)
             .collect();
         forms.push(key);
-        self.cfg.fees.floor(&forms)
+        self.cfg.fees.floor(kind, &forms)
     }
 
     /// Balance less what messages under way may take.
@@ -312,7 +339,7 @@ impl Shared {
         }
         let event = match e {
             SendError::Refused { .. } => Event::Refused(e.to_string()),
-            SendError::Funds { .. } | SendError::Floor { .. } => Event::Balance(e.to_string()),
+            e if e.is_short() => Event::Balance(e.to_string()),
             _ => return Ok(()),
         };
         self.note(request.kind, event).await
@@ -338,30 +365,13 @@ impl Shared {
 
     /// Remembers, or forgets, that a request was turned down.
     pub(crate) fn remember(&self, request: &SendRequest, result: &Result<cid::Cid, SendError>) {
-        let mut waiting = lock(&self.waiting);
-        match result {
-            Err(e) if waiting.len() < MAX_WAITING || waiting.contains_key(&request.key) => {
-                waiting.insert(
-                    request.key.clone(),
-                    Waiting {
-                        key: request.key.clone(),
-                        kind: request.kind,
-                        why: e.to_string(),
-                        at_unix_ms: unix_ms(),
-                    },
-                );
-            }
-            Err(_) => {}
-            Ok(_) => {
-                waiting.remove(&request.key);
-            }
-        }
+        lock(&self.waiting).note(request, result.as_ref().err(), unix_ms());
     }
 
     /// Says at the start what is still stopped.
     pub(crate) async fn announce_stops(&self) {
         let stops = self
-            .journal(|j| j.read(|v| v.scan(&BREAKERS, None, MAX_WAITING)))
+            .journal(|j| j.read(|v| v.scan(&BREAKERS, None, MAX_BREAKERS)))
             .await;
         for (name, after) in stops.unwrap_or_default() {
             if let Some(kind) = MessageKind::by_name(&name) {

@@ -101,7 +101,7 @@ pub(crate) struct Candidate {
     pub(crate) address: Address,
     /// Balance less what messages under way may take.
     pub(crate) available: TokenAmount,
-    /// What it keeps for WindowPoSt.
+    /// What it keeps for more urgent kinds of messages.
     pub(crate) floor: TokenAmount,
     /// The node's wallet has its key.
     pub(crate) key_at_hand: bool,
@@ -111,24 +111,19 @@ pub(crate) struct Candidate {
 
 /// The addresses to try, in this order, for a message that takes `need` at most: the first of
 /// the preferred that has it; failing that the one with the most, because `need` is a limit and
-/// not the price. WindowPoSt may ask all of them, and avoids those that are blocked.
+/// not the price. WindowPoSt and declarations, which have a deadline, may ask all of them, and
+/// avoid those that are blocked.
 pub(crate) fn rank(
     kind: MessageKind,
     need: &TokenAmount,
     candidates: &[Candidate],
 ) -> Vec<Address> {
-    let post = kind == MessageKind::Post;
-    let spare = |c: &Candidate| {
-        if post {
-            c.available.clone()
-        } else {
-            &c.available - &c.floor
-        }
-    };
+    let urgent = matches!(kind, MessageKind::Post | MessageKind::Declare);
+    let spare = |c: &Candidate| &c.available - &c.floor;
     let mut usable: Vec<&Candidate> = candidates.iter().filter(|c| c.key_at_hand).collect();
     // Stable, so that equals stay in the order of preference.
     usable.sort_by(|a, b| {
-        let class = |c: &Candidate| (post && c.blocked, spare(c) < *need);
+        let class = |c: &Candidate| (urgent && c.blocked, spare(c) < *need);
         class(a).cmp(&class(b)).then_with(|| {
             if spare(a) < *need {
                 spare(b).cmp(&spare(a))
@@ -137,7 +132,7 @@ pub(crate) fn rank(
             }
         })
     });
-    let most = if post { usable.len() } else { 1 };
+    let most = if urgent { usable.len() } else { 1 };
     usable.into_iter().take(most).map(|c| c.address).collect()
 }
 
@@ -246,8 +241,14 @@ mod tests {
             (Post, vec![(1, 500, "b"), (2, 3, "")], &[2, 1]),
             (Post, vec![(1, 500, "b")], &[1]),
             (Commit, vec![(1, 500, "b"), (2, 500, "")], &[1]),
+            // Nor do declarations; but what is kept for WindowPoSt they leave alone.
+            (Declare, vec![(1, 500, "b"), (2, 110, "")], &[2, 1]),
+            (Declare, vec![(1, 109, ""), (2, 110, "")], &[2, 1]),
         ] {
-            let list: Vec<_> = list.iter().map(|(i, n, m)| candidate(*i, *n, m)).collect();
+            let mut list: Vec<_> = list.iter().map(|(i, n, m)| candidate(*i, *n, m)).collect();
+            for c in list.iter_mut().filter(|_| kind == Post) {
+                c.floor = TokenAmount::default();
+            }
             let need = TokenAmount::from_atto(100);
             assert_eq!(rank(kind, &need, &list), ids(want), "{kind:?} {list:?}");
         }

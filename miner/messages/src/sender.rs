@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::message::{MESSAGES, Record};
-use crate::money::Waiting;
 use crate::runner::{Job, Runner};
+use crate::waiting::WaitList;
 use crate::{Landed, MessageKind, MessageStatus, MessagesConfig, Quote, SendError, SendRequest};
 
 /// Longest key, in bytes.
@@ -44,9 +44,11 @@ pub(crate) struct Shared {
     /// raised. By key.
     pub(crate) push_errors: Mutex<HashMap<String, String>>,
     /// Requests that were turned down and not sent since, by key.
-    pub(crate) waiting: Mutex<BTreeMap<String, Waiting>>,
+    pub(crate) waiting: Mutex<WaitList>,
     /// Addresses, in key form, whose next message does not get on chain.
     pub(crate) blocked: Mutex<HashSet<String>>,
+    /// Those of them, in key form, where WindowPoSt waits for a nonce that is not ours.
+    pub(crate) held_up: Mutex<HashSet<String>>,
     pub(crate) stop: CancellationToken,
     /// Journal calls: awaited at the end, so that nothing is written after it.
     pub(crate) calls: TaskTracker,
@@ -77,6 +79,7 @@ impl Sender {
             push_errors: Mutex::default(),
             waiting: Mutex::default(),
             blocked: Mutex::default(),
+            held_up: Mutex::default(),
             stop: CancellationToken::new(),
             calls: TaskTracker::new(),
         });
@@ -105,8 +108,8 @@ impl Sender {
             let mut poor = None;
             for from in payers {
                 match self.queue(from, request.clone()).await {
-                    // Only WindowPoSt has a second address to ask.
-                    Err(e @ SendError::Funds { .. }) => poor = Some(e),
+                    // Only what is urgent has a second address to ask.
+                    Err(e) if e.is_short() => poor = Some(e),
                     done => return done,
                 }
             }

@@ -24,6 +24,8 @@ const POLL: Duration = Duration::from_secs(10);
 /// Versions of one message. Each costs a quarter more than the one before: forty are beyond any
 /// limit.
 const MAX_VERSIONS: usize = 40;
+/// Epochs after which WindowPoSt waits no longer for a nonce that is not ours: a deadline has 60.
+const HELD_UP: i64 = 3;
 /// Blocks in which a replacement should land.
 const SOON_BLOCKS: u64 = 10;
 
@@ -57,6 +59,8 @@ struct Lanes {
     met: HashSet<String>,
     /// Addresses whose first message has not moved for long.
     blocked: HashSet<String>,
+    /// Addresses whose next nonce is of a message that is not ours, with WindowPoSt behind it.
+    held_up: HashSet<String>,
 }
 
 impl Shared {
@@ -117,6 +121,7 @@ impl Shared {
                 .await?;
         }
         *lock(&self.blocked) = lanes.blocked;
+        *lock(&self.held_up) = lanes.held_up;
         Ok(())
     }
 
@@ -161,6 +166,13 @@ impl Shared {
                     let stuck = i64::try_from(self.cfg.stuck_epochs).unwrap_or(i64::MAX);
                     if age(record.sent_at) >= stuck {
                         lanes.blocked.insert(record.from.clone());
+                    }
+                    if urgent
+                        && age(record.sent_at) >= stuck.min(HELD_UP)
+                        && self.is_held_up(&record, head).await?
+                    {
+                        lanes.blocked.insert(record.from.clone());
+                        lanes.held_up.insert(record.from.clone());
                     }
                     let old = age(record.signed_at) >= stuck;
                     if old || urgent {
@@ -233,6 +245,13 @@ impl Shared {
         };
         let actor = self.node.state_get_actor(from, at).await?;
         Ok(actor.map(|a| a.nonce))
+    }
+
+    /// Whether the first of our messages that is not on chain waits for a nonce before it, which
+    /// then is not of a message of ours: no fee that we pay gets it on chain.
+    async fn is_held_up(&self, first: &Record, head: &TipSet) -> Result<bool, SendError> {
+        let next = self.nonce(first, &head.key()).await?;
+        Ok(next.is_some_and(|next| next < first.nonce))
     }
 
     /// Signs a stuck message again with the same nonce and a higher fee, and journals that before
@@ -319,6 +338,7 @@ impl Shared {
                 others.retain(|(_, o)| o.key != key);
                 let kind = match next.purse {
                     Purse::Post => MessageKind::Post,
+                    Purse::Declare => MessageKind::Declare,
                     Purse::Rest => next.kind,
                 };
                 let spent = spent.unwrap_or_default();

@@ -128,12 +128,13 @@ impl Shared {
             available: available.clone(),
             needed,
         };
+        // Before the node is asked: it would execute the message and call it a failure.
+        if !spare.is_positive() {
+            return Err(poor(value + limit));
+        }
         // WindowPoSt makes do with what there is.
         let short = kind == MessageKind::Post && spare < limit;
         if short {
-            if !spare.is_positive() {
-                return Err(poor(value + limit));
-            }
             limit = spare;
         }
         let bare = draft(from, request);
@@ -183,11 +184,7 @@ impl Shared {
         if available < needed {
             return Err(poor(needed));
         }
-        let floor = match kind {
-            MessageKind::Post | MessageKind::Operator => TokenAmount::default(),
-            _ => self.floor(from),
-        };
-        let above = available - floor;
+        let above = available - self.floor(kind, from);
         if above < needed {
             return Err(SendError::Floor {
                 key: key.clone(),
@@ -200,7 +197,7 @@ impl Shared {
     }
 
     /// Why gas could not be estimated: if executing the message fails, that is the chain's
-    /// verdict; otherwise it is the node's trouble.
+    /// verdict, or it waits for money; otherwise it is the node's trouble.
     async fn explained(&self, msg: &Message, key: &str, e: NodeError) -> SendError {
         let call = match self.node.state_call(msg, &TipSetKey::HEAD).await {
             Ok(call) => call,
@@ -209,14 +206,20 @@ impl Shared {
         let Some(exit_code) = call.msg_rct.map(|r| r.exit_code).filter(|c| *c != 0) else {
             return e.into();
         };
-        let name = u32::try_from(exit_code).map_or_else(
-            |_| format!("exit code {exit_code}"),
-            |code| exit_name(ExitCode::new(code)),
-        );
-        SendError::Refused {
-            key: key.into(),
-            exit_code,
-            why: format!("{name}: {}", call.error),
+        let code = u32::try_from(exit_code).map(ExitCode::new);
+        let name = code.map_or_else(|_| format!("exit code {exit_code}"), exit_name);
+        let (key, why) = (key.to_owned(), format!("{name}: {}", call.error));
+        match whose_funds(msg, code.ok()) {
+            Some(who) => SendError::Unfunded {
+                key,
+                who: who.to_string(),
+                why,
+            },
+            None => SendError::Refused {
+                key,
+                exit_code,
+                why,
+            },
         }
     }
 
@@ -300,6 +303,16 @@ impl Shared {
                 lock(&self.push_errors).insert(key.to_owned(), e.to_string());
             }
         }
+    }
+}
+
+/// Whose funds are short, by the code with which a message fails. A sender may be short although
+/// its balance is not: other programs' messages wait in the node's mempool.
+fn whose_funds(msg: &Message, code: Option<ExitCode>) -> Option<Address> {
+    match code? {
+        ExitCode::SYS_INSUFFICIENT_FUNDS => Some(msg.from),
+        ExitCode::USR_INSUFFICIENT_FUNDS => Some(msg.to),
+        _ => None,
     }
 }
 

@@ -12,7 +12,9 @@ use std::time::Duration;
 use fake::Fake;
 use lotus_chain::Follower;
 use lotus_journal::Journal;
-use lotus_messages::{Landed, MessageKind, MessagesConfig, Payer, SendError, SendRequest, Sender};
+use lotus_messages::{
+    Landed, MessageKind, MessagesConfig, Payer, SendError, SendRequest, Sender, StopReason,
+};
 use lotus_types::{Address, Epoch, Kind, TokenAmount};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -249,11 +251,58 @@ async fn what_the_chain_would_refuse_is_not_signed() {
     };
     let poor = hub.sender.send(poor).await.unwrap_err();
     assert!(matches!(poor, SendError::Funds { .. }), "{poor}");
+    assert!(
+        poor.to_string().contains("1000.05 FIL are missing"),
+        "{poor}"
+    );
     let unknown = hub.sender.wait("k", 1).await.unwrap_err();
     assert!(matches!(unknown, SendError::Unknown(_)), "{unknown}");
     let bad = hub.sender.send(request("")).await.unwrap_err();
     assert!(matches!(bad, SendError::BadKey(_)), "{bad}");
     assert!(chain.lock().pushes.is_empty());
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn money_that_is_missing_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let chain = Fake::new(Box::new(|_, _| (0, vec![])));
+    let hub = Hub::start_with(dir.path(), &chain, |cfg| {
+        cfg.breaker.pause_epochs = 100_000;
+        cfg.breaker.max_refusals = 1;
+    });
+    let deposit = |key: &str, kind| SendRequest {
+        from: Payer::Miner(Address::new_id(1000)),
+        value: TokenAmount::from_whole(2),
+        kind,
+        ..request(key)
+    };
+    // The balance is short of the value, which a node calls a failed message.
+    chain.lock().balance = TokenAmount::from_whole(1);
+    let short = deposit("batch", MessageKind::PreCommit);
+    let e = hub.sender.send(short.clone()).await.unwrap_err();
+    assert!(matches!(e, SendError::Funds { .. }) && e.is_short(), "{e}");
+    assert_eq!(e.kind(), Kind::Capacity);
+    // Enough by our count, but others' messages wait in the mempool (6), or the receiver is in
+    // debt (19).
+    chain.lock().balance = TokenAmount::from_whole(1_000);
+    for (exit, kind, who) in [
+        (6, MessageKind::Commit, worker()),
+        (19, MessageKind::Terminate, Address::new_id(1000)),
+    ] {
+        chain.lock().refuse = exit;
+        let e = hub.sender.send(deposit("k", kind)).await.unwrap_err();
+        assert!(e.is_short() && e.fix().contains(&who.to_string()), "{e}");
+    }
+    chain.lock().refuse = 0;
+    let stops = hub.sender.money().await.unwrap().stops;
+    assert_eq!(stops.len(), 3);
+    for (kind, stop) in stops {
+        assert_eq!(stop.reason, StopReason::Balance, "{kind:?}");
+    }
+    // The same key goes out once there is money.
+    hub.sender.resume(MessageKind::PreCommit).await.unwrap();
+    hub.sender.send(short).await.unwrap();
     hub.stop().await;
 }
 
@@ -343,7 +392,7 @@ async fn the_day_has_a_limit_and_the_kind_says_so_until_it_is_over() {
     assert_eq!(money.stops.len(), 1);
     let waiting: Vec<_> = money.waiting.iter().map(|w| w.key.as_str()).collect();
     assert_eq!(waiting, ["c", "d"]);
-    assert_eq!(money.purses[1].reserved, TokenAmount::from_nano(2));
+    assert_eq!(money.purses[2].reserved, TokenAmount::from_nano(2));
     hub.stop().await;
 
     // It holds over a restart; when messages have landed for less there is room again.
@@ -364,7 +413,7 @@ async fn the_day_has_a_limit_and_the_kind_says_so_until_it_is_over() {
     };
     let money = while_mining(&chain, settled).await;
     let cost = TokenAmount::from_atto(110u64 * 1_000_000);
-    assert!(money.purses[1].spent.is_positive() && money.purses[1].spent <= &cost * 2u64);
+    assert!(money.purses[2].spent.is_positive() && money.purses[2].spent <= &cost * 2u64);
     assert!(money.purses[0].spent.is_positive() && money.purses[0].spent <= cost);
     hub.sender.resume(MessageKind::Other).await.unwrap();
     hub.sender.send(request("c")).await.unwrap();
@@ -397,6 +446,117 @@ async fn failures_in_a_row_stop_a_kind() {
     assert!(stop.why.contains("USR_ILLEGAL_ARGUMENT"), "{}", stop.why);
     let halted = hub.sender.send(request("c")).await.unwrap_err();
     assert!(matches!(halted, SendError::Halted { .. }), "{halted}");
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn recoveries_do_not_wait_for_sealing() {
+    let dir = tempfile::tempdir().unwrap();
+    let chain = Fake::new(Box::new(|_, _| (16, vec![])));
+    let hub = Hub::start_with(dir.path(), &chain, |cfg| {
+        cfg.fees.max_per_day_nanofil = 1;
+        cfg.fees.day_epochs = 1_000_000;
+        cfg.breaker.max_failures = 1;
+        cfg.breaker.pause_epochs = 100_000;
+        cfg.breaker.pause_max_epochs = 100_000;
+    });
+    let of = |key: &str, kind| SendRequest {
+        from: Payer::Miner(Address::new_id(1000)),
+        value: TokenAmount::default(),
+        kind,
+        ..request(key)
+    };
+    // The day's fees are spent, and pre-commits stop.
+    let seal = of("seal", MessageKind::PreCommit);
+    hub.sender.send(seal).await.unwrap();
+    let full = of("more", MessageKind::PreCommit);
+    let full = hub.sender.send(full).await.unwrap_err();
+    assert!(matches!(full, SendError::DailyCap { .. }), "{full}");
+    // Recoveries have a purse of their own, and a floor below that of the others.
+    chain.lock().balance = TokenAmount::from_nano(60_000_000);
+    let first = of("recover/0", MessageKind::Declare);
+    hub.sender.send(first).await.unwrap();
+    let low = of("low", MessageKind::Publish);
+    let low = hub.sender.send(low).await.unwrap_err();
+    assert!(low.is_short(), "{low}");
+    // It fails on chain: the next is tried after a few epochs, not after hours.
+    let stopped = async {
+        loop {
+            let stops = hub.sender.money().await.unwrap().stops;
+            if let Some((_, stop)) = stops.iter().find(|(k, _)| *k == MessageKind::Declare) {
+                return stop.clone();
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let stop = while_mining(&chain, stopped).await;
+    assert_eq!(stop.reason, StopReason::Failures);
+    assert!((stop.next_try - stop.since).0 <= 5, "{stop:?}");
+    let again = async {
+        loop {
+            match hub.sender.send(of("recover/1", MessageKind::Declare)).await {
+                Ok(_) => return,
+                Err(SendError::Halted { .. }) => tokio::time::sleep(Duration::from_millis(5)).await,
+                Err(e) => panic!("{e}"),
+            }
+        }
+    };
+    while_mining(&chain, again).await;
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn window_post_goes_around_a_nonce_that_is_not_ours() {
+    let dir = tempfile::tempdir().unwrap();
+    let chain = Fake::new(Box::new(|_, _| (0, vec![])));
+    let (miner, control) = (Address::new_id(1000), Address::new_id(1002));
+    chain.lock().control = vec![control];
+    chain.stick(control);
+    let hub = Hub::start(dir.path(), &chain);
+    let post = |key: &str, from| SendRequest {
+        from,
+        value: TokenAmount::default(),
+        kind: MessageKind::Post,
+        ..request(key)
+    };
+    hub.sender
+        .send(post("post", Payer::Miner(miner)))
+        .await
+        .unwrap();
+    let stuck = hub.sender.status("post").await.unwrap().unwrap();
+    assert_eq!((stuck.from, stuck.nonce), (control, 1));
+    let around = |key: &'static str| {
+        let sender = hub.sender.clone();
+        async move { sender.way_around(key, miner).await.unwrap() }
+    };
+    assert_eq!(around("post").await, None, "it may land yet");
+    let found = async {
+        loop {
+            if let Some(way) = around("post").await {
+                return way;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let way = while_mining(&chain, found).await;
+    assert_eq!(way, worker());
+    hub.sender
+        .send(post("post/around", Payer::Address(way)))
+        .await
+        .unwrap();
+    let landed = hub.sender.wait("post/around", 3);
+    while_mining(&chain, landed).await.unwrap();
+    assert_eq!(around("post/around").await, None);
+    // The next goes by the free address at once.
+    hub.sender
+        .send(post("next", Payer::Miner(miner)))
+        .await
+        .unwrap();
+    let next = hub.sender.status("next").await.unwrap().unwrap();
+    assert_eq!(next.from, worker());
+    // Nobody else has funds: it stays where it is.
+    chain.lock().balance = TokenAmount::default();
+    assert_eq!(around("post").await, None);
     hub.stop().await;
 }
 

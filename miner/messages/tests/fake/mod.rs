@@ -13,13 +13,15 @@ use cid::Cid;
 use futures::StreamExt as _;
 use lotus_node_client::api::{
     Actor, BigInt, BlockHeader, HeadChange, HeadChangeKind, InvocResult, Message, MessageReceipt,
-    MessageSendSpec, MsgGasCost, MsgLookup, Signature, SignatureType, SignedMessage, Ticket,
-    TipSet, TipSetKey, cbor_cid,
+    MessageSendSpec, MinerInfo, MsgGasCost, MsgLookup, Signature, SignatureType, SignedMessage,
+    Ticket, TipSet, TipSetKey, cbor_cid,
 };
 use lotus_node_client::{FullNode, HeadChanges, NodeError};
 use lotus_types::{Address, Epoch, EpochDelta, TokenAmount};
 use tokio::sync::broadcast;
 
+/// What executing a message would give.
+pub(crate) type Judge = Box<dyn FnMut(&Message) -> i64 + Send>;
 /// Executes a message: exit code and return value.
 pub(crate) type Execute = Box<dyn FnMut(&Message, Epoch) -> (i64, Vec<u8>) + Send>;
 
@@ -39,8 +41,14 @@ pub(crate) struct Inner {
     execute: Execute,
     /// Exit code that `StateCall` gives, with a failing gas estimate, if not 0.
     pub(crate) refuse: i64,
+    /// The exit code that single messages would have.
+    pub(crate) judge: Option<Judge>,
+    /// Gas estimates that were asked for.
+    pub(crate) estimates: u64,
     /// Calls that fail with a transport error, by name; each entry fails one call.
     pub(crate) failures: VecDeque<&'static str>,
+    /// Control addresses of the miner.
+    pub(crate) control: Vec<Address>,
     /// What every account has.
     pub(crate) balance: TokenAmount,
     /// Base fee of blocks to come, and the premium that it takes to get into one.
@@ -95,7 +103,10 @@ impl Fake {
                 forks: 0,
                 execute,
                 refuse: 0,
+                judge: None,
+                estimates: 0,
                 failures: VecDeque::new(),
+                control: vec![],
                 balance: TokenAmount::from_whole(1_000),
                 base_fee: TokenAmount::from_atto(100),
                 premium: TokenAmount::from_atto(10),
@@ -191,6 +202,19 @@ impl Fake {
         self.mine();
     }
 
+    /// Puts a message of another program into the mempool that no block takes.
+    pub(crate) fn stick(&self, from: Address) {
+        let mut inner = self.lock();
+        let nonce = inner.nonces().get(&from).copied().unwrap_or(0);
+        let message = Message {
+            nonce,
+            gas_fee_cap: TokenAmount::default(),
+            ..bare(from)
+        };
+        let signed = inner.sign(message);
+        inner.mempool.push(signed);
+    }
+
     fn fails(&self, name: &'static str) -> Result<(), NodeError> {
         let mut inner = self.lock();
         match inner.failures.iter().position(|f| *f == name) {
@@ -241,6 +265,18 @@ impl Inner {
 
     pub(crate) fn head(&self) -> &TipSet {
         &self.rounds.last().unwrap().tipset
+    }
+
+    /// The exit code of a message that is executed on the present state, as a real node gives it:
+    /// 6 is `SYS_INSUFFICIENT_FUNDS`.
+    fn verdict(&mut self, msg: &Message) -> i64 {
+        if self.refuse == 0 && msg.value > self.balance {
+            return 6;
+        }
+        match &mut self.judge {
+            Some(judge) if self.refuse == 0 => judge(msg),
+            _ => self.refuse,
+        }
     }
 
     /// Each signature is another one, as with a randomised signer.
@@ -296,6 +332,30 @@ impl FullNode for Fake {
         let inner = self.lock();
         let found = inner.rounds.iter().find(|r| r.tipset.key() == *key);
         Ok(found.unwrap().tipset.clone())
+    }
+
+    async fn state_miner_info(
+        &self,
+        _miner: Address,
+        _key: &TipSetKey,
+    ) -> Result<MinerInfo, NodeError> {
+        Ok(MinerInfo {
+            owner: Address::new_id(1001),
+            worker: Address::new_id(1001),
+            new_worker: None,
+            control_addresses: self.lock().control.clone(),
+            worker_change_epoch: Epoch(-1),
+            peer_id: None,
+            multiaddrs: vec![],
+            window_post_proof_type: 10,
+            sector_size: 2_048,
+            window_post_partition_sectors: 2,
+            consensus_fault_elapsed: Epoch(-1),
+            pending_owner_address: None,
+            beneficiary: None,
+            beneficiary_term: None,
+            pending_beneficiary_term: None,
+        })
     }
 
     async fn wallet_has(&self, _addr: Address) -> Result<bool, NodeError> {
@@ -397,11 +457,13 @@ impl FullNode for Fake {
         _key: &TipSetKey,
     ) -> Result<Message, NodeError> {
         self.fails("GasEstimateMessageGas")?;
-        if self.lock().refuse != 0 {
+        self.lock().estimates += 1;
+        let exit = self.lock().verdict(msg);
+        if exit != 0 {
             return Err(NodeError::Rpc {
                 method: "GasEstimateMessageGas".into(),
                 code: 1,
-                message: "message execution failed".into(),
+                message: format!("estimating gas used: message execution failed (exit=[{exit}])"),
             });
         }
         Ok(Message {
@@ -417,7 +479,7 @@ impl FullNode for Fake {
             msg_cid: msg.cid(),
             msg: msg.clone(),
             msg_rct: Some(MessageReceipt {
-                exit_code: self.lock().refuse,
+                exit_code: self.lock().verdict(msg),
                 r#return: vec![],
                 gas_used: 1,
                 events_root: None,
