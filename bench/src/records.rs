@@ -102,6 +102,8 @@ pub(crate) fn way(number: u64) -> Result<Vec<Event>, Failed> {
         Event::Batched {
             batch,
             aggregate: false,
+            place: 0,
+            of: 1,
         },
         Event::PreCommitSent(message(batch, 5)?),
         Event::PreCommitLanded {
@@ -115,6 +117,8 @@ pub(crate) fn way(number: u64) -> Result<Vec<Event>, Failed> {
         Event::Batched {
             batch,
             aggregate: false,
+            place: 0,
+            of: 1,
         },
         Event::CommitSent(message(batch, 7)?),
         Event::CommitLanded {

@@ -8,7 +8,7 @@ use lotus_types::{Epoch, EpochDelta, SectorNumber, SectorSize};
 use serde::{Deserialize, Serialize};
 
 use crate::SealingConfig;
-use crate::machine::{Sector, SectorState};
+use crate::machine::{Group, Sector, SectorState};
 
 /// Epochs in which a pre-commit must be proven. Source: builtin-actors,
 /// `max_prove_commit_duration`, 30 days; the seed delay on top of it is left as a reserve.
@@ -38,6 +38,14 @@ impl BatchKind {
         match self {
             Self::PreCommit => SectorState::SubmitPreCommitBatch,
             Self::Commit => SectorState::SubmitCommitAggregate,
+        }
+    }
+
+    /// The states from which a sector whose batch was refused comes back to wait for another.
+    const fn on_the_way(self) -> &'static [SectorState] {
+        match self {
+            Self::PreCommit => &[SectorState::PreCommitFailed],
+            Self::Commit => &[SectorState::CommitFailed, SectorState::WaitSeed],
         }
     }
 
@@ -92,6 +100,10 @@ pub struct Waiting {
     pub cutoff: Option<Epoch>,
     /// It shares its message with no other.
     pub alone: bool,
+    /// It shares its message with these alone: those of a part of a refused batch.
+    pub group: Option<Group>,
+    /// Others of its group are on their way here.
+    pub awaited: bool,
     /// Its proof goes as it is: no aggregate of it was to be had.
     pub plain: bool,
 }
@@ -102,6 +114,12 @@ pub(crate) fn waiting(
     kind: BatchKind,
     sectors: &BTreeMap<SectorNumber, Sector>,
 ) -> Vec<Waiting> {
+    let coming = |s: &&Sector| kind.on_the_way().contains(&s.state);
+    let awaited: BTreeSet<Group> = sectors
+        .values()
+        .filter(coming)
+        .filter_map(|s| s.seat.group)
+        .collect();
     let seats = sectors
         .iter()
         .filter(|(_, s)| s.state == kind.state() && s.seat.batch.is_none());
@@ -111,6 +129,8 @@ pub(crate) fn waiting(
             since_unix_ms: s.seat.since_unix_ms,
             cutoff: cutoff(cfg, kind, s),
             alone: s.seat.alone,
+            group: s.seat.group,
+            awaited: s.seat.group.is_some_and(|g| awaited.contains(&g)),
             plain: s.seat.plain,
         })
         .collect()
@@ -201,7 +221,8 @@ pub(crate) enum Flush {
 }
 
 /// A batch goes out when it is full, when its oldest sector has waited long enough, when one of
-/// its sectors must soon be on chain, when the operator says so, or when messages are cheap.
+/// its sectors must soon be on chain, when the operator says so, or when messages are cheap. The
+/// parts of a refused batch go as soon as they are complete, each for itself.
 pub(crate) fn flush(
     rules: Rules,
     waiting: &[Waiting],
@@ -213,24 +234,32 @@ pub(crate) fn flush(
     if let Some(w) = waiting.iter().find(|w| w.alone) {
         return Flush::Now(vec![w.sector]);
     }
-    let ripe = |w: &Waiting| {
-        published.contains(&w.sector)
-            || w.since_unix_ms.saturating_add(rules.wait_ms) <= now_unix_ms
-            || w.cutoff.is_some_and(|c| c - rules.slack <= head)
+    let pressing = |w: &Waiting| {
+        published.contains(&w.sector) || w.cutoff.is_some_and(|c| c - rules.slack <= head)
     };
-    if waiting.len() >= rules.max || cheap || waiting.iter().any(ripe) {
-        let mut order: Vec<_> = waiting.iter().collect();
+    let first_of = |mut order: Vec<&Waiting>| {
         order.sort_by_key(|w| (w.cutoff.is_none(), w.cutoff, w.sector));
         let first = order.into_iter().take(rules.max).map(|w| w.sector);
-        return Flush::Now(first.collect());
+        Flush::Now(first.collect())
+    };
+    let complete = |w: &&Waiting| w.group.is_some() && (!w.awaited || pressing(w));
+    if let Some(w) = waiting.iter().find(complete) {
+        return first_of(waiting.iter().filter(|o| o.group == w.group).collect());
     }
-    let oldest = waiting.iter().map(|w| w.since_unix_ms).min();
+    let free: Vec<_> = waiting.iter().filter(|w| w.group.is_none()).collect();
+    let ripe =
+        |w: &&Waiting| pressing(w) || w.since_unix_ms.saturating_add(rules.wait_ms) <= now_unix_ms;
+    if free.len() >= rules.max || (cheap && !free.is_empty()) || free.iter().any(ripe) {
+        return first_of(free);
+    }
+    let oldest = free.iter().map(|w| w.since_unix_ms).min();
     Flush::At(oldest.unwrap_or(now_unix_ms).saturating_add(rules.wait_ms))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::Half;
     use proptest::prelude::*;
 
     const RULES: Rules = Rules {
@@ -245,6 +274,8 @@ mod tests {
             since_unix_ms: since,
             cutoff: (cutoff > 0).then_some(Epoch(cutoff)),
             alone: false,
+            group: None,
+            awaited: false,
             plain: false,
         }
     }
@@ -277,6 +308,64 @@ mod tests {
         three[1].alone = true;
         let got = flush(RULES, &three, Epoch(0), false, &BTreeSet::new(), 5_000);
         assert_eq!(got, numbers(&[2]));
+    }
+
+    #[test]
+    fn the_parts_of_a_refused_batch_go_apart_and_complete() {
+        let none = BTreeSet::new();
+        let at = |ws: &[Waiting], head| flush(RULES, ws, Epoch(head), true, &none, 5_000);
+        let part = |n, cutoff, half, awaited| Waiting {
+            group: Some(Group { batch: 7, half }),
+            awaited,
+            ..w(n, 0, cutoff)
+        };
+        let (first, second) = (Half::First, Half::Second);
+        let halves = [
+            part(1, 900, first, false),
+            part(2, 800, first, false),
+            part(3, 700, second, true),
+            w(4, 0, 0),
+        ];
+        assert_eq!(at(&halves, 0), numbers(&[2, 1]), "complete");
+        // The second half is awaited; others do not wait for it, and it takes none of them.
+        assert_eq!(at(&halves[2..], 0), numbers(&[4]));
+        assert_eq!(at(&halves[2..3], 0), Flush::At(6_000));
+        assert_eq!(at(&halves[2..], 690), numbers(&[3]), "no time to wait");
+    }
+
+    /// The sectors of groups, by bisecting a batch in which some are bad: messages until each
+    /// bad one is alone, and how many good ones were sent alone.
+    fn bisect(count: u32, bad: &BTreeSet<u32>) -> (usize, usize) {
+        let mut open = vec![(0..count).collect::<Vec<u32>>()];
+        let (mut messages, mut good_alone) = (0, 0);
+        while let Some(batch) = open.pop() {
+            messages += 1;
+            if !batch.iter().any(|n| bad.contains(n)) {
+                good_alone += usize::from(batch.len() == 1);
+                continue;
+            }
+            let of = u32::try_from(batch.len()).unwrap();
+            let mut parts: BTreeMap<Group, Vec<u32>> = BTreeMap::new();
+            for (place, n) in (0u32..).zip(&batch) {
+                let (group, size) = Group::of(0, place, of, false);
+                assert!(of < 2 || size < of, "each part is smaller");
+                if of > 1 {
+                    parts.entry(group).or_default().push(*n);
+                }
+            }
+            open.extend(parts.into_values());
+        }
+        (messages, good_alone)
+    }
+
+    #[test]
+    fn a_bad_sector_is_found_in_few_messages() {
+        for place in [0, 1, 127, 128, 255] {
+            let (messages, good_alone) = bisect(256, &BTreeSet::from([place]));
+            assert_eq!((messages, good_alone), (1 + 2 * 8, 1), "{place}");
+        }
+        assert_eq!(bisect(256, &BTreeSet::new()), (1, 0));
+        assert_eq!(Group::of(3, 1, 4, true).1, 4, "money: all of them");
     }
 
     fn share(n: u64, proof: usize, pieces: usize, plain: bool) -> Share {

@@ -219,7 +219,14 @@ impl Shared {
                 let all = ready.into_iter().map(|(n, _)| (n, event.clone()));
                 self.apply_all(all.collect(), None, |_| Ok(())).await?;
             }
-            Err(e) => return Err(e.into()),
+            Err(e) => {
+                // Each of them says what it waits for, such as money, and they stay together.
+                let e = SealingError::from(e);
+                for (n, _) in &ready {
+                    self.live(*n, |l| l.last_error = Some(format!("{e}; {}", e.fix())));
+                }
+                return Err(e);
+            }
         }
         Ok(None)
     }

@@ -437,11 +437,8 @@ impl Shared {
 /// is meant.
 pub(crate) fn cause(exit_code: i64, alone: bool) -> Cause {
     match u32::try_from(exit_code).map(ExitCode::new) {
-        Ok(
-            ExitCode::SYS_OUT_OF_GAS
-            | ExitCode::SYS_INSUFFICIENT_FUNDS
-            | ExitCode::USR_INSUFFICIENT_FUNDS,
-        ) => Cause::Money,
+        Ok(ExitCode::SYS_OUT_OF_GAS) => Cause::Gas,
+        Ok(ExitCode::SYS_INSUFFICIENT_FUNDS | ExitCode::USR_INSUFFICIENT_FUNDS) => Cause::Money,
         Ok(ExitCode::USR_ILLEGAL_ARGUMENT) if alone => Cause::Proof,
         _ => Cause::Other,
     }
@@ -459,7 +456,7 @@ pub(crate) fn expired(pieces: &[SectorPiece], head: Epoch) -> Option<String> {
     })
 }
 
-/// A refusal is an event; anything else is tried again.
+/// A refusal is an event; anything else, money that is missing too, is waited for.
 pub(crate) fn refused(e: SendError) -> Result<Event, SealingError> {
     match e {
         SendError::Refused { exit_code, .. } => Ok(Event::Refused {
@@ -494,7 +491,7 @@ mod tests {
     #[test]
     fn exit_codes_tell_money_from_proofs() {
         for (code, alone, want) in [
-            (7, true, Cause::Money),
+            (7, true, Cause::Gas),
             (6, true, Cause::Money),
             (19, false, Cause::Money),
             (16, true, Cause::Proof),

@@ -245,8 +245,17 @@ impl Shared {
     pub(crate) async fn seat(self: &Arc<Self>, composed: Composed) -> Result<(), SealingError> {
         let batch = self.counter(&NEXT_BATCH)?;
         let aggregate = composed.aggregate;
-        let members = composed.members.into_iter();
-        let events = members.map(|n| (n, Event::Batched { batch, aggregate }));
+        let of = u32::try_from(composed.members.len()).unwrap_or(u32::MAX);
+        let members = (0u32..).zip(composed.members);
+        let events = members.map(|(place, n)| {
+            let event = Event::Batched {
+                batch,
+                aggregate,
+                place,
+                of,
+            };
+            (n, event)
+        });
         self.apply_all(events.collect(), None, move |tx| {
             tx.put(&NEXT_BATCH, &0, &(batch + 1))
         })

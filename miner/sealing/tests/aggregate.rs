@@ -195,8 +195,8 @@ async fn an_aggregate_that_the_chain_refuses_is_taken_apart() {
     assert_eq!(hub.sealing.publish(BatchKind::Commit).len(), 4);
     all(&hub, &sectors, DONE).await;
     assert!(aggregates(&world).is_empty());
-    // The refused one, and one for each.
-    assert_eq!(world.chain.lock().landed().len(), 1 + 1 + 4);
+    // The refused one, and its halves, which are too small for an aggregate.
+    assert_eq!(world.chain.lock().landed().len(), 1 + 1 + 2);
     assert_eq!(hub.work.begun("aggregate"), 1);
     hub.stop().await;
 }

@@ -11,8 +11,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use lotus_actors::decode;
+use lotus_actors::miner::PreCommitSectorBatchParams2;
 use lotus_sealing::{BatchKind, SealingError, SectorState};
-use lotus_types::{Kind, SectorNumber};
+use lotus_types::{Kind, SectorNumber, TokenAmount};
 use world::{Hub, World, deal, terms};
 
 /// States of a sector's log, in order, repeats removed.
@@ -330,8 +332,79 @@ async fn sectors_share_their_messages() {
     for n in &sectors {
         hub.until(*n, SectorState::Available).await;
     }
-    // It ran out of gas once; after that each went alone.
-    assert_eq!(world.chain.lock().landed().len(), 1 + 1 + 3);
+    // It ran out of gas once; after that it went in two parts.
+    assert_eq!(world.chain.lock().landed().len(), 1 + 1 + 2);
+    hub.stop().await;
+}
+
+/// Sectors whose pre-commits wait until there are enough of them.
+fn together(sectors: u32) -> impl Fn(&mut lotus_sealing::SealingConfig) {
+    move |cfg| {
+        cfg.ticket_max_age_epochs = 10_000_000;
+        cfg.batch_above_base_fee_attofil = 0;
+        cfg.pre_commit_batch_max = sectors;
+    }
+}
+
+fn fails(hub: &Hub, n: SectorNumber) -> usize {
+    let log = hub.sealing.sector(n).unwrap().unwrap().log;
+    log.iter().filter(|e| e.to == "PreCommitFailed").count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sectors_wait_for_money_together_and_say_how_much() {
+    let world = World::new();
+    world.miner().max_ticket_age = 10_000_000;
+    // Less than three deposits, which a real node calls a failed message.
+    world.chain.lock().balance = TokenAmount::from_atto(2_500);
+    let hub = Hub::start_with(&world, together(3));
+    let mut sectors = Vec::new();
+    for _ in 0..3 {
+        sectors.push(hub.sealing.pledge().await.unwrap());
+    }
+    for n in &sectors {
+        hub.until(*n, SectorState::SubmitPreCommitBatch).await;
+        let says = |_: &World| {
+            let trouble = hub.sealing.sector(*n).unwrap().unwrap().last_error;
+            trouble.is_some_and(|t| t.contains("are missing"))
+        };
+        world.until("each says what is missing", says).await;
+    }
+    assert_eq!(world.chain.lock().estimates, 0, "the node was not asked");
+    // It waits over a restart, and goes out as one message once there is money.
+    let hub = hub.restart_with(&world, together(3)).await;
+    world.chain.lock().balance = TokenAmount::from_whole(1_000);
+    for n in &sectors {
+        hub.until(*n, SectorState::SubmitCommitAggregate).await;
+        assert_eq!(fails(&hub, *n), 0);
+    }
+    assert_eq!(world.chain.lock().landed().len(), 1);
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_sector_holds_up_no_good_one() {
+    let world = World::new();
+    world.miner().max_ticket_age = 10_000_000;
+    world.chain.lock().judge = Some(Box::new(|msg| {
+        let batch: PreCommitSectorBatchParams2 = decode(&msg.params).unwrap();
+        16 * i64::from(batch.sectors.iter().any(|s| s.sector_number == 2))
+    }));
+    let hub = Hub::start_with(&world, together(4));
+    let mut sectors = Vec::new();
+    for _ in 0..4 {
+        sectors.push(hub.sealing.pledge().await.unwrap());
+    }
+    let bad = sectors.remove(2);
+    for n in &sectors {
+        hub.until(*n, SectorState::SubmitCommitAggregate).await;
+        assert!((1..=2).contains(&fails(&hub, *n)), "{n}");
+    }
+    // One half as it was, and the good sector of the other.
+    assert_eq!(world.chain.lock().landed().len(), 2);
+    world.chain.lock().judge = None;
+    hub.until(bad, SectorState::SubmitCommitAggregate).await;
+    assert_eq!(world.chain.lock().landed().len(), 3);
     hub.stop().await;
 }
 

@@ -8,8 +8,10 @@ use super::{Claim, Found, FoundAt, SealSeed, SealTicket, SectorPiece, SectorStat
 /// Why the chain refused a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// Gas or funds were short: nothing is wrong with the sector.
+    /// Funds were short: nothing is wrong with the sector.
     Money,
+    /// Gas was short: the message may be too large, nothing is wrong with the sector.
+    Gas,
     /// The proof.
     Proof,
     /// Anything else.
@@ -65,6 +67,10 @@ pub enum Event {
         batch: u64,
         /// Its proofs go as one aggregate.
         aggregate: bool,
+        /// The sector's place in it.
+        place: u32,
+        /// How many sectors it has.
+        of: u32,
     },
     /// No aggregate could be made of the batch: the sector leaves it, and its proof goes as it is.
     NotAggregated(String),
@@ -241,10 +247,12 @@ impl Event {
             Self::Batched {
                 batch,
                 aggregate: false,
+                ..
             } => format!("batch {batch}"),
             Self::Batched {
                 batch,
                 aggregate: true,
+                ..
             } => format!("batch {batch}, whose proofs are aggregated"),
             Self::PreCommitSent(cid)
             | Self::CommitSent(cid)

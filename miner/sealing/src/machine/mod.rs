@@ -11,8 +11,8 @@ mod tests;
 
 pub use event::{Cause, Effect, Event};
 pub use sector::{
-    Allocation, Claim, Found, FoundAt, Notify, SealSeed, SealTicket, Seat, Sector, SectorPiece,
-    Terms, Update,
+    Allocation, Claim, Found, FoundAt, Group, Half, Notify, SealSeed, SealTicket, Seat, Sector,
+    SectorPiece, Terms, Update,
 };
 pub use state::{BadState, SectorState};
 pub use step::{Sectors, returned, step};

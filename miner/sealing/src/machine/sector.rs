@@ -142,6 +142,41 @@ pub enum FoundAt {
     },
 }
 
+/// The part of a refused batch whose sectors go together next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Group {
+    /// The batch.
+    pub batch: u64,
+    /// Which of its sectors.
+    pub half: Half,
+}
+
+/// Which sectors of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Half {
+    /// All of them: nothing is wrong with any.
+    Both,
+    /// The first half.
+    First,
+    /// The second half.
+    Second,
+}
+
+impl Group {
+    /// The group of a sector at this place among so many, and how large it is.
+    pub(crate) const fn of(batch: u64, place: u32, of: u32, whole: bool) -> (Self, u32) {
+        let first = of / 2;
+        let (half, size) = if whole {
+            (Half::Both, of)
+        } else if place < first {
+            (Half::First, first)
+        } else {
+            (Half::Second, of - first)
+        };
+        (Self { batch, half }, size)
+    }
+}
+
 /// Where a sector waits for a message that it may share with others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seat {
@@ -152,9 +187,18 @@ pub struct Seat {
     /// The batch was made for one aggregate of its proofs.
     #[serde(default)]
     pub aggregate: bool,
-    /// A batch with this sector was refused: the next goes without others, so that a bad sector
-    /// holds up no good one.
+    /// It goes without others: its batches were refused down to this sector.
     pub alone: bool,
+    /// Its place in the batch.
+    #[serde(default)]
+    pub place: u32,
+    /// Sectors that the batch began with; 0 when that is not known.
+    #[serde(default)]
+    pub of: u32,
+    /// Its batch was refused: these go together next, so that a bad sector is found in few
+    /// messages and holds up no good one.
+    #[serde(default)]
+    pub group: Option<Group>,
     /// No aggregate was to be had of a batch with this sector: its proof goes as it is.
     #[serde(default)]
     pub plain: bool,
@@ -241,6 +285,9 @@ impl Sector {
                 batch: None,
                 aggregate: false,
                 alone: false,
+                place: 0,
+                of: 0,
+                group: None,
                 plain: false,
             },
             activation: None,

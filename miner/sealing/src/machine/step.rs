@@ -1,7 +1,9 @@
 use lotus_journal::{EffectId, Machine, Map};
 use lotus_types::SectorNumber;
 
-use super::{Cause, Effect, Event, Found, FoundAt, Seat, Sector, SectorPiece, SectorState, Update};
+use super::{
+    Cause, Effect, Event, Found, FoundAt, Group, Seat, Sector, SectorPiece, SectorState, Update,
+};
 
 /// Failures in a row after which a step is not tried on the same input again, but its input is
 /// made anew.
@@ -362,13 +364,26 @@ fn absorb(s: &mut Sector, event: &Event) {
                 s.failures = 0;
             }
         }
-        Event::Batched { batch, aggregate } => {
-            s.seat.batch = Some(*batch);
-            s.seat.aggregate = *aggregate;
+        Event::Batched {
+            batch,
+            aggregate,
+            place,
+            of,
+        } => {
+            s.seat = Seat {
+                batch: Some(*batch),
+                aggregate: *aggregate,
+                place: *place,
+                of: *of,
+                group: None,
+                ..s.seat
+            };
         }
         Event::NotAggregated(_) => {
-            s.seat.batch = None;
             s.seat.plain = true;
+            let alone = s.seat.alone;
+            regroup(s, true);
+            s.seat.alone = alone;
         }
         Event::PreCommitSent(cid) => {
             s.pre_commit = Some(*cid);
@@ -441,7 +456,7 @@ fn absorb(s: &mut Sector, event: &Event) {
         Event::Conflict(why) => failed(s, why, Cause::Money),
         Event::Refused { why, spent, cause } => {
             failed(s, why, *cause);
-            refused(s, *spent, *cause == Cause::Proof);
+            refused(s, *spent, *cause);
         }
         Event::TerminateSent(cid) => s.terminate = Some(*cid),
         Event::Terminated => s.failures = 0,
@@ -449,6 +464,7 @@ fn absorb(s: &mut Sector, event: &Event) {
         Event::ForceState(_) => {
             s.failures = 0;
             s.seat.batch = None;
+            s.seat.group = None;
         }
         Event::ReplicaUpdated(_)
         | Event::UpdateProved
@@ -538,6 +554,9 @@ const fn seat(since_unix_ms: u64) -> Seat {
         batch: None,
         aggregate: false,
         alone: false,
+        place: 0,
+        of: 0,
+        group: None,
         plain: false,
     }
 }
@@ -545,21 +564,38 @@ const fn seat(since_unix_ms: u64) -> Seat {
 const fn alone(s: &mut Sector) {
     s.seat.batch = None;
     s.seat.aggregate = false;
+    s.seat.group = None;
     s.seat.alone = true;
 }
 
-/// Short money is no failure of the sector: it waits longer, but nothing is made anew.
+/// The sector leaves its batch with those who go together next: all of it, or its half.
+fn regroup(s: &mut Sector, whole: bool) {
+    let Seat {
+        batch, place, of, ..
+    } = s.seat;
+    alone(s);
+    if let Some(batch) = batch {
+        let (group, size) = Group::of(batch, place, of, whole);
+        s.seat.group = (size > 1).then_some(group);
+        s.seat.alone = size <= 1;
+    }
+}
+
+/// Short money is no failure of the sector: it waits longer, but nothing is made anew. Nor is the
+/// refusal of a batch, which does not say which sector is meant.
 fn failed(s: &mut Sector, why: &str, cause: Cause) {
     let more = s.failures.saturating_add(1);
     s.failures = match cause {
-        Cause::Money => more.min(PATIENCE).max(s.failures),
+        Cause::Money | Cause::Gas => more.min(PATIENCE).max(s.failures),
+        Cause::Other if s.seat.batch.is_some() && s.seat.of > 1 => more.min(1).max(s.failures),
         Cause::Proof | Cause::Other => more,
     };
     s.reason = Some(why.to_owned());
 }
 
-fn refused(s: &mut Sector, spent: bool, bad_proof: bool) {
+fn refused(s: &mut Sector, spent: bool, cause: Cause) {
     use SectorState::*;
+    let bad_proof = cause == Cause::Proof;
     match s.state {
         Terminating | TerminateWait => s.terminate_tries += u32::from(spent),
         SubmitReplicaUpdate | ReplicaUpdateWait => {
@@ -572,7 +608,7 @@ fn refused(s: &mut Sector, spent: bool, bad_proof: bool) {
             }
         }
         _ => {
-            alone(s);
+            regroup(s, cause == Cause::Money);
             if bad_proof {
                 s.proved = false;
                 s.bad_proofs += 1;

@@ -8,7 +8,8 @@ use lotus_proofs::SealedCommitments;
 use lotus_types::{Commitment, Epoch, EpochDelta};
 
 use super::{
-    Cause, Claim, Effect, Event, Found, FoundAt, SealSeed, SealTicket, Sector, SectorState, Update,
+    Cause, Claim, Effect, Event, Found, FoundAt, Group, Half, SealSeed, SealTicket, Sector,
+    SectorState, Update,
     returned, step, testing,
 };
 use SectorState as S;
@@ -32,9 +33,15 @@ fn seed(n: u8) -> Event {
 }
 
 const fn batched(batch: u64) -> Event {
+    seated(batch, 0, 1)
+}
+
+const fn seated(batch: u64, place: u32, of: u32) -> Event {
     Event::Batched {
         batch,
         aggregate: false,
+        place,
+        of,
     }
 }
 
@@ -240,6 +247,48 @@ fn short_money_remakes_nothing() {
 }
 
 #[test]
+fn a_batch_that_waits_for_money_stays_together_and_another_is_halved() {
+    use Half::{Both, First, Second};
+    for (place, of, cause, want) in [
+        (0, 4, Cause::Money, Some(Both)),
+        (3, 4, Cause::Money, Some(Both)),
+        (0, 4, Cause::Other, Some(First)),
+        (1, 4, Cause::Gas, Some(First)),
+        (2, 4, Cause::Other, Some(Second)),
+        (1, 3, Cause::Other, Some(Second)),
+        // What is left is one sector: it goes alone.
+        (0, 3, Cause::Other, None),
+        (1, 2, Cause::Other, None),
+        (0, 1, Cause::Money, None),
+        // A batch of an older journal.
+        (0, 0, Cause::Other, None),
+    ] {
+        for state in [S::SubmitPreCommitBatch, S::SubmitCommitAggregate] {
+            let s = run(at(state), &[seated(7, place, of), refused(false, cause)]);
+            let group = want.map(|half| Group { batch: 7, half });
+            let got = (s.seat.batch, s.seat.group, s.seat.alone);
+            assert_eq!(got, (None, group, want.is_none()), "{place}/{of} {cause:?}");
+            // The next batch has its own parts.
+            let s = run(at(state), &[seated(8, 0, 2)]);
+            assert_eq!(s.seat.group, None);
+        }
+    }
+    // However often its batches are refused, a sector is not made anew for another's fault.
+    let mut s = at(S::SubmitPreCommitBatch);
+    for batch in 0..8 {
+        s = run(
+            s,
+            &[
+                seated(batch, 1, 4),
+                refused(false, Cause::Other),
+                Event::Retry,
+            ],
+        );
+        assert_eq!((s.state, s.failures), (S::SubmitPreCommitBatch, 1));
+    }
+}
+
+#[test]
 fn a_batch_is_remembered_until_its_message_is_of_no_use() {
     let sent = run(
         at(S::SubmitPreCommitBatch),
@@ -270,12 +319,19 @@ fn a_batch_without_its_aggregate_sends_each_proof_as_it_is() {
     let aggregated = Event::Batched {
         batch: 3,
         aggregate: true,
+        place: 1,
+        of: 4,
     };
     let s = run(at(S::SubmitCommitAggregate), &[aggregated]);
     assert_eq!((s.seat.batch, s.seat.aggregate), (Some(3), true));
     let s = run(s, &[Event::NotAggregated("no worker".into())]);
     assert_eq!((s.state, s.failures), (S::SubmitCommitAggregate, 0));
     assert!(s.seat.batch.is_none() && s.seat.plain && !s.seat.alone);
+    let four = Group {
+        batch: 3,
+        half: Half::Both,
+    };
+    assert_eq!(s.seat.group, Some(four), "they still share their message");
     let s = run(s, &[batched(4)]);
     assert!(s.seat.batch == Some(4) && !s.seat.aggregate);
     // A new proof may be aggregated again.
