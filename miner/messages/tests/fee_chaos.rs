@@ -16,7 +16,7 @@ use lotus_actors::{encode, miner};
 use lotus_messages::{
     MessageKind, MessagesConfig, Payer, Purse, SendError, SendRequest, StopReason,
 };
-use lotus_node_client::api::{SignatureType, TipSet};
+use lotus_node_client::api::{Message, SignatureType, TipSet};
 use lotus_proving::Outcome;
 use lotus_types::{Address, TokenAmount};
 use lotus_workers::{WorkerArgs, worker_main};
@@ -49,6 +49,8 @@ fn main() -> ExitCode {
             let runtime = tokio::runtime::Runtime::new().unwrap();
             runtime.block_on(no_deadline_is_missed_and_the_days_limit_holds());
             println!("test no_deadline_is_missed_and_the_days_limit_holds ... ok");
+            runtime.block_on(a_proof_goes_around_a_nonce_that_is_not_ours());
+            println!("test a_proof_goes_around_a_nonce_that_is_not_ours ... ok");
             ExitCode::SUCCESS
         }
     }
@@ -92,6 +94,63 @@ async fn control_wallet(net: &Devnet, hub: &Hub, nano: u64) -> Address {
     hub.send("control", method, encode(&change), TokenAmount::default())
         .await;
     control
+}
+
+/// A message of another program holds the nonces of the control address up, which pays for
+/// WindowPoSt; the worker has funds.
+async fn a_proof_goes_around_a_nonce_that_is_not_ours() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    // A deadline has as many epochs as on mainnet.
+    let net = Devnet::start_with(&dir.join("devnet"), 60).await;
+    net.chain
+        .raise_base_fee(TokenAmount::from_atto(CALM), 1_000_000);
+    let worker = net.chain.wallet_default_address();
+    let hub = Hub::start(dir, "easy", &net.node, 1, MessagesConfig::default());
+    hub.onboard(dir, 0).await;
+    let control = control_wallet(&net, &hub, 10 * POST_LIMIT).await;
+    hub.end().await;
+
+    let nonce = net.chain.mpool_get_nonce(&control).unwrap();
+    let foreign = Message {
+        version: 0,
+        to: worker,
+        from: control,
+        nonce,
+        value: TokenAmount::default(),
+        gas_limit: 1_000_000,
+        gas_fee_cap: TokenAmount::from_atto(1),
+        gas_premium: TokenAmount::from_atto(1),
+        method: 0,
+        params: vec![],
+    };
+    let signed = net.node.wallet_sign_message(control, &foreign).await;
+    net.node.mpool_push(&signed.unwrap()).await.unwrap();
+
+    let cfg = MessagesConfig {
+        // Only the nonce is the trouble.
+        stuck_epochs: 1_000_000,
+        repush_secs: 1,
+        ..MessagesConfig::default()
+    };
+    let hub = Hub::start(dir, "around", &net.node, 2, cfg);
+    hub.until("a proof that went around", || async {
+        let sent = hub.sender.list().await.unwrap();
+        let held = sent
+            .iter()
+            .any(|m| m.from == control && m.nonce > nonce && m.landed.is_none());
+        let around = sent.iter().any(|m| {
+            m.key.ends_with(&format!("/{worker}")) && m.from == worker && m.exit_code == Some(0)
+        });
+        held && around
+    })
+    .await;
+    hub.until("a proven deadline", || async { hub.proved() > 0 })
+        .await;
+    let outcomes = hub.post.outcomes().unwrap();
+    let failed = |o: &Outcome| matches!(o, Outcome::Failed { .. });
+    assert!(!outcomes.iter().any(|r| failed(&r.outcome)), "{outcomes:?}");
+    hub.end().await;
 }
 
 async fn no_deadline_is_missed_and_the_days_limit_holds() {

@@ -31,11 +31,13 @@ const PROOF_SHARE: u32 = 3;
 const PROOF_LEAST: Duration = Duration::from_secs(30);
 
 /// A message on its way.
-#[derive(Debug)]
-struct Sent {
-    partitions: Vec<u64>,
-    attempt: u64,
-    key: String,
+#[derive(Clone, Debug)]
+pub(crate) struct Sent {
+    pub(crate) partitions: Vec<u64>,
+    pub(crate) attempt: u64,
+    pub(crate) key: String,
+    /// It waits for a nonce that is not ours, and another address sent the same.
+    pub(crate) passed: bool,
 }
 
 /// What a look at the deadline leads to.
@@ -74,7 +76,12 @@ impl Shared {
                     Ok(step) => {
                         for sent in step.sent {
                             progress.waiting.extend(&sent.partitions);
-                            waits.push(async move { (self.landed(&sent.key).await, sent) });
+                            progress.flying.push(sent.clone());
+                            waits.push(self.fate(sent));
+                        }
+                        for sent in self.go_around(w, &head, &mut progress.flying).await {
+                            progress.twice.extend(&sent.partitions);
+                            waits.push(self.fate(sent));
                         }
                         let room = self.parallel().saturating_sub(proofs.len());
                         let limit = self.proof_limit(w, &head).await;
@@ -126,6 +133,7 @@ impl Shared {
                 }
                 Some((landed, sent)) = waits.next(), if !waits.is_empty() => {
                     progress.waiting.retain(|p| !sent.partitions.contains(p));
+                    progress.flying.retain(|s| s.key != sent.key);
                     if let Err(e) = self.judge(w, &sent, landed, &mut progress) {
                         tracing::error!(error = %e, "journal");
                     }
@@ -174,6 +182,10 @@ impl Shared {
             return None;
         }
         near
+    }
+
+    async fn fate(&self, sent: Sent) -> (Result<lotus_messages::Landed, ProvingError>, Sent) {
+        (self.landed(&sent.key).await, sent)
     }
 
     /// How many proofs are made at a time.
@@ -305,11 +317,14 @@ impl Shared {
             what: "journal",
             why: format!("the proof of partition {} is gone", batch.first()),
         })?;
-        let key = self.submit(w, attempt, &record, partitions, head).await?;
+        let key = self
+            .submit(w, attempt, &record, partitions, head, None)
+            .await?;
         Ok(Sent {
             partitions: batch.partitions.clone(),
             attempt,
             key,
+            passed: false,
         })
     }
 
@@ -331,6 +346,9 @@ impl Shared {
                 tracing::info!(?partitions, height = %at.height, cid = %at.cid, "WindowPoSt is on chain");
                 progress.landed.extend(partitions);
                 progress.messages.insert(at.cid.to_string());
+            }
+            Err(e) if progress.has_proof_of(partitions) => {
+                tracing::info!(?partitions, error = %e, "the chain has their proof already");
             }
             Err(
                 e @ (ProvingError::Landed { .. } | ProvingError::Send(SendError::Replaced { .. })),
@@ -392,6 +410,10 @@ struct Progress {
     known: BTreeMap<u64, (Batch, [u8; 32])>,
     /// Partitions whose messages were sent and not seen.
     waiting: BTreeSet<u64>,
+    /// These messages.
+    flying: Vec<Sent>,
+    /// Partitions whose proof two addresses sent.
+    twice: BTreeSet<u64>,
     /// Partitions whose messages were seen: the last of them may be later than the last look.
     landed: BTreeSet<u64>,
     /// Partitions that failed and wait for the next try.
@@ -440,6 +462,12 @@ impl Progress {
         tracing::error!(?partitions, error = %e, fix = e.fix(), "partitions are not proven");
         self.last_error = format!("partitions {partitions:?}: {e}");
         self.held.extend(partitions);
+    }
+
+    /// Whether the message of one of two addresses landed: the other one fails.
+    fn has_proof_of(&self, partitions: &[u64]) -> bool {
+        let all = |set: &BTreeSet<u64>| partitions.iter().all(|p| set.contains(p));
+        all(&self.landed) && all(&self.twice)
     }
 
     fn is_complete(&self) -> bool {

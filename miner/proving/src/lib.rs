@@ -11,6 +11,7 @@
 //! [`lotus_messages::Sender`].
 
 mod activity;
+mod around;
 mod attend;
 mod check;
 mod config;

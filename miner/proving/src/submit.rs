@@ -4,7 +4,7 @@ use lotus_actors::miner::{PoStPartition, SubmitWindowedPoStParams};
 use lotus_actors::{Dst, PoStProof, Randomness, RegisteredPoStProof, miner};
 use lotus_messages::{Landed, MessageKind, Payer, SendRequest};
 use lotus_node_client::api::{Partition, TipSetKey};
-use lotus_types::TokenAmount;
+use lotus_types::{Address, TokenAmount};
 
 use crate::ProvingError;
 use crate::deadline::Window;
@@ -27,8 +27,8 @@ impl Shared {
         )
     }
 
-    /// Submits a proof. The message commits to the ticket of the opening epoch on the chain of
-    /// `head`.
+    /// Submits a proof, by this address if one is named. The message commits to the ticket of the
+    /// opening epoch on the chain of `head`.
     pub(crate) async fn submit(
         &self,
         w: &Window,
@@ -36,6 +36,7 @@ impl Shared {
         record: &ProofRecord,
         sectors: &[Partition],
         head: &TipSetKey,
+        way: Option<Address>,
     ) -> Result<String, ProvingError> {
         let ticket = self
             .deps
@@ -67,13 +68,14 @@ impl Shared {
             chain_commit_rand: Randomness(ticket.to_vec()),
         };
         let key = self.post_key(w, &record.partitions, attempt);
-        self.send(
-            key.clone(),
-            miner::SUBMIT_WINDOWED_POST,
-            lotus_actors::encode(&params),
-            MessageKind::Post,
-        )
-        .await?;
+        let (key, from) = match way {
+            Some(way) => (format!("{key}/{way}"), Payer::Address(way)),
+            None => (key, Payer::Miner(self.deps.miner.address())),
+        };
+        let (method, kind) = (miner::SUBMIT_WINDOWED_POST, MessageKind::Post);
+        let params = lotus_actors::encode(&params);
+        self.send_from(from, key.clone(), method, params, kind)
+            .await?;
         Ok(key)
     }
 
@@ -85,12 +87,24 @@ impl Shared {
         params: Vec<u8>,
         kind: MessageKind,
     ) -> Result<(), ProvingError> {
+        let from = Payer::Miner(self.deps.miner.address());
+        self.send_from(from, key, method, params, kind).await
+    }
+
+    async fn send_from(
+        &self,
+        from: Payer,
+        key: String,
+        method: u64,
+        params: Vec<u8>,
+        kind: MessageKind,
+    ) -> Result<(), ProvingError> {
         let cid = self
             .deps
             .sender
             .send(SendRequest {
                 key: key.clone(),
-                from: Payer::Miner(self.deps.miner.address()),
+                from,
                 to: self.deps.miner.address(),
                 method,
                 params,

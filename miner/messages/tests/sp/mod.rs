@@ -59,8 +59,13 @@ pub(crate) struct Devnet {
 
 impl Devnet {
     pub(crate) async fn start(repo: &Path) -> Self {
+        Self::start_with(repo, 12).await
+    }
+
+    /// With deadlines of so many epochs.
+    pub(crate) async fn start_with(repo: &Path, epochs: i64) -> Self {
         let policy = Policy::fast()
-            .with_deadlines(3, 12)
+            .with_deadlines(3, epochs)
             .with_block_time_ms(200)
             .with_seed_delay(SEED_DELAY);
         let cfg = ChainConfig {
