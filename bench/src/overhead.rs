@@ -185,7 +185,7 @@ fn call_library(dir: &Path, number: u64) -> Result<[f64; 5], Failed> {
 
 #[derive(Deserialize)]
 struct Opened {
-    sector: u64,
+    sectors: [u64; 1],
 }
 
 /// A sector of `lotus-miner sectors status --log --json`.
@@ -205,10 +205,17 @@ struct Entry {
 async fn with_hub(net: &Net) -> Result<[f64; 5], Failed> {
     nix::unistd::sync();
     let repo = net.root().join("miner").display().to_string();
-    let pledge = ["sectors", "pledge", "--json", "--repo", &repo];
+    let pledge = [
+        "sectors",
+        "pledge",
+        "--really-do-it",
+        "--json",
+        "--repo",
+        &repo,
+    ];
     let out = net.run("lotus-miner", &pledge).await?;
     let opened: Opened = serde_json::from_str(&out).map_err(|e| Failed::at("pledge", e))?;
-    let number = opened.sector.to_string();
+    let [number] = opened.sectors.map(|n| n.to_string());
     let ask = [
         "sectors", "status", &number, "--log", "--json", "--repo", &repo,
     ];

@@ -169,7 +169,7 @@ async fn groth16_posts_of_a_pledged_sector_are_taken() {
     })
     .await
     .unwrap();
-    let pledge = ["sectors", "pledge", "--repo", &repo];
+    let pledge = ["sectors", "pledge", "--really-do-it", "--repo", &repo];
     net.run("lotus-miner", &pledge).await.unwrap();
 
     let node = net.node().unwrap();

@@ -59,7 +59,8 @@ async fn lotus_client() {
     };
     let net = Net::start(&config).await.unwrap();
     net.ready(secs(120)).await.unwrap();
-    let pledged = hub(&net, &["sectors", "pledge"]).await["sector"].clone();
+    let pledge = hub(&net, &["sectors", "pledge", "--really-do-it"]).await;
+    let pledged = pledge["sectors"][0].clone();
     let number = pledged.to_string();
     let status = async |n: &Net| hub(n, &["sectors", "status", &number]).await;
     // Committed capacity rests where deals can take it.

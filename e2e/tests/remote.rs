@@ -119,7 +119,7 @@ async fn a_sector_is_sealed_by_workers_that_share_nothing() {
     }
 
     // Without a worker the sector waits, and the hub says why.
-    let pledged = ask(&net, "sectors pledge").await.unwrap();
+    let pledged = ask(&net, "sectors pledge --really-do-it").await.unwrap();
     net.wait("the reason of the wait", secs(60), async |n| {
         let queue = ask(n, "sealing sched-diag").await?;
         let job = queue["queue"].as_array()?.first()?.clone();
@@ -247,7 +247,7 @@ async fn a_deadline_is_proven_elsewhere_and_here_when_that_dies() {
     let steps = worker["declared"]["steps"].as_array().unwrap();
     assert!(steps.contains(&"window_post".into()), "{worker}");
 
-    ask(&net, "sectors pledge").await.unwrap();
+    ask(&net, "sectors pledge --really-do-it").await.unwrap();
     let first = net
         .wait("a deadline proven elsewhere", secs(300), async |n| {
             let d = deadline(n).await?;

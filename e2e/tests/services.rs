@@ -101,7 +101,7 @@ async fn spokes_run_as_named_and_come_back_when_killed() {
     }
 
     // A restart waits until no step of hours is under way, here of seconds, and then happens.
-    hub(&net, &["sectors", "pledge"]).await;
+    hub(&net, &["sectors", "pledge", "--really-do-it"]).await;
     net.wait("PreCommit1", secs(60), async |n| {
         let all = hub(n, &["sectors", "list"]).await;
         (all[0]["state"] == "PreCommit1").then_some(())

@@ -51,6 +51,7 @@ impl StorageControl {
             .route("/v1/storage/attach", post(attach))
             .route("/v1/storage/detach", post(detach))
             .route("/v1/storage/redeclare", post(redeclare))
+            .route("/v1/storage/only/{id}", get(only))
             .route("/v1/storage/find/{number}", get(find))
             .route("/v1/storage/moves", get(moves).post(order_move))
             .with_state(Arc::new(self))
@@ -89,6 +90,11 @@ async fn detach(State(c): Shared, Json(what): Json<Detach>) -> Result<Json<()>, 
     tracing::warn!(path = %what.id, really = what.really, "the operator detaches a storage path");
     c.on_disk(move |s| s.detach(&what.id, what.really)).await?;
     Ok(Json(()))
+}
+
+async fn only(State(c): Shared, UrlPath(id): UrlPath<PathId>) -> Result<Json<Vec<u64>>, Failed> {
+    let only = c.on_disk(move |s| s.only_on(&id)).await?;
+    Ok(Json(only.into_iter().map(|s| s.number.0).collect()))
 }
 
 async fn redeclare(

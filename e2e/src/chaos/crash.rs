@@ -260,7 +260,15 @@ impl Run {
     async fn pledge(&self) -> Result<(), Failed> {
         let repo = self.net.root().join("miner").display().to_string();
         let count = self.options.crash_sectors.to_string();
-        let args = ["sectors", "pledge", "--count", &count, "--repo", &repo];
+        let args = [
+            "sectors",
+            "pledge",
+            "--count",
+            &count,
+            "--really-do-it",
+            "--repo",
+            &repo,
+        ];
         self.net.run("lotus-miner", &args).await?;
         Ok(())
     }

@@ -10,12 +10,14 @@ use lotus_types::{Address, Kind, TokenAmount};
 use multiaddr::Multiaddr;
 use serde::Serialize;
 
-use super::order::{Spend, fil, spend};
+use super::order::{Spend, fil, repeated, spend};
 use super::{Cx, print, print_json, table};
 use crate::config::MinerConfig;
 use crate::run::from_node;
 
 const HEAD: &TipSetKey = &TipSetKey::HEAD;
+/// Names the order.
+const WITHDRAW: &str = "withdraw";
 /// Bytes of a peer id at most. Source: builtin-actors, policy.rs, MAX_PEER_ID_LENGTH.
 const PEER_ID_MAX: usize = 128;
 /// Bytes of all multiaddresses at most. Source: builtin-actors, policy.rs, MAX_MULTIADDR_DATA.
@@ -117,6 +119,8 @@ pub(super) async fn actor(cx: &Cx, command: ActorCommand) -> Result<(), Fault> {
             let message = Spend {
                 name: "set-peer-id",
                 action,
+                details: Default::default(),
+                asked: None,
                 from: None,
                 miner: actor,
                 method: miner::CHANGE_PEER_ID,
@@ -160,6 +164,8 @@ fn set_addrs(miner: Address, info: &MinerInfo, addresses: &[Multiaddr]) -> Resul
             ("Old addresses".into(), list(old.collect())),
             ("New addresses".into(), list(new.collect())),
         ],
+        details: Default::default(),
+        asked: None,
         from: None,
         miner,
         method: miner::CHANGE_MULTIADDRS,
@@ -354,6 +360,8 @@ async fn set(
     let message = Spend {
         name: "control-set",
         action,
+        details: Default::default(),
+        asked: None,
         from: Some(info.owner),
         miner: actor,
         method: miner::CHANGE_WORKER_ADDRESS,
@@ -371,6 +379,13 @@ async fn withdraw(
     amount: Option<TokenAmount>,
     really: bool,
 ) -> Result<(), Fault> {
+    // What is available changes; what was asked for makes the order.
+    let asked = amount
+        .as_ref()
+        .map_or_else(|| "everything".into(), |a| a.atto().to_string());
+    if repeated(cx, WITHDRAW, asked.as_bytes(), really).await? {
+        return Ok(());
+    }
     let available = node
         .state_miner_available_balance(actor, HEAD)
         .await
@@ -393,8 +408,10 @@ async fn withdraw(
         ),
     ];
     let message = Spend {
-        name: "withdraw",
+        name: WITHDRAW,
         action,
+        details: Default::default(),
+        asked: Some(asked),
         from: Some(info.owner),
         miner: actor,
         method: miner::WITHDRAW_BALANCE,

@@ -3,11 +3,13 @@
 mod actor;
 mod auth;
 mod backup;
+mod cost;
 mod doctor;
 mod elsewhere;
 mod info;
 mod info_all;
 mod init;
+mod kept;
 mod messages;
 mod mining;
 mod on_chain;
@@ -430,6 +432,13 @@ mod tests {
             "storage attach /mnt/a --init --store --weight 5 --max-storage 4TiB --groups a,b",
             "storage attach /mnt/a --read-only",
             "storage detach 1a2b --really-do-it",
+            "sectors pledge --count 3 --really-do-it",
+            "sectors seal 7 --really-do-it",
+            "sectors snap-up 7 --really-do-it",
+            "sectors batching commit",
+            "sectors batching precommit --publish-now --really-do-it",
+            "messages resume commit --really-do-it",
+            "messages status order/withdraw/01",
             "storage redeclare --id 1a2b",
             "storage find 7",
             "storage move 7 --to 1a2b",
@@ -460,6 +469,7 @@ mod tests {
             "storage move 7",
             "params generate --sector-size 3KiB",
             "sealing abort",
+            "sectors batching commit --really-do-it",
         ] {
             let words = std::iter::once("lotus-miner").chain(line.split(' '));
             assert!(Args::try_parse_from(words).is_err(), "{line}");

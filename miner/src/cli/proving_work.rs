@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use lotus_messages::MessageKind;
+use lotus_messages::{FeesConfig, MessageKind};
 use lotus_proving::{CheckedPartition, Computed, Recovery};
 use lotus_runtime::Fault;
 use reqwest::Method;
 
+use super::cost::{Estimate, Report};
 use super::proving::{Chain, exists, numbers};
 use super::{Cx, print, print_json, table};
 use crate::control;
@@ -120,15 +121,16 @@ pub(super) async fn recover(cx: &Cx, sectors: BTreeSet<u64>, really: bool) -> Re
         HEAVY,
     )
     .await?;
+    let estimate = fees(&done, &cfg.messages.fees);
     if cx.json {
-        return print_json(&done);
+        return print_json(&Report {
+            estimate: &estimate,
+            done: really,
+            what: serde_json::json!({ "recoveries": done, "messages": messages(&done) }),
+        });
     }
     let mut out = table(&["Sector", "Deadline", "Partition", "Cut-off", "Recovery"]);
-    let mut deadlines = BTreeSet::new();
     for r in &done {
-        if r.refused.is_none() {
-            deadlines.insert(r.deadline);
-        }
         let verdict = match (&r.refused, really) {
             (Some(why), _) => format!("refused: {why}"),
             (None, true) => "declared".into(),
@@ -143,8 +145,7 @@ pub(super) async fn recover(cx: &Cx, sectors: BTreeSet<u64>, really: bool) -> Re
         ]);
     }
     let fee = cfg.messages.fees.max_fee(MessageKind::Declare, 1);
-    let messages = deadlines.len();
-    let last = match (messages, really) {
+    let last = match (messages(&done), really) {
         (0, _) => "nothing to declare".to_owned(),
         (n, true) => format!("{n} messages are on their way, each for a fee of at most {fee} FIL"),
         (n, false) => format!(
@@ -153,4 +154,46 @@ pub(super) async fn recover(cx: &Cx, sectors: BTreeSet<u64>, really: bool) -> Re
         ),
     };
     print(&format!("{out}\n{last}"))
+}
+
+/// Messages that recoveries take: one for each deadline.
+fn messages(done: &[Recovery]) -> u64 {
+    let declared = done.iter().filter(|r| r.refused.is_none());
+    declared.map(|r| r.deadline).collect::<BTreeSet<_>>().len() as u64
+}
+
+fn fees(done: &[Recovery], cfg: &FeesConfig) -> Estimate {
+    let each = cfg.max_fee(MessageKind::Declare, 1);
+    let all = &each * messages(done);
+    Estimate::default()
+        .with("max_fee_each_fil", "Fee of each message, at most", each)
+        .with("max_fees_fil", "Fees, at most", all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_deadline_costs_a_message() {
+        let of = |deadline, refused: Option<&str>| Recovery {
+            sector: 1,
+            deadline,
+            partition: 0,
+            fault_cutoff: lotus_types::Epoch(9),
+            refused: refused.map(Into::into),
+        };
+        let done = [of(1, None), of(1, None), of(2, None), of(3, Some("no"))];
+        assert_eq!(messages(&done), 2);
+        let cfg = FeesConfig {
+            max_declare_nanofil: 500_000_000,
+            ..FeesConfig::default()
+        };
+        let all = serde_json::to_value(fees(&done, &cfg)).unwrap();
+        let want = serde_json::json!({ "max_fee_each_fil": "0.5", "max_fees_fil": "1.0" });
+        for (key, fil) in want.as_object().unwrap() {
+            let parse = |v: &serde_json::Value| v.as_str().unwrap().parse::<f64>().unwrap();
+            assert_eq!(parse(&all[key]), parse(fil), "{key}");
+        }
+    }
 }

@@ -4,6 +4,7 @@ use hub_proto::v1::{GetSectorRequest, ListSectorsRequest, SectorInfo};
 use lotus_runtime::Fault;
 use serde::Serialize;
 
+use super::cost::{Estimate, Prices, Report, agreed};
 use super::on_chain::OnChain;
 use super::sectors_act::{ActCommand, run};
 use super::{
@@ -29,18 +30,26 @@ pub(super) enum SectorsCommand {
         on_chain_info: bool,
     },
     /// Begin to seal a sector that waits for more pieces
+    ///
+    /// Without --really-do-it: show what it costs.
     Seal {
         /// Its number
         number: u64,
+        /// Seal it
+        #[arg(long)]
+        really_do_it: bool,
     },
     /// Seal sectors without pieces: committed capacity
     ///
     /// Each takes a deposit, and a pledge until it ends. It can take deals later, as an upgrade
-    /// (snap deal), which is faster than a new sector.
+    /// (snap deal), which is faster than a new sector. Without --really-do-it: show what they cost.
     Pledge {
         /// How many
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
         count: u16,
+        /// Seal them
+        #[arg(long)]
+        really_do_it: bool,
     },
     /// Let sectors live longer: shows which, until when, and the cost
     Extend(sectors_extend::ExtendArgs),
@@ -149,17 +158,88 @@ pub(super) async fn sectors(cx: &Cx, command: SectorsCommand) -> Result<(), Faul
             log,
             on_chain_info,
         } => status(cx, number, log, on_chain_info).await,
-        SectorsCommand::Seal { number } => {
-            act(cx, &format!("/v1/sectors/{number}/seal"), "is being sealed").await
+        SectorsCommand::Seal {
+            number,
+            really_do_it,
+        } => {
+            let estimate = Prices::of(cx).await?.sealed();
+            let path = format!("/v1/sectors/{number}/seal");
+            spend_on(cx, &estimate, &path, "is being sealed", really_do_it).await
         }
-        SectorsCommand::Pledge { count } => {
-            for _ in 0..count {
-                act(cx, "/v1/sectors/pledge", "is being sealed").await?;
-            }
-            Ok(())
-        }
+        SectorsCommand::Pledge {
+            count,
+            really_do_it,
+        } => pledge(cx, count, really_do_it).await,
         SectorsCommand::Act(command) => run(cx, command).await,
     }
+}
+
+/// Seals sectors without pieces, after showing what they cost.
+async fn pledge(cx: &Cx, count: u16, really: bool) -> Result<(), Fault> {
+    let estimate = Prices::of(cx).await?.pledged(count.into());
+    let what = format!("{count} sectors without data");
+    if !agreed(cx, &what, &estimate, really)? {
+        return Ok(());
+    }
+    let socket = cx.control_socket()?;
+    let mut sectors = Vec::new();
+    let mut end = Ok(());
+    while end.is_ok() && sectors.len() < usize::from(count) {
+        let path = "/v1/sectors/pledge";
+        match control::call::<Opened>(&socket, reqwest::Method::POST, path).await {
+            Ok(opened) => {
+                sectors.push(opened.sector);
+                if !cx.json {
+                    being(opened.sector, "is being sealed")?;
+                }
+            }
+            Err(e) => {
+                let (message, fix) = (e.message, e.fix);
+                end = Err(Fault::new(
+                    e.kind,
+                    format!("{} of {count} sectors are begun: {message}", sectors.len()),
+                    format!("{fix}; see `lotus-miner sectors list` before you pledge the rest"),
+                ));
+            }
+        }
+    }
+    if cx.json {
+        print_json(&Report {
+            estimate: &estimate,
+            done: end.is_ok(),
+            what: serde_json::json!({ "sectors": sectors }),
+        })?;
+    }
+    end
+}
+
+/// Does what is asked of a sector, after showing what it costs.
+pub(super) async fn spend_on(
+    cx: &Cx,
+    estimate: &Estimate,
+    path: &str,
+    what: &str,
+    really: bool,
+) -> Result<(), Fault> {
+    if !agreed(cx, "Cost", estimate, really)? {
+        return Ok(());
+    }
+    let socket = cx.control_socket()?;
+    let opened: Opened = control::call(&socket, reqwest::Method::POST, path).await?;
+    if cx.json {
+        return print_json(&Report {
+            estimate,
+            done: true,
+            what: opened,
+        });
+    }
+    being(opened.sector, what)
+}
+
+pub(super) fn being(sector: u64, what: &str) -> Result<(), Fault> {
+    print(&format!(
+        "sector {sector} {what}; watch it with `lotus-miner sectors status {sector}`"
+    ))
 }
 
 pub(super) async fn act(cx: &Cx, path: &str, what: &str) -> Result<(), Fault> {
@@ -168,10 +248,7 @@ pub(super) async fn act(cx: &Cx, path: &str, what: &str) -> Result<(), Fault> {
     if cx.json {
         return print_json(&opened);
     }
-    print(&format!(
-        "sector {} {what}; watch it with `lotus-miner sectors status {}`",
-        opened.sector, opened.sector
-    ))
+    being(opened.sector, what)
 }
 
 /// Every sector of the hub.

@@ -1,13 +1,17 @@
 //! Commands that change what becomes of a sector.
 
 use clap::{Subcommand, ValueEnum};
+use comfy_table::Table;
+use lotus_node_client::api::TipSetKey;
 use lotus_runtime::Fault;
 use lotus_sealing::{SectorState, Stake};
-use lotus_types::{Kind, TokenAmount};
+use lotus_types::{Kind, SectorNumber, TokenAmount};
 
-use super::sectors::act;
+use super::cost::{Prices, Report, agreed};
+use super::sectors::{act, being, spend_on};
 use super::{Cx, print, print_json, table, time};
-use crate::control::{self, Seat};
+use crate::control::{self, Opened, Seat};
+use crate::run::from_node;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ActCommand {
@@ -35,9 +39,14 @@ pub(super) enum ActCommand {
         really_do_it: bool,
     },
     /// Offer a proven sector without data for upgrades with deals (snap deals)
+    ///
+    /// Without --really-do-it: show what an upgrade costs.
     SnapUp {
         /// Its number
         number: u64,
+        /// Offer it
+        #[arg(long)]
+        really_do_it: bool,
     },
     /// Give the upgrade of a sector up; its pieces go into another
     AbortUpgrade {
@@ -65,9 +74,12 @@ pub(super) enum ActCommand {
         /// Which message
         #[arg(value_enum)]
         kind: Batch,
-        /// Send it now
+        /// Send it now; without --really-do-it: show what it costs
         #[arg(long)]
         publish_now: bool,
+        /// Send it
+        #[arg(long, requires = "publish_now")]
+        really_do_it: bool,
     },
 }
 
@@ -95,25 +107,31 @@ pub(super) async fn run(cx: &Cx, command: ActCommand) -> Result<(), Fault> {
             number,
             really_do_it,
         } => {
-            if !really_do_it {
-                return stake(cx, number, "terminate").await;
-            }
-            let path = format!("/v1/sectors/{number}/terminate");
-            act(cx, &path, "is being terminated").await
+            let done = really_do_it.then_some("is being terminated");
+            staked(cx, number, "terminate", done).await
         }
         ActCommand::Remove {
             number,
             really_do_it,
         } => {
-            if !really_do_it {
-                return stake(cx, number, "remove").await;
-            }
-            let path = format!("/v1/sectors/{number}/remove");
-            act(cx, &path, "is being removed").await
+            let done = really_do_it.then_some("is being removed");
+            staked(cx, number, "remove", done).await
         }
-        ActCommand::SnapUp { number } => {
+        ActCommand::SnapUp {
+            number,
+            really_do_it,
+        } => {
+            let (node, cfg) = cx.node()?;
+            let miner = cfg.actor()?.address();
+            let info = node
+                .state_sector_get_info(miner, SectorNumber(number), &TipSetKey::HEAD)
+                .await
+                .map_err(|e| from_node(&e))?;
+            let pledged = info.map(|i| i.initial_pledge).unwrap_or_default();
+            let estimate = Prices::of(cx).await?.upgrade(&pledged);
             let path = format!("/v1/sectors/{number}/snap-up");
-            act(cx, &path, "takes deals as an upgrade").await
+            let what = "takes deals as an upgrade";
+            spend_on(cx, &estimate, &path, what, really_do_it).await
         }
         ActCommand::AbortUpgrade {
             number,
@@ -131,12 +149,27 @@ pub(super) async fn run(cx: &Cx, command: ActCommand) -> Result<(), Fault> {
             really_do_it,
         } => {
             if !really_do_it {
+                let stake = stake(cx, number).await?;
+                if cx.json {
+                    print_json(&stake)?;
+                } else {
+                    print(&at_stake(&stake).to_string())?;
+                }
                 return Err(not_yet("a wrong state can lose work and deposits"));
             }
             let path = format!("/v1/sectors/{number}/state/{state}");
             act(cx, &path, "is put into another state").await
         }
-        ActCommand::Batching { kind, publish_now } => batching(cx, kind, publish_now).await,
+        ActCommand::Batching {
+            kind,
+            publish_now: false,
+            really_do_it: _,
+        } => batching(cx, kind).await,
+        ActCommand::Batching {
+            kind,
+            publish_now: true,
+            really_do_it,
+        } => publish(cx, kind, really_do_it).await,
     }
 }
 
@@ -148,14 +181,39 @@ fn not_yet(risk: &str) -> Fault {
     )
 }
 
-/// Shows what a command would cost.
-async fn stake(cx: &Cx, number: u64, command: &str) -> Result<(), Fault> {
+async fn stake(cx: &Cx, number: u64) -> Result<Stake, Fault> {
     let path = format!("/v1/sectors/{number}/stake");
-    let stake: Stake = control::call(&cx.control_socket()?, reqwest::Method::GET, &path).await?;
-    if cx.json {
-        return print_json(&stake);
+    control::call(&cx.control_socket()?, reqwest::Method::GET, &path).await
+}
+
+/// Shows what a command costs, and with `done`, the words for that, does it.
+async fn staked(cx: &Cx, number: u64, command: &str, done: Option<&str>) -> Result<(), Fault> {
+    let stake = stake(cx, number).await?;
+    if !cx.json {
+        print(&at_stake(&stake).to_string())?;
     }
-    let mut out = table(&["Sector", &number.to_string()]);
+    match done {
+        Some(done) => {
+            let path = format!("/v1/sectors/{number}/{command}");
+            let socket = cx.control_socket()?;
+            let opened: Opened = control::call(&socket, reqwest::Method::POST, &path).await?;
+            if !cx.json {
+                return being(opened.sector, done);
+            }
+        }
+        None if cx.json => {}
+        None => {
+            return print(&format!(
+                "nothing was done; to {command} it: \
+                 `lotus-miner sectors {command} {number} --really-do-it`"
+            ));
+        }
+    }
+    print_json(&stake)
+}
+
+fn at_stake(stake: &Stake) -> Table {
+    let mut out = table(&["Sector", &stake.sector.to_string()]);
     out.add_row(["State", &stake.state]);
     out.add_row(["Deals in it", &stake.deals.to_string()]);
     for (name, amount) in [
@@ -167,10 +225,7 @@ async fn stake(cx: &Cx, number: u64, command: &str) -> Result<(), Fault> {
             out.add_row([name, &fil(amount)]);
         }
     }
-    print(&format!(
-        "{out}\nnothing was done; to {command} it: \
-         `lotus-miner sectors {command} {number} --really-do-it`"
-    ))
+    out
 }
 
 /// attoFIL as operators read them.
@@ -181,16 +236,45 @@ fn fil(atto: &str) -> String {
     )
 }
 
-async fn batching(cx: &Cx, kind: Batch, publish: bool) -> Result<(), Fault> {
-    let method = if publish {
-        reqwest::Method::POST
-    } else {
-        reqwest::Method::GET
-    };
-    let seats: Vec<Seat> = control::call(&cx.control_socket()?, method, kind.path()).await?;
+async fn batching(cx: &Cx, kind: Batch) -> Result<(), Fault> {
+    let socket = cx.control_socket()?;
+    let seats: Vec<Seat> = control::call(&socket, reqwest::Method::GET, kind.path()).await?;
     if cx.json {
         return print_json(&seats);
     }
+    show(kind, &seats)
+}
+
+/// Sends the message of those that wait, after showing what it costs.
+async fn publish(cx: &Cx, kind: Batch, really: bool) -> Result<(), Fault> {
+    let socket = cx.control_socket()?;
+    let seats: Vec<Seat> = control::call(&socket, reqwest::Method::GET, kind.path()).await?;
+    let (prices, count) = (Prices::of(cx).await?, seats.len() as u64);
+    let estimate = match kind {
+        Batch::PreCommit => prices.pre_commit(count),
+        Batch::Commit => prices.commit(count),
+    };
+    if !cx.json {
+        show(kind, &seats)?;
+    }
+    if !agreed(cx, &format!("{count} sectors"), &estimate, really)? {
+        return Ok(());
+    }
+    let sent: Vec<Seat> = control::call(&socket, reqwest::Method::POST, kind.path()).await?;
+    if cx.json {
+        return print_json(&Report {
+            estimate: &estimate,
+            done: true,
+            what: serde_json::json!({ "sectors": sent }),
+        });
+    }
+    print(&format!(
+        "the message of {} sectors is on its way",
+        sent.len()
+    ))
+}
+
+fn show(kind: Batch, seats: &[Seat]) -> Result<(), Fault> {
     if seats.is_empty() {
         return print("no sector waits for this message");
     }
@@ -200,7 +284,7 @@ async fn batching(cx: &Cx, kind: Batch, publish: bool) -> Result<(), Fault> {
         "Must be on chain by epoch",
         "Proof",
     ]);
-    for s in &seats {
+    for s in seats {
         out.add_row([
             s.sector.to_string(),
             time(s.since_unix_ms),
@@ -216,12 +300,7 @@ async fn batching(cx: &Cx, kind: Batch, publish: bool) -> Result<(), Fault> {
             .into(),
         ]);
     }
-    let note = if publish {
-        "\ntheir message is on its way"
-    } else {
-        ""
-    };
-    print(&format!("{out}{note}"))
+    print(&out.to_string())
 }
 
 #[cfg(test)]

@@ -111,6 +111,8 @@ pub(super) async fn compact(cx: &Cx, args: CompactArgs) -> Result<(), Fault> {
     let message = Spend {
         name: "compact",
         action,
+        details: Default::default(),
+        asked: None,
         from: None,
         miner,
         method: COMPACT_PARTITIONS,

@@ -11,12 +11,15 @@ use lotus_node_client::api::{BitField, SectorOnChainInfo, TipSetKey, VerifiedCla
 use lotus_runtime::Fault;
 use lotus_types::{Epoch, EpochDelta, Kind, SectorNumber, TokenAmount};
 use serde::Serialize;
+use serde_json::{Map, Value, json};
 
-use super::order::{Spend, fil, spend};
-use super::{Cx, print, table};
+use super::order::{Spend, fil, repeated, spend};
+use super::{Cx, print, print_json, table};
 use crate::run::from_node;
 
 const HEAD: &TipSetKey = &TipSetKey::HEAD;
+/// Names the order.
+const NAME: &str = "extend";
 /// Epochs of a day. Source: builtin-actors, runtime/src/builtin/network.rs, EPOCHS_IN_DAY.
 const DAY: i64 = 2_880;
 /// How far ahead of now a sector may expire. Source: builtin-actors, runtime/src/runtime/policy.rs,
@@ -169,6 +172,11 @@ fn params(extensions: &[Extension]) -> ExtendSectorExpiration2Params {
 }
 
 pub(super) async fn extend(cx: &Cx, args: ExtendArgs) -> Result<(), Fault> {
+    // The ends move with the first message: what was asked for makes the order.
+    let asked = format!("{args:?}");
+    if repeated(cx, NAME, asked.as_bytes(), args.really_do_it).await? {
+        return Ok(());
+    }
     let (node, cfg) = cx.node()?;
     let actor = cfg.actor()?.address();
     let failed = |e| from_node(&e);
@@ -215,8 +223,11 @@ pub(super) async fn extend(cx: &Cx, args: ExtendArgs) -> Result<(), Fault> {
             Err(why) => skipped.push((n, why)),
         }
     }
+    let mut details = details(&extensions, &skipped);
     if !cx.json {
         show(&extensions, &skipped)?;
+    } else if extensions.is_empty() {
+        print_json(&details)?;
     }
     if extensions.is_empty() {
         return Err(Fault::new(
@@ -233,6 +244,7 @@ pub(super) async fn extend(cx: &Cx, args: ExtendArgs) -> Result<(), Fault> {
             Some((&info.daily_fee * epochs).div_floor(DAY.unsigned_abs()))
         })
         .sum();
+    details.insert("daily_fees_fil".into(), daily.to_string().into());
     let list: Vec<String> = extensions.iter().map(|e| e.sector.to_string()).collect();
     let claims = |f: fn(&Extension) -> usize| extensions.iter().map(f).sum::<usize>().to_string();
     let action = vec![
@@ -249,8 +261,10 @@ pub(super) async fn extend(cx: &Cx, args: ExtendArgs) -> Result<(), Fault> {
         ),
     ];
     let message = Spend {
-        name: "extend",
+        name: NAME,
         action,
+        details,
+        asked: Some(asked),
         from: None,
         miner: actor,
         method: EXTEND_SECTOR_EXPIRATION2,
@@ -258,6 +272,16 @@ pub(super) async fn extend(cx: &Cx, args: ExtendArgs) -> Result<(), Fault> {
         max_fee: args.max_fee,
     };
     spend(cx, message, args.really_do_it).await
+}
+
+/// What `--json` has of each sector.
+fn details(extensions: &[Extension], skipped: &[(u64, String)]) -> Map<String, Value> {
+    let skip = |(sector, why): &(u64, String)| json!({ "sector": sector, "why": why });
+    let skipped: Vec<Value> = skipped.iter().map(skip).collect();
+    let mut all = Map::new();
+    all.insert("sectors".into(), json!(extensions));
+    all.insert("skipped".into(), skipped.into());
+    all
 }
 
 fn show(extensions: &[Extension], skipped: &[(u64, String)]) -> Result<(), Fault> {
@@ -411,6 +435,23 @@ mod tests {
                 (got, want) => panic!("{line}: {got:?}, not {want:?}"),
             }
         }
+    }
+
+    #[test]
+    fn json_has_each_end_claim_and_skip() {
+        let one = Extension {
+            sector: 7,
+            deadline: 1,
+            partition: 2,
+            expiration: 100,
+            new_expiration: 900,
+            keep_claims: vec![5],
+            drop_claims: vec![],
+        };
+        let all = details(&[one], &[(8, "it is not active".into())]);
+        assert_eq!(all["sectors"][0]["new_expiration"], 900);
+        assert_eq!(all["sectors"][0]["keep_claims"], json!([5]));
+        assert_eq!(all["skipped"][0]["why"], "it is not active");
     }
 
     #[test]

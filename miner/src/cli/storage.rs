@@ -5,20 +5,25 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use comfy_table::Table;
+use lotus_node_client::api::TipSetKey;
 use lotus_runtime::Fault;
 use lotus_sealing::{HeldView, MoveView, NewMeta, NewPath, PathId, PathView};
-use lotus_types::Kind;
+use lotus_types::{Kind, SectorNumber, TokenAmount};
 use reqwest::Method;
 use serde::Serialize;
 
+use super::cost::{Estimate, Report, agreed, lost};
 use super::{Cx, bytes, print, print_json, table, time};
 use crate::control::{self, DEADLINE};
 use crate::control_storage::{Detach, MoveOrder, Redeclare};
+use crate::run::from_node;
 
 /// How long the hub may look through a path: a large one on slow disks takes a while.
 const LOOK: Duration = Duration::from_secs(120);
 /// How often the progress of a move is asked for.
 const POLL: Duration = Duration::from_secs(1);
+/// Sectors whose pledge is looked up for an estimate; the rest are taken to be like them.
+const LOOKED_AT: usize = 200;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum StorageCommand {
@@ -31,7 +36,8 @@ pub(super) enum StorageCommand {
     List,
     /// Forget a path; its files stay
     ///
-    /// Refused while it has the only files of a sector, and for the repo's own path.
+    /// Refused while it has the only files of a sector, with what that would cost, and for the
+    /// repo's own path.
     Detach {
         /// Its id
         id: PathId,
@@ -132,19 +138,7 @@ pub(super) async fn storage(cx: &Cx, command: StorageCommand) -> Result<(), Faul
             let paths: Vec<PathView> = control::call(&socket, Method::GET, "/v1/storage").await?;
             show(cx, &paths)
         }
-        StorageCommand::Detach { id, really_do_it } => {
-            let what = Detach {
-                id: id.clone(),
-                really: really_do_it,
-            };
-            post::<()>(cx, "/v1/storage/detach", &what, DEADLINE).await?;
-            if cx.json {
-                return print_json(&id);
-            }
-            print(&format!(
-                "storage path {id} is detached; its files are as they were"
-            ))
-        }
+        StorageCommand::Detach { id, really_do_it } => detach(cx, id, really_do_it).await,
         StorageCommand::Redeclare { id } => {
             let what = Redeclare { id };
             let paths: Vec<PathView> = post(cx, "/v1/storage/redeclare", &what, LOOK).await?;
@@ -176,6 +170,45 @@ async fn post<T: serde::de::DeserializeOwned>(
 ) -> Result<T, Fault> {
     let socket = cx.control_socket()?;
     control::call_with(&socket, Method::POST, path, Some(body), limit).await
+}
+
+/// Forgets a path, after showing what the sectors cost that have files there alone.
+async fn detach(cx: &Cx, id: PathId, really: bool) -> Result<(), Fault> {
+    let path = format!("/v1/storage/only/{id}");
+    let only: Vec<u64> = control::call(&cx.control_socket()?, Method::GET, &path).await?;
+    let mut estimate = Estimate::default();
+    if !only.is_empty() {
+        let (node, cfg) = cx.node()?;
+        let miner = cfg.actor()?.address();
+        let mut pledged = TokenAmount::default();
+        let mut looked_at = 0;
+        for n in only.iter().take(LOOKED_AT) {
+            let info = node.state_sector_get_info(miner, SectorNumber(*n), &TipSetKey::HEAD);
+            if let Some(info) = info.await.map_err(|e| from_node(&e))? {
+                pledged += info.initial_pledge;
+            }
+            looked_at += 1;
+        }
+        estimate = lost(only.len() as u64, looked_at, &pledged);
+        let what = format!("{} sectors with files there alone", only.len());
+        agreed(cx, &what, &estimate, really)?;
+    }
+    let what = Detach {
+        id: id.clone(),
+        really,
+    };
+    // Without the word it is refused while sectors are lost with it.
+    post::<()>(cx, "/v1/storage/detach", &what, DEADLINE).await?;
+    if cx.json {
+        return print_json(&Report {
+            estimate: &estimate,
+            done: true,
+            what: serde_json::json!({ "path": id, "sectors": only }),
+        });
+    }
+    print(&format!(
+        "storage path {id} is detached; its files are as they were"
+    ))
 }
 
 async fn attach(cx: &Cx, args: AttachArgs) -> Result<(), Fault> {

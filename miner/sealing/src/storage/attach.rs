@@ -258,6 +258,16 @@ impl Storage {
         Ok(())
     }
 
+    /// The sectors of which a path has the only copy of some file.
+    ///
+    /// # Errors
+    /// There is no such path.
+    pub fn only_on(&self, id: &PathId) -> Result<Vec<SectorId>, StorageError> {
+        let state = lock(&self.0.state);
+        state.get(id)?;
+        Ok(state.index.only_on(id))
+    }
+
     /// Forgets a path and what is declared in it. Its files stay. Unless `really`, it is refused
     /// while sectors would be lost to this hub.
     pub fn detach(&self, id: &PathId, really: bool) -> Result<(), StorageError> {
