@@ -38,6 +38,10 @@ pub enum Due {
 const CHALLENGE_CONFIDENCE: EpochDelta = EpochDelta(1);
 /// Epochs before that at which others are told that proofs begin.
 const NEAR: EpochDelta = EpochDelta(2);
+/// Looks at bad sectors in the length of a window.
+const LOOKS: i64 = 12;
+/// A declaration has at least so many epochs until the cut-off, however short windows are.
+const LEAST_NOTICE: i64 = 4;
 /// Epochs after the opening at which Lotus submits, in a window of 60. Source: lotus,
 /// storage/wdpost, SubmitConfidence.
 const SUBMIT_CONFIDENCE: i64 = 4;
@@ -132,6 +136,36 @@ impl Window {
     pub fn declarable(&self, head: Epoch) -> bool {
         head + EpochDelta(2) < self.fault_cutoff
     }
+
+    /// What follows a look at its sectors at `head`. What is bad is looked at again until the
+    /// cut-off, and declared faulty only in the second half of that time: a disk that comes back
+    /// costs nothing then.
+    #[must_use]
+    pub fn after_look(&self, head: Epoch, bad: bool) -> AfterLook {
+        let declare_from = self.fault_cutoff - EpochDelta((self.length().0 / 2).max(LEAST_NOTICE));
+        let step = head + EpochDelta(((self.length().0 + LOOKS - 1) / LOOKS).max(1));
+        let again = if head < declare_from {
+            step.min(declare_from)
+        } else {
+            step
+        };
+        // The last look is at the last head that counts.
+        let last = self.fault_cutoff - EpochDelta(3);
+        let again = again.min(last);
+        AfterLook {
+            declare: bad && head >= declare_from,
+            again: (bad && again > head).then_some(again),
+        }
+    }
+}
+
+/// See [`Window::after_look`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AfterLook {
+    /// What is bad is declared now.
+    pub declare: bool,
+    /// Head from which on to look again.
+    pub again: Option<Epoch>,
 }
 
 #[cfg(test)]
@@ -205,6 +239,40 @@ mod tests {
             let at = w.submit_from();
             assert_eq!(w.due(at), Due::Submit, "window of {length}");
             assert!(at >= w.open && at < w.close);
+        }
+    }
+
+    #[test]
+    fn what_is_bad_is_looked_at_again_and_declared_while_that_counts() {
+        for length in 3..=60 {
+            let w = Window::current(&info(0, 0, 6, length, 2, 4));
+            let heads = || (w.fault_cutoff.0 - length..w.fault_cutoff.0).map(Epoch);
+            let due: Vec<Epoch> = heads().filter(|h| w.check_due(*h)).collect();
+            let (mut next, mut looks, mut declared) = (due.first().copied(), Vec::new(), None);
+            for head in due {
+                if next.is_some_and(|at| head >= at) {
+                    let after = w.after_look(head, true);
+                    looks.push(head);
+                    if after.declare && declared.is_none() {
+                        declared = Some(head);
+                    }
+                    next = after.again;
+                    // Repaired: nothing is declared, and nothing more to look at.
+                    let good = w.after_look(head, false);
+                    assert!(!good.declare && good.again.is_none());
+                }
+            }
+            let declared = declared.expect("what stays bad is declared");
+            assert!(w.declarable(declared), "window of {length}");
+            assert!(looks.len() <= 14, "{looks:?}");
+            if length >= 12 {
+                let before = looks.iter().filter(|h| **h < declared).count();
+                assert!(before >= 3, "a disk has time to come back: {looks:?}");
+                let left = w.fault_cutoff - declared;
+                assert!(left.0 >= length / 2, "and a declaration to land");
+                let after = looks.iter().filter(|h| **h > declared).count();
+                assert!(after >= 2, "and what is declared to be repaired: {looks:?}");
+            }
         }
     }
 

@@ -245,10 +245,7 @@ impl Shared {
                 self.attend(&w).await;
                 Ok(())
             }
-            Job::Check => {
-                self.check_deadline(&w, &head, di.w_post_proving_period)
-                    .await
-            }
+            Job::Check => self.check_deadline(&w, di.w_post_proving_period).await,
             Job::Disputes => self.watch_disputes(&di, &head).await,
         };
         if let Err(e) = &done {
