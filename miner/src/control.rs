@@ -9,9 +9,10 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use lotus_chain::Follower;
 use lotus_messages::{SendError, Sender};
-use lotus_proving::{ProvingError, Rounds, WindowPost};
-use lotus_runtime::Fault;
+use lotus_proving::{Leave, ProvingError, Rounds, WindowPost};
+use lotus_runtime::{Fault, Health};
 use lotus_sealing::{BatchKind, Sealing, SealingError, SectorState, Stake, Waiting};
 use lotus_types::{Kind, SectorNumber};
 use serde::de::DeserializeOwned;
@@ -35,6 +36,12 @@ pub struct Control {
     pub window_post: WindowPost,
     /// The log of rounds.
     pub rounds: Rounds,
+    /// What holds mining.
+    pub leave: Leave,
+    /// The chain's head.
+    pub follower: Follower,
+    /// What each part of the hub says of itself.
+    pub health: Health,
     /// Messages.
     pub sender: Sender,
     /// Storage paths.

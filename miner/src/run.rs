@@ -13,7 +13,9 @@ use lotus_messages::Sender;
 use lotus_node_client::api::TipSetKey;
 use lotus_node_client::{Client, FullNode as _, Node, NodeError};
 use lotus_proofs::params::{self, Circuit};
-use lotus_proving::{Activity, LocalFence, Mining, MiningDeps, ProvingDeps, Rounds, WindowPost};
+use lotus_proving::{
+    Activity, Leave, LocalFence, Mining, MiningDeps, ProvingDeps, Rounds, WindowPost,
+};
 use lotus_runtime::admin::Admin;
 use lotus_runtime::{Fault, Health, addr_file, notify, telemetry};
 use lotus_sealing::{Sealing, SealingDeps, Storage};
@@ -216,6 +218,7 @@ pub async fn run(
         health: health.clone(),
         activity: activity.clone(),
     });
+    let leave = Leave::new(journal.clone());
     let mining = Mining::new(MiningDeps {
         node: node.clone(),
         follower: follower.clone(),
@@ -223,6 +226,7 @@ pub async fn run(
         files,
         fence: Arc::new(LocalFence::new(journal.clone())),
         rounds: Rounds::new(journal.clone()),
+        leave: leave.clone(),
         miner: actor,
         size,
         cfg: cfg.mining.clone(),
@@ -324,6 +328,9 @@ pub async fn run(
         sealing,
         window_post,
         rounds: Rounds::new(journal.clone()),
+        leave,
+        follower: follower.clone(),
+        health: health.clone(),
         sender,
         storage: StorageControl {
             storage,

@@ -526,4 +526,8 @@ impl SectorFiles for Replicas {
     fn cache(&self, number: SectorNumber, comm_r: &Commitment) -> PathBuf {
         self.0.replica(number, comm_r).cache
     }
+
+    fn made(&self, number: SectorNumber) -> bool {
+        self.0.state(number).is_some()
+    }
 }

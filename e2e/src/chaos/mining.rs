@@ -1,6 +1,6 @@
 //! Mining under kills, reorgs and null rounds: every won round has one block or a logged reason.
-//! Then the ways in which a second block could come about: another hub beside, a restored backup,
-//! and another hub while this one was down.
+//! Then the ways in which a second block could come about: another hub beside, a restored backup, a
+//! fresh repo for an actor that mined a moment ago, and another hub while this one was down.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -62,6 +62,8 @@ pub(crate) struct Report {
     second_hub: String,
     /// What the hub said after an old backup was restored.
     restored_backup: String,
+    /// What a hub in a fresh repo said, whose actor had mined a moment ago.
+    fresh_repo: String,
     /// What the hub said after its actor had mined elsewhere.
     mined_elsewhere: String,
     seconds: f64,
@@ -79,6 +81,7 @@ struct Entry {
 enum Outcome {
     Open,
     Mined { cid: String },
+    Unsure { cid: String },
     NoBlock { why: String },
     NotAttended { through: i64, why: String },
 }
@@ -122,7 +125,7 @@ pub(crate) async fn run(options: &Options, seed: u64) -> Result<Report, Failed> 
 
     let second_hub = second_hub(&net, &cfg).await?;
     let restored_backup = restored_backup(&net, &node).await?;
-    let mined_elsewhere = mined_elsewhere(&net, &node, &cfg).await?;
+    let (fresh_repo, mined_elsewhere) = mined_elsewhere(&net, &node, &cfg).await?;
     // After all of that the log is what it was.
     let later = log(&net).await?;
     let kept = entries
@@ -130,7 +133,7 @@ pub(crate) async fn run(options: &Options, seed: u64) -> Result<Report, Failed> 
         .filter(|e| e.height <= to.0)
         .all(|e| later.iter().any(|l| l.height == e.height));
 
-    let refused = [&second_hub, &restored_backup, &mined_elsewhere];
+    let refused = [&second_hub, &restored_backup, &fresh_repo, &mined_elsewhere];
     let report = Report {
         ok: told.untold.is_empty()
             && told.unlogged == 0
@@ -150,6 +153,7 @@ pub(crate) async fn run(options: &Options, seed: u64) -> Result<Report, Failed> 
         kills: kills.count(),
         second_hub,
         restored_backup,
+        fresh_repo,
         mined_elsewhere,
         seconds: start.elapsed().as_secs_f64(),
     };
@@ -327,13 +331,16 @@ impl Elections {
                 .map(|e| &e.outcome)
         };
         for (i, (round, cid)) in self.blocks.iter().enumerate() {
-            let logged = matches!(entry(*round), Some(Outcome::Mined { cid: c }) if c == cid);
+            let logged = matches!(
+                entry(*round),
+                Some(Outcome::Mined { cid: c } | Outcome::Unsure { cid: c }) if c == cid
+            );
             let second = self.blocks[..i].iter().any(|(other, _)| other == round);
             told.unlogged += usize::from(!logged || second);
         }
         for round in &self.won {
             match entry(*round) {
-                Some(Outcome::Mined { cid }) => {
+                Some(Outcome::Mined { cid } | Outcome::Unsure { cid }) => {
                     let on_chain = self.blocks.iter().any(|(r, c)| r == round && c == cid);
                     told.blocks += 1;
                     told.on_chain += usize::from(on_chain);
@@ -356,7 +363,10 @@ fn covers(e: &Entry, round: i64) -> bool {
         Outcome::NotAttended { through, why } => {
             !why.is_empty() && (e.height..=*through).contains(&round)
         }
-        Outcome::Open | Outcome::Mined { .. } | Outcome::NoBlock { .. } => false,
+        Outcome::Open
+        | Outcome::Mined { .. }
+        | Outcome::Unsure { .. }
+        | Outcome::NoBlock { .. } => false,
     }
 }
 
@@ -479,20 +489,38 @@ async fn restored_backup(net: &Net, node: &Node) -> Result<String, Failed> {
     Ok(said)
 }
 
-/// Another repo mines while the hub is down.
-async fn mined_elsewhere(net: &Net, node: &Node, cfg: &NetConfig) -> Result<String, Failed> {
+/// A fresh repo does not mine while the actor's last blocks may be of a hub that lives. Once it is
+/// told that there is none, it does, while the hub is down: which then refuses in its turn.
+async fn mined_elsewhere(
+    net: &Net,
+    node: &Node,
+    cfg: &NetConfig,
+) -> Result<(String, String), Failed> {
     supervisor(net, "stop").await?;
     copy(
         &net.root().join("miner/storage"),
         &net.root().join("elsewhere/storage"),
     )?;
     let other = Beside::start(net, cfg, "elsewhere").await?;
+    let fresh = refusal(net, &other.repo).await?;
+    eprintln!("fresh repo: {fresh}");
+    let dir = other.repo.display().to_string();
+    let allow = [
+        "mining",
+        "allow",
+        "--reason",
+        "the hub is stopped",
+        "--really-do-it",
+        "--repo",
+        &dir,
+    ];
+    net.run("lotus-miner", &allow).await?;
     mines(net, node).await?;
     other.end().await?;
     supervisor(net, "start").await?;
     let said = refusal(net, &net.root().join("miner")).await?;
     eprintln!("mined elsewhere: {said}");
-    Ok(said)
+    Ok((fresh, said))
 }
 
 async fn supervisor(net: &Net, what: &str) -> Result<(), Failed> {

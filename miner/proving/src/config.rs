@@ -1,7 +1,10 @@
 use std::time::Duration;
 
-use lotus_types::Epoch;
+use lotus_types::EpochDelta;
 use serde::{Deserialize, Serialize};
+
+/// Depth at which the chain is final: nothing below is slashed.
+pub(crate) const FINALITY: EpochDelta = EpochDelta(900);
 
 /// How sectors are checked without being challenged by the chain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,8 +74,18 @@ pub struct MiningConfig {
     pub propagation_delay_ms: u64,
     /// Blocks of this miner up to this height may be missing from the mined-block log: set it,
     /// after making sure that no other hub or miner runs for this actor, when the hub refuses to
-    /// mine because of an unknown block.
+    /// mine because of an unknown block. `lotus-miner mining allow` does the same without a
+    /// restart.
     pub accept_foreign_blocks_until: i64,
+    /// A hub whose mined-block log is empty looks so many epochs back for blocks of its miner
+    /// before it makes its first one, and refuses if there is one: 900 is finality, and the most.
+    pub first_block_look_back_epochs: i64,
+    /// And if the miner has sectors that this hub did not make, it makes no block in the first so
+    /// many rounds that it wins: another miner for the same actor wins the same rounds, and so
+    /// would be seen. 0: off.
+    pub first_block_quiet_wins: u32,
+    /// After so many epochs of that one such round is enough.
+    pub first_block_quiet_epochs: i64,
 }
 
 impl Default for MiningConfig {
@@ -81,6 +94,9 @@ impl Default for MiningConfig {
             enabled: true,
             propagation_delay_ms: 0,
             accept_foreign_blocks_until: -1,
+            first_block_look_back_epochs: FINALITY.0,
+            first_block_quiet_wins: 2,
+            first_block_quiet_epochs: 2_880,
         }
     }
 }
@@ -93,7 +109,8 @@ impl MiningConfig {
         }
     }
 
-    pub(crate) const fn accepts(&self, height: Epoch) -> bool {
-        height.0 <= self.accept_foreign_blocks_until
+    /// How far back a hub looks that never made a block.
+    pub(crate) fn look_back(&self) -> EpochDelta {
+        EpochDelta(self.first_block_look_back_epochs.clamp(0, FINALITY.0))
     }
 }

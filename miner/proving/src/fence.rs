@@ -231,7 +231,9 @@ fn signed(journal: &Journal, height: Epoch, block: BlockMsg) -> Result<(), Fence
 #[async_trait]
 impl Fence for LocalFence {
     fn scope(&self) -> String {
-        "hubs on this host; not copies of the repo on other hosts".into()
+        "hubs in this network namespace; others only by their blocks on chain, such as those in \
+         other containers or on other hosts"
+            .into()
     }
 
     async fn reserve(&self, height: Epoch, parents: &TipSet) -> Result<(), FenceError> {

@@ -9,4 +9,9 @@ pub trait SectorFiles: Send + Sync {
     fn sealed(&self, sector: SectorNumber, comm_r: &Commitment) -> PathBuf;
     /// Its cache directory.
     fn cache(&self, sector: SectorNumber, comm_r: &Commitment) -> PathBuf;
+    /// Whether this hub made the sector. One that made all sectors of its miner need not fear that
+    /// another miner has them too.
+    fn made(&self, _sector: SectorNumber) -> bool {
+        false
+    }
 }

@@ -10,7 +10,9 @@ use lotus_types::ActorId;
 /// Held while this process mines. A socket in the kernel's abstract namespace: it has no file to
 /// be left behind or deleted, and is free again when its process ends, however it ends.
 ///
-/// It keeps out processes of the same network namespace, and nobody else.
+/// It keeps out processes of the same network namespace, and nobody else: each container has a
+/// namespace of its own, unless it was started with that of the host. There is no place that all
+/// containers of a host share. Others are noticed by their blocks ([`crate::Leave`], `watch`).
 #[derive(Debug)]
 pub(crate) struct HostLock(#[expect(dead_code, reason = "held, not used")] UnixListener);
 

@@ -16,11 +16,12 @@ use crate::pace::{Base, Pace};
 use crate::round::{Budget, Round};
 use crate::watch::{Foreign, Watch};
 use crate::{
-    Activity, Fence, MiningConfig, ProvingError, RoundOutcome, RoundRecord, Rounds, SectorFiles,
+    Activity, Fence, Leave, MiningConfig, ProvingError, RoundOutcome, RoundRecord, Rounds,
+    SectorFiles,
 };
 
 /// Name of the health component.
-const COMPONENT: &str = "mining";
+pub(crate) const COMPONENT: &str = "mining";
 /// How often a hub that another one keeps from mining looks whether that is gone.
 const LOCK_POLL: Duration = Duration::from_secs(2);
 /// A round may take this long beyond the end of its epoch before it is given up.
@@ -44,6 +45,8 @@ pub struct MiningDeps {
     pub fence: Arc<dyn Fence>,
     /// The log of rounds.
     pub rounds: Rounds,
+    /// What an operator allowed.
+    pub leave: Leave,
     /// The miner.
     pub miner: ActorId,
     /// Size of its sectors.
@@ -92,10 +95,7 @@ impl Mining {
             health.set(COMPONENT, Ok("starting".into()));
             tokio::select! {
                 () = stop.cancelled() => return,
-                end = self.0.alone() => match end {
-                    End::Stopped => {}
-                    End::Foreign(block) => self.0.refuse(&block),
-                },
+                () = self.0.for_ever() => {}
             }
         } else {
             health.set(COMPONENT, Ok("off by [mining] enabled".into()));
@@ -105,6 +105,14 @@ impl Mining {
 }
 
 impl Shared {
+    /// Mines until the hub stops, with pauses in which it is refused.
+    async fn for_ever(&self) {
+        while let End::Foreign(block) = self.alone().await {
+            self.refuse(&block);
+            self.deps.leave.go_on().await;
+        }
+    }
+
     fn refuse(&self, block: &Foreign) {
         let Foreign { height, cid } = block;
         let why = format!(
@@ -113,16 +121,16 @@ impl Shared {
             self.deps.miner
         );
         let fix = format!(
-            "make sure that nothing else mines for {}, then set [mining] \
-             accept_foreign_blocks_until = {height} and restart",
+            "make sure that nothing else mines for {}, then run `lotus-miner mining allow`",
             self.deps.miner
         );
         tracing::error!(why, fix, "mining is refused");
-        let state = Err(format!("refused: {why}; {fix}"));
-        self.deps.health.set(COMPONENT, state);
+        let state = format!("refused: {why}; {fix}");
+        self.deps.leave.hold(Some(state.clone()));
+        self.deps.health.set(COMPONENT, Err(state));
     }
 
-    /// Mines while no other process of this host does.
+    /// Mines while no other process of this network namespace does.
     async fn alone(&self) -> End {
         let Ok(genesis) = self
             .ask(|node| async move { node.chain_get_genesis().await })
@@ -143,8 +151,8 @@ impl Shared {
                     self.deps.miner
                 ),
                 Err(Taken::Refused(e)) => format!(
-                    "refused: cannot make sure that no other hub on this host mines: {e}; allow \
-                     abstract Unix sockets"
+                    "refused: cannot make sure that no other hub in this network namespace mines: \
+                     {e}; allow abstract Unix sockets"
                 ),
             };
             if !told {
@@ -171,6 +179,7 @@ impl Shared {
         let mut tried: Option<Epoch> = None;
         let mut missed = MISSED_DOWN;
         let mut settled = false;
+        let mut first = true;
         loop {
             if heads.has_changed().is_err() || !self.connected().await {
                 return End::Stopped;
@@ -193,6 +202,10 @@ impl Shared {
             known = Some((base.clone(), clock));
             if !settled {
                 self.settle(&base).await;
+                if let Err(e) = self.forget_old(&base).await {
+                    tracing::error!(error = %e, fix = e.fix(), "log of rounds");
+                }
+                first = self.tell_first(&base).await;
                 settled = true;
             }
             let round = pace.round(&clock, tried, SystemTime::now());
@@ -206,6 +219,7 @@ impl Shared {
                 Ok(outcome) => outcome,
                 Err(foreign) => return End::Foreign(foreign),
             };
+            first = first && self.tell_first(&base).await;
             let record = outcome.map(|outcome| RoundRecord {
                 height: round,
                 wins: budget.wins,
@@ -232,7 +246,11 @@ impl Shared {
         budget: &mut Budget,
     ) -> Result<Option<RoundOutcome>, Foreign> {
         let d = &self.deps;
-        let look = watch.look(&d.node, d.fence.as_ref(), &d.cfg, d.miner.address(), base);
+        let look = async {
+            let (accepted, miner) = (self.accepted()?, d.miner.address());
+            let look = watch.look(&d.node, d.fence.as_ref(), &d.cfg, miner, accepted, base);
+            look.await
+        };
         match look.await {
             Ok(None) => {}
             Ok(Some(foreign)) => return Err(foreign),
@@ -255,14 +273,16 @@ impl Shared {
         let (name, told) = match result {
             Err(_) => {
                 tracing::error!(nulls, %budget, "the round took longer than {limit:?}");
-                (
-                    "timeout",
-                    no_block(format!("it took longer than {limit:?}")),
-                )
+                let why = format!("it took longer than {limit:?}");
+                ("timeout", Some(self.failed(round, true, why).await))
             }
             Ok(Err(e)) => {
                 tracing::error!(error = %e, fix = e.fix(), nulls, %budget, "the round failed");
-                ("error", no_block(e.to_string()))
+                let unsure = e.kind().is_retryable();
+                (
+                    "error",
+                    Some(self.failed(round, unsure, e.to_string()).await),
+                )
             }
             Ok(Ok(done)) => {
                 let name = done.name();
@@ -271,7 +291,7 @@ impl Shared {
                         tracing::info!(cid, wins, nulls, %budget, "mined a block");
                         Some(RoundOutcome::Mined { cid })
                     }
-                    Round::Fenced(why) => {
+                    Round::Fenced(why) | Round::Given(why) => {
                         tracing::warn!(why, nulls, %budget, "no block in this round");
                         no_block(why)
                     }
@@ -289,6 +309,25 @@ impl Shared {
         };
         metrics::counter!("lotus_miner_mining_rounds_total", "outcome" => name).increment(1);
         Ok(told)
+    }
+
+    /// What the log tells of a round that failed. A block that was signed may be out, if it is
+    /// `unsure` whether the node took it.
+    async fn failed(&self, round: Epoch, unsure: bool, why: String) -> RoundOutcome {
+        let signed = match self.deps.fence.at(round).await {
+            Ok(entry) => entry.and_then(|m| m.cid),
+            Err(e) => {
+                tracing::error!(error = %e, fix = e.fix(), "mined-block log");
+                None
+            }
+        };
+        match signed {
+            Some(cid) if unsure => {
+                tracing::error!(%round, cid, why, "it is not known whether the node took the block");
+                RoundOutcome::Unsure { cid, why }
+            }
+            _ => RoundOutcome::NoBlock { why },
+        }
     }
 
     /// After a start: publishes the last signed block again, as the hub may have died before it
@@ -320,8 +359,9 @@ impl Shared {
                     {
                         RoundOutcome::Mined { cid }
                     }
-                    Some(cid) => RoundOutcome::NoBlock {
-                        why: format!("the hub ended before block {cid} was published"),
+                    Some(cid) => RoundOutcome::Unsure {
+                        cid,
+                        why: "the hub ended while it handed over the block".into(),
                     },
                 };
                 tracing::info!(height = %open.height, outcome = ?open.outcome, "an interrupted round");

@@ -12,8 +12,10 @@ use lotus_node_client::api::{
 use lotus_types::{Commitment, Epoch, EpochDelta};
 use lotus_workers::{Output, Post, PostFile, PostKind};
 
+use crate::first::First;
 use crate::mining::Shared;
 use crate::pace::{Base, Pace};
+use crate::publish::publish;
 use crate::{ProvingError, RoundStep, Work};
 
 /// Epochs between a ticket's round and the randomness that it is drawn from.
@@ -37,6 +39,8 @@ pub(crate) enum Round {
     TooLate,
     /// The fence refuses: a block would be a consensus fault.
     Fenced(String),
+    /// A hub that never made a block makes none, to see whether another one does.
+    Given(String),
     /// The block is published.
     Mined {
         /// Its CID.
@@ -53,6 +57,7 @@ impl Round {
             Self::Lost => "lost",
             Self::TooLate => "too_late",
             Self::Fenced(_) => "fenced",
+            Self::Given(_) => "given_up",
             Self::Mined { .. } => "mined",
         }
     }
@@ -124,6 +129,10 @@ impl Shared {
         };
         let wins = election.win_count;
         self.log(move |log| log.won(round, wins)).await?;
+        if let First::Waits(why) = self.first(base).await? {
+            deps.leave.give(round)?;
+            return Ok(Round::Given(why));
+        }
         let over = Some(round + EpochDelta(1));
         let what = format!("won the election of epoch {round} and makes its block");
         let _busy = deps.activity.begin(Work::Block, what, over);
@@ -176,7 +185,7 @@ impl Shared {
         drop(proving);
         sleep_until(pace.publish(clock, round)).await;
         budget.lap("wait");
-        deps.node.sync_submit_block(&block).await?;
+        publish(&deps.node, &block, pace.delay()).await?;
         budget.lap("submit");
         Ok(Round::Mined {
             cid: block.header.cid().to_string(),

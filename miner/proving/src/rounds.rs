@@ -16,6 +16,13 @@ pub enum RoundOutcome {
         /// The block.
         cid: String,
     },
+    /// Its block is signed, and the node's answer to it was lost: it may be out, or not.
+    Unsure {
+        /// The block.
+        cid: String,
+        /// What happened.
+        why: String,
+    },
     /// There is no block.
     NoBlock {
         /// Why.
@@ -83,6 +90,11 @@ impl Rounds {
         Ok(all.into_iter().map(|(_, r)| r).collect())
     }
 
+    /// The last round that was seen through.
+    pub(crate) fn attended(&self) -> Result<Option<Epoch>, JournalError> {
+        self.0.read(|v| v.get(&ATTENDED, &0))
+    }
+
     /// The rounds that were won and then interrupted.
     pub(crate) fn open(&self) -> Result<Vec<RoundRecord>, JournalError> {
         let mut all = self.all()?;
@@ -94,13 +106,14 @@ impl Rounds {
     pub(crate) fn won(&self, height: Epoch, wins: i64) -> Result<(), JournalError> {
         self.0.write(|tx| {
             // A second try at the same round, after a restart, must not forget the first.
-            if mined(tx, height)? {
+            let open = RoundOutcome::Open;
+            if says_more(tx, height, &open)? {
                 return Ok(());
             }
             let record = RoundRecord {
                 height,
                 wins: Some(wins),
-                outcome: RoundOutcome::Open,
+                outcome: open,
                 steps: Vec::new(),
             };
             tx.put(&ROUNDS, &height, &record)
@@ -117,7 +130,7 @@ impl Rounds {
     ) -> Result<(), JournalError> {
         self.0.write(|tx| {
             if let Some(record) = record
-                && !mined(tx, height)?
+                && !says_more(tx, height, &record.outcome)?
             {
                 tx.put(&ROUNDS, &height, &record)?;
             }
@@ -152,9 +165,15 @@ impl Rounds {
     }
 }
 
-fn mined(tx: &Tx, height: Epoch) -> Result<bool, JournalError> {
-    let old = tx.get(&ROUNDS, &height)?;
-    Ok(old.is_some_and(|r| matches!(r.outcome, RoundOutcome::Mined { .. })))
+/// Whether the log has a block of this round which a new outcome does not speak of.
+fn says_more(tx: &Tx, height: Epoch, new: &RoundOutcome) -> Result<bool, JournalError> {
+    use RoundOutcome as O;
+    Ok(match (tx.get(&ROUNDS, &height)?.map(|r| r.outcome), new) {
+        (Some(O::Mined { .. }), _) => true,
+        (Some(O::Unsure { .. }), O::Mined { .. } | O::Unsure { .. }) => false,
+        (Some(O::Unsure { .. }), _) => true,
+        _ => false,
+    })
 }
 
 /// The rounds between two that were attended, without those that have entries: first and last of
@@ -252,9 +271,25 @@ mod tests {
         log.over(Epoch(5), no_block(5, "in the log already"), "")
             .unwrap();
         assert_eq!(log.list(9).unwrap(), [mined(5).unwrap()]);
+        // A block that may be out is not forgotten either, but its fate may become known.
+        let unsure = RoundOutcome::Unsure {
+            cid: "b".into(),
+            why: "lost".into(),
+        };
+        let unsure = no_block(7, "").map(|r| RoundRecord {
+            outcome: unsure,
+            ..r
+        });
+        log.over(Epoch(7), unsure.clone(), "").unwrap();
+        log.won(Epoch(7), 1).unwrap();
+        log.over(Epoch(7), no_block(7, "in the log already"), "")
+            .unwrap();
+        assert_eq!(log.list(1).unwrap(), [unsure.unwrap()]);
+        log.over(Epoch(7), mined(7), "").unwrap();
+        assert_eq!(log.list(1).unwrap(), [mined(7).unwrap()]);
         // But a second try that succeeds counts.
         log.over(Epoch(6), no_block(6, "died"), "").unwrap();
         log.over(Epoch(6), mined(6), "").unwrap();
-        assert_eq!(log.list(1).unwrap(), [mined(6).unwrap()]);
+        assert_eq!(log.list(2).unwrap()[1], mined(6).unwrap());
     }
 }

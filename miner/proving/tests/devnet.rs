@@ -27,8 +27,8 @@ use lotus_node_client::api::TipSetKey;
 use lotus_node_client::{Client, Node, NodeConfig};
 use lotus_proofs::{Prover as _, SealingSector, Vanilla};
 use lotus_proving::{
-    Activity, Fence as _, LocalFence, Mining, MiningConfig, MiningDeps, Outcome, ProvingConfig,
-    ProvingDeps, RoundOutcome, Rounds, SectorFiles, WindowPost,
+    Activity, Fence as _, Leave, LocalFence, Mining, MiningConfig, MiningDeps, Outcome,
+    ProvingConfig, ProvingDeps, RoundOutcome, Rounds, SectorFiles, WindowPost,
 };
 use lotus_runtime::{CancellationToken, Health};
 use lotus_types::{
@@ -138,6 +138,7 @@ struct Hub {
     post: WindowPost,
     fence: LocalFence,
     rounds: Rounds,
+    leave: Leave,
     health: Health,
     activity: Activity,
     stop: CancellationToken,
@@ -177,6 +178,7 @@ impl Hub {
         let files = Arc::new(Files(dir.join("sectors")));
         let fence = LocalFence::new(journal.clone());
         let rounds = Rounds::new(journal.clone());
+        let leave = Leave::new(journal.clone());
         let post = WindowPost::new(ProvingDeps {
             journal,
             node: node.clone(),
@@ -198,6 +200,7 @@ impl Hub {
             files,
             fence: Arc::new(fence.clone()),
             rounds: rounds.clone(),
+            leave: leave.clone(),
             miner: MINER,
             size: SIZE,
             cfg: MiningConfig::default(),
@@ -211,6 +214,7 @@ impl Hub {
             post,
             fence,
             rounds,
+            leave,
             health,
             activity,
             stop,
@@ -352,6 +356,19 @@ impl Hub {
         }
     }
 
+    /// Waits until it refuses to mine because of a block that its log lacks.
+    async fn refuses(&self) {
+        self.until("refusal to mine", || {
+            let mining = self.health.components().remove("mining");
+            let refused = |c: lotus_runtime::Component| {
+                !c.ready && c.detail.contains("not in the mined-block log")
+            };
+            std::future::ready(mining.is_some_and(refused))
+        })
+        .await;
+        assert!(self.fence.last().await.unwrap().is_none());
+    }
+
     async fn faults(&self) -> Vec<u64> {
         let faults = self
             .node
@@ -411,7 +428,8 @@ async fn refused_beside(dir: &Path, node: &Node) {
         pool,
         files: Arc::new(Files(dir.join("sectors"))),
         fence: Arc::new(fence.clone()),
-        rounds: Rounds::new(journal),
+        rounds: Rounds::new(journal.clone()),
+        leave: Leave::new(journal),
         miner: MINER,
         size: SIZE,
         cfg: MiningConfig::default(),
@@ -471,6 +489,15 @@ async fn a_miner_proves_mines_and_recovers() {
         .unwrap();
     let on_chain = net.chain.chain_get_tipset_by_height(first, HEAD).unwrap();
     assert!(on_chain.cids.iter().any(|c| c.to_string() == logged));
+
+    // Before that, as it did not make these sectors itself and its log was empty, it gave up two
+    // rounds to see whether another miner uses them.
+    let given = hub.rounds.list(1000).unwrap().into_iter().filter(
+        |r| matches!(&r.outcome, RoundOutcome::NoBlock { why } if why.contains("log is empty")),
+    );
+    let given: Vec<Epoch> = given.map(|r| r.height).collect();
+    assert!(given.len() >= 2, "{given:?}");
+    assert!(given.iter().all(|h| *h < first), "{given:?}, {first}");
 
     // And the log of rounds says so, with where the time went.
     let mut round = None;
@@ -554,13 +581,20 @@ async fn a_miner_proves_mines_and_recovers() {
         .await
         .unwrap();
     let hub = Hub::start(dir, "restored", &net.node, 3);
-    hub.until("refusal to mine", || {
-        let mining = hub.health.components().remove("mining");
-        std::future::ready(
-            mining.is_some_and(|c| !c.ready && c.detail.contains("accept_foreign_blocks_until")),
-        )
+    hub.refuses().await;
+    hub.end().await;
+
+    // So does one in a fresh repo: another miner may be alive.
+    let hub = Hub::start(dir, "fresh", &net.node, 4);
+    hub.refuses().await;
+    // Until an operator says that there is none.
+    let head = hub.follower.wait_height(Epoch(0)).await.unwrap();
+    let word = hub.leave.allow(head.height, "the other hub is gone", 1);
+    assert!(word.unwrap().is_some());
+    hub.mined_above(head.height).await;
+    hub.until("health", || {
+        std::future::ready(hub.health.components()["mining"].ready)
     })
     .await;
-    assert!(hub.fence.last().await.unwrap().is_none());
     hub.end().await;
 }

@@ -107,8 +107,8 @@ fn next(made: &Made, root: &Path) -> String {
            hub;\n\
          - config.toml is that of the old host: check addresses and [node].\n\
          This hub will not mine for {QUIET} epochs after its first head. If the chain then has a\n\
-         block of this miner that its log lacks, it goes on refusing, and says so in\n\
-         `lotus-miner info`.",
+         block of this miner that its log lacks, it goes on refusing, says so in\n\
+         `lotus-miner info`, and goes on after `lotus-miner mining allow`.",
         rows(made),
     )
 }
