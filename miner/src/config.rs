@@ -17,6 +17,7 @@ use lotus_workers::WorkersConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::pieces::KeepUnsealed;
+use crate::restart::RestartConfig;
 
 /// Prefix of the variables that overlay config.toml: `LOTUS_MINER__API__LISTEN`.
 pub const ENV_PREFIX: &str = "LOTUS_MINER";
@@ -53,6 +54,8 @@ pub struct MinerConfig {
     pub proofs: ProofsConfig,
     /// Worker processes.
     pub workers: WorkersConfig,
+    /// Restarts.
+    pub restart: RestartConfig,
     /// Health and metrics.
     pub admin: AdminConfig,
     /// Logs and traces.

@@ -25,6 +25,7 @@ pub mod operations;
 pub mod orders;
 pub mod pieces;
 pub mod repo;
+pub mod restart;
 pub mod run;
 pub mod sealer;
 pub mod unsealed;

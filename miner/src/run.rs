@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use hub_proto::v1::HeadChanged;
@@ -239,6 +239,8 @@ pub async fn run(
         storage: storage.clone(),
         miner: actor,
         size,
+        restart: cfg.restart.clone(),
+        wish: Mutex::default(),
         activity,
         follower: follower.clone(),
         block_delay: Arc::new(OnceLock::new()),

@@ -1,7 +1,7 @@
 //! Joins sealing, proving and the worker pool to the parts that only know their traits.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -30,6 +30,7 @@ use crate::api::{Safety, SectorBook};
 use crate::events::{EventLog, unix_ms};
 use crate::pieces::machine::{DealTerms, Place};
 use crate::pieces::{NoPlace, Pieces, Placer, SectorFate};
+use crate::restart::{self, Held, RestartConfig, Wish};
 use crate::unsealed::Unsealer;
 
 /// Fr32 stores 127 payload bytes in every 128.
@@ -51,6 +52,10 @@ pub struct Sealer {
     pub miner: ActorId,
     /// Size of its sectors.
     pub size: SectorSize,
+    /// When sealing holds a restart back.
+    pub restart: RestartConfig,
+    /// Since when somebody waits for that.
+    pub(crate) wish: Mutex<Wish>,
     /// What proving and mining are doing.
     pub activity: Activity,
     /// The chain's head.
@@ -350,7 +355,20 @@ impl SectorBook for Sealer {
     }
 }
 
+impl Sealer {
+    fn held_by_sealing(&self) -> Vec<Held> {
+        let now = unix_ms();
+        let wish = self.wish.lock().unwrap_or_else(PoisonError::into_inner);
+        restart::held(&self.pool.jobs(), wish.waited(now), now, &self.restart)
+    }
+}
+
 impl Safety for Sealer {
+    fn restart_is_wished(&self) {
+        let mut wish = self.wish.lock().unwrap_or_else(PoisonError::into_inner);
+        wish.ask(unix_ms());
+    }
+
     fn safe_to_restart(&self) -> SafeToRestartResponse {
         let busy = self.activity.busy();
         let mut until: Option<Epoch> = None;
@@ -366,26 +384,19 @@ impl Safety for Sealer {
                 None => b.what,
             });
         }
-        for r in self.sealing.busy() {
-            // The steps that take long and begin anew after a restart.
-            if let SectorState::PreCommit1
-            | SectorState::PreCommit2
-            | SectorState::Committing
-            | SectorState::UpdateReplica
-            | SectorState::ProveReplicaUpdate = r.sector.state
-            {
-                let at = r
-                    .progress
-                    .map_or(String::new(), |p| format!(" at {:.0} %", p * 100.0));
-                reasons.push(format!(
-                    "sector {}: {}{at}",
-                    r.number,
-                    r.sector.state.as_str()
-                ));
-                open_end = true;
+        let mut sealed_at = 0;
+        for held in self.held_by_sealing() {
+            match held.until_unix_ms {
+                Some(at) => sealed_at = at.max(sealed_at),
+                None => open_end = true,
             }
+            reasons.push(held.what);
         }
-        let known = until.filter(|_| !open_end).and_then(self.clock());
+        let known = match until {
+            _ if open_end => None,
+            None => Some(sealed_at),
+            Some(epoch) => self.clock()(epoch).map(|at| at.max(sealed_at)),
+        };
         SafeToRestartResponse {
             safe: reasons.is_empty(),
             safe_at_unix_ms: known.unwrap_or(0),

@@ -14,7 +14,7 @@ use lotus_types::Kind;
 use tonic::{Code, Request, Response, Status};
 
 use super::pieces::deal_key;
-use super::{Answer, Api, Streamed, from_journal, invalid};
+use super::{Answer, Api, ONLY_LOOKS, Streamed, from_journal, invalid};
 use crate::capacity::CapacityError;
 use crate::events::{EventsError, Topics};
 
@@ -79,8 +79,11 @@ impl Hub for Api {
 
     async fn safe_to_restart(
         &self,
-        _: Request<SafeToRestartRequest>,
+        request: Request<SafeToRestartRequest>,
     ) -> Answer<SafeToRestartResponse> {
+        if !request.metadata().contains_key(ONLY_LOOKS) {
+            self.safety.restart_is_wished();
+        }
         Ok(Response::new(self.safety.safe_to_restart()))
     }
 

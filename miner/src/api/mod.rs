@@ -52,6 +52,10 @@ pub(crate) const MAX_PAGE: u32 = 1_000;
 type Answer<T> = Result<Response<T>, Status>;
 type Streamed<T> = Answer<Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>>;
 
+/// Metadata of a `SafeToRestart` that is asked to show the answer. Any other comes from somebody
+/// who waits to restart the hub.
+pub(crate) const ONLY_LOOKS: &str = "lotus-only-looks";
+
 /// The sectors, for reading.
 pub trait SectorBook: Send + Sync + 'static {
     /// Sectors with a number above `after`.
@@ -66,6 +70,8 @@ pub trait Safety: Send + Sync + 'static {
     fn safe_to_restart(&self) -> SafeToRestartResponse;
     /// The proofs that are being made: now, and at each change.
     fn proving(&self) -> BoxStream<'static, ProvingState>;
+    /// Somebody asks because the hub is to be restarted, and not to look.
+    fn restart_is_wished(&self) {}
 }
 
 /// What the services need. Clones share it.
