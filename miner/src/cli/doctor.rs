@@ -1,5 +1,6 @@
 use std::net::SocketAddr;
 
+use lotus_node_client::api::TipSetKey;
 use lotus_proofs::ProofMode;
 use lotus_proofs::params::{self, Circuit};
 use lotus_runtime::Fault;
@@ -8,25 +9,28 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 
 use super::init::look_up;
+use super::parts::{checks as checks_of, parts};
 use super::{Cx, bytes, print, print_json, table};
 use crate::config::MinerConfig;
 use crate::network::from_proofs;
 use crate::repo::Repo;
+use crate::run::from_node;
 
 #[derive(Serialize)]
 struct Check {
-    name: &'static str,
+    name: String,
     ok: bool,
     detail: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     fix: String,
 }
 
-/// Checks what a start needs. Fails with the first problem's kind.
+/// Checks what a start needs, and how a hub is that runs. Fails with the first problem's kind.
 pub(super) async fn doctor(cx: &Cx) -> Result<(), Fault> {
     let repo = cx.repo()?;
     let mut checks: Vec<(Check, Kind)> = Vec::new();
-    let mut add = |name, result: Result<String, Fault>| {
+    let mut add = |name: &str, result: Result<String, Fault>| {
+        let name = name.to_owned();
         checks.push(match result {
             Ok(detail) => (
                 Check {
@@ -68,7 +72,16 @@ pub(super) async fn doctor(cx: &Cx) -> Result<(), Fault> {
             "hub",
             Ok(if running { "running" } else { "not running" }.into()),
         );
-        if !running {
+        if running {
+            match parts(cx).await {
+                Ok(told) => {
+                    for (name, check) in checks_of(told) {
+                        add(&name, check);
+                    }
+                }
+                Err(e) => add("hub: parts", Err(e)),
+            }
+        } else {
             add("api.listen", port("api.listen", cfg.api.listen).await);
             if let Some(listen) = cfg.lotus_api.address()? {
                 add("lotus_api.listen", port("lotus_api.listen", listen).await);
@@ -86,6 +99,9 @@ pub(super) async fn doctor(cx: &Cx) -> Result<(), Fault> {
         let found = look_up(&cfg.node, cfg.actor()?).await;
         if let Ok(found) = &found {
             add("proofs", proofs(cfg.proofs.mode, found.proofs));
+        }
+        if found.is_ok() {
+            add("faulty sectors", faults(cx).await);
         }
         add(
             "full node",
@@ -107,11 +123,42 @@ pub(super) async fn doctor(cx: &Cx) -> Result<(), Fault> {
             } else {
                 format!("{}\nfix: {}", c.detail, c.fix)
             };
-            out.add_row([c.name, if c.ok { "ok" } else { "bad" }, detail.as_str()]);
+            out.add_row([
+                c.name.as_str(),
+                if c.ok { "ok" } else { "bad" },
+                detail.as_str(),
+            ]);
         }
         print(&out.to_string())?;
     }
     bad.map_or(Ok(()), Err)
+}
+
+/// What the chain has of faults.
+async fn faults(cx: &Cx) -> Result<String, Fault> {
+    let (node, cfg) = cx.node()?;
+    let (miner, head) = (cfg.actor()?.address(), TipSetKey::HEAD);
+    let faulty = node.state_miner_faults(miner, &head).await;
+    let faulty = faulty.map_err(|e| from_node(&e))?;
+    let recovering = node.state_miner_recoveries(miner, &head).await;
+    let recovering = recovering.map_err(|e| from_node(&e))?;
+    let left = &faulty - &recovering;
+    if left.is_empty() {
+        return Ok(match faulty.len() {
+            0 => "none".into(),
+            n => format!("{n}, all declared as recovered"),
+        });
+    }
+    Err(Fault::new(
+        Kind::Data,
+        format!(
+            "{} of {} faulty sectors are not declared as recovered",
+            left.len(),
+            faulty.len()
+        ),
+        "see `lotus-miner proving faults`, repair or attach what holds them, and \
+         `lotus-miner proving check`",
+    ))
 }
 
 fn disk(repo: &Repo, cfg: &MinerConfig) -> Result<String, Fault> {

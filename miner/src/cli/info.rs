@@ -6,7 +6,9 @@ use lotus_node_client::json::address_text;
 use lotus_runtime::Fault;
 use serde::Serialize;
 
+use super::parts::{Parts, lines, parts};
 use super::{Cx, bytes, from_status, messages, print, print_json, sectors, table};
+use crate::api::ONLY_LOOKS;
 use crate::control;
 use crate::orders::{MessagesView, StopView};
 use crate::run::from_node;
@@ -19,6 +21,8 @@ struct Info {
     height: i64,
     generation: u64,
     proof_mode: String,
+    /// What each part of the hub says of itself.
+    parts: Parts,
     sectors: BTreeMap<String, u64>,
     free_bytes: u64,
     waiting_pieces: u32,
@@ -37,6 +41,9 @@ struct OnChain {
     quality_power: String,
     network_power: String,
     has_min_power: bool,
+    /// Sectors that are faulty, and those of them that are declared as recovered.
+    faulty_sectors: u64,
+    recovering_sectors: u64,
     available_balance: String,
     worker: String,
     worker_balance: String,
@@ -46,10 +53,10 @@ pub(super) async fn info(cx: &Cx) -> Result<(), Fault> {
     let hub = cx.hub().await?;
     let identity = hub.hub().identity(hub.request(IdentityRequest {})).await;
     let identity = identity.map_err(from_status)?.into_inner();
-    let safe = hub
-        .hub()
-        .safe_to_restart(hub.request(SafeToRestartRequest {}))
-        .await;
+    let mut question = hub.request(SafeToRestartRequest {});
+    let yes = tonic::metadata::MetadataValue::from_static("1");
+    question.metadata_mut().insert(ONLY_LOOKS, yes);
+    let safe = hub.hub().safe_to_restart(question).await;
     let safe = safe.map_err(from_status)?.into_inner();
     let room = hub
         .capacity()
@@ -64,6 +71,10 @@ pub(super) async fn info(cx: &Cx) -> Result<(), Fault> {
     let socket = cx.control_socket()?;
     let messages = control::call(&socket, reqwest::Method::GET, "/v1/messages").await;
     let money = messages.map(|m: MessagesView| m.money);
+    let (told, unheard) = match parts(cx).await {
+        Ok(told) => (told, None),
+        Err(e) => (Parts::new(), Some(e)),
+    };
     let chain = match on_chain(cx).await {
         Ok(chain) => Some(chain),
         Err(e) => {
@@ -78,6 +89,7 @@ pub(super) async fn info(cx: &Cx) -> Result<(), Fault> {
         height: identity.height,
         generation: hub.hello().generation,
         proof_mode: identity.proof_mode,
+        parts: told,
         sectors: by_state,
         free_bytes: room.free_bytes,
         waiting_pieces: room.waiting_pieces,
@@ -116,8 +128,17 @@ pub(super) async fn info(cx: &Cx) -> Result<(), Fault> {
                 size(&c.network_power)
             ),
         );
+        row("Faults", faults(c));
         row("Available balance", c.available_balance.clone());
         row("Worker", format!("{} with {}", c.worker, c.worker_balance));
+    }
+    match unheard {
+        Some(e) => row("Parts", e.to_string()),
+        None => {
+            for (name, text) in lines(&info.parts) {
+                row(&name, text);
+            }
+        }
     }
     let sectors: Vec<String> = info
         .sectors
@@ -166,6 +187,8 @@ async fn on_chain(cx: &Cx) -> Result<OnChain, Fault> {
         .state_miner_power(miner, &head)
         .await
         .map_err(|e| from_node(&e))?;
+    let faulty = node.state_miner_faults(miner, &head).await;
+    let recovering = node.state_miner_recoveries(miner, &head).await;
     let available = node.state_miner_available_balance(miner, &head).await;
     let info = node
         .state_miner_info(miner, &head)
@@ -180,10 +203,22 @@ async fn on_chain(cx: &Cx) -> Result<OnChain, Fault> {
         quality_power: power.miner_power.quality_adj_power.to_string(),
         network_power: power.total_power.quality_adj_power.to_string(),
         has_min_power: power.has_min_power,
+        faulty_sectors: faulty.map_err(|e| from_node(&e))?.len(),
+        recovering_sectors: recovering.map_err(|e| from_node(&e))?.len(),
         available_balance: format!("{} FIL", available.map_err(|e| from_node(&e))?),
         worker: address_text(&info.worker),
         worker_balance: format!("{balance} FIL"),
     })
+}
+
+fn faults(c: &OnChain) -> String {
+    match c.faulty_sectors {
+        0 => "none".into(),
+        n => format!(
+            "{n} sectors, {} of them declared as recovered: see `lotus-miner proving faults`",
+            c.recovering_sectors
+        ),
+    }
 }
 
 /// Power as operators read it; beyond 16 EiB as it is.

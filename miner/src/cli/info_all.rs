@@ -8,14 +8,22 @@ use tokio::process::Command;
 use super::{Cx, print, print_json};
 
 /// What `info all` asks, in the order of a first look at a hub in trouble.
-const PARTS: [&[&str]; 10] = [
+const PARTS: [&[&str]; 18] = [
     &["info"],
     &["doctor"],
+    &["mining", "list"],
+    &["mining", "allow"],
+    &["proving", "info"],
+    &["proving", "faults"],
+    &["messages", "list"],
+    &["actor", "control", "list"],
     &["sectors", "list"],
     &["storage", "list"],
     &["sealing", "jobs"],
     &["sealing", "workers"],
     &["sealing", "sched-diag"],
+    &["sectors", "batching", "precommit"],
+    &["sectors", "batching", "commit"],
     &["proving", "deadlines", "--all"],
     &["pieces", "list"],
     &["config", "check"],
@@ -63,4 +71,22 @@ pub(super) async fn all(cx: &Cx) -> Result<(), Fault> {
         return print_json(&found);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::Args;
+
+    #[test]
+    fn every_part_is_a_command_that_only_looks() {
+        for part in PARTS {
+            let words = std::iter::once("lotus-miner").chain(part.iter().copied());
+            let parsed = Args::try_parse_from(words);
+            assert!(parsed.is_ok(), "{part:?}: {:?}", parsed.err());
+            assert!(!part.contains(&"--really-do-it"));
+        }
+    }
 }

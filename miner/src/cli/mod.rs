@@ -15,6 +15,7 @@ mod mining;
 mod on_chain;
 mod order;
 mod params;
+mod parts;
 mod pieces;
 mod proving;
 mod proving_work;
@@ -77,7 +78,8 @@ enum Command {
     /// Run a worker process; the hub starts these itself
     #[command(hide = true)]
     Worker(WorkerArgs),
-    /// Show the actor, its power and balance, the sectors, the room, and whether a restart is safe
+    /// Show the actor, its power and balance, what works and what does not, faults, the sectors,
+    /// the room, and whether a restart is safe
     Info {
         #[command(subcommand)]
         more: Option<InfoCommand>,
@@ -442,6 +444,9 @@ mod tests {
             "storage redeclare --id 1a2b",
             "storage find 7",
             "storage move 7 --to 1a2b",
+            "mining list",
+            "mining allow",
+            "mining allow --reason gone --really-do-it",
             "sealing jobs",
             "sealing workers --json",
             "sealing sched-diag",
@@ -470,6 +475,7 @@ mod tests {
             "params generate --sector-size 3KiB",
             "sealing abort",
             "sectors batching commit --really-do-it",
+            "mining allow --really-do-it",
         ] {
             let words = std::iter::once("lotus-miner").chain(line.split(' '));
             assert!(Args::try_parse_from(words).is_err(), "{line}");
