@@ -39,7 +39,8 @@ impl Shared {
         }
         // What is set in a file may be of another time.
         let set = Epoch(d.cfg.accept_foreign_blocks_until);
-        if d.leave.until()?.is_some() || set >= head.height - d.cfg.look_back() {
+        let set = set.0 >= 0 && set >= head.height - d.cfg.look_back();
+        if set || d.leave.until()?.is_some() {
             return Ok(First::Over);
         }
         let key = head.key();
