@@ -9,8 +9,7 @@ use lotus_types::{Commitment, Epoch, EpochDelta};
 
 use super::{
     Cause, Claim, Effect, Event, Found, FoundAt, Group, Half, SealSeed, SealTicket, Sector,
-    SectorState, Update,
-    returned, step, testing,
+    SectorState, Update, returned, step, testing,
 };
 use SectorState as S;
 
