@@ -139,6 +139,11 @@ pub(crate) fn reaped() -> BTreeMap<u32, (Ended, String)> {
     reap(None)
 }
 
+/// For tests that start processes: an inheritable descriptor of one must not get into those that
+/// another one starts at the same time.
+#[cfg(test)]
+pub(crate) static FORKS: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// How a child ended, if it did.
 #[cfg(test)]
 pub(crate) fn reaped_one(pid: u32) -> Option<(Ended, String)> {

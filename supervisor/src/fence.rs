@@ -116,6 +116,7 @@ mod tests {
 
     #[test]
     fn a_lock_lives_as_long_as_the_process_that_inherits_it() {
+        let _alone = crate::child::FORKS.blocking_lock();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("hub.lock");
         let fence = Fence::take(&path).unwrap();

@@ -121,6 +121,7 @@ pub(crate) mod tests {
     }
 
     async fn run(script: &str, limit: Duration) -> io::Result<Output> {
+        let _alone = child::FORKS.lock().await;
         let helpers = Helpers::default();
         let mut command = Command::new("sh");
         command.args(["-c", script]);

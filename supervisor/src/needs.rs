@@ -115,6 +115,7 @@ mod tests {
     use crate::helper::tests::reap;
 
     async fn told(script: &str) -> Told {
+        let _alone = crate::child::FORKS.lock().await;
         let helpers = Helpers::default();
         let process = Process {
             needs: ["sh", "-c", script].map(String::from).into(),
