@@ -156,7 +156,6 @@ mod tests {
     use super::*;
     use std::io::IoSlice;
     use std::net::TcpListener;
-    use std::os::fd::AsFd as _;
     use std::os::unix::net::UnixDatagram as Sender;
 
     use nix::sys::socket::{ControlMessage, sendmsg};
