@@ -183,8 +183,11 @@ async fn detach(cx: &Cx, id: PathId, really: bool) -> Result<(), Fault> {
         let mut pledged = TokenAmount::default();
         let mut looked_at = 0;
         for n in only.iter().take(LOOKED_AT) {
-            let info = node.state_sector_get_info(miner, SectorNumber(*n), &TipSetKey::HEAD);
-            if let Some(info) = info.await.map_err(|e| from_node(&e))? {
+            let info = node
+                .state_sector_get_info(miner, SectorNumber(*n), &TipSetKey::HEAD)
+                .await
+                .map_err(|e| from_node(&e))?;
+            if let Some(info) = info {
                 pledged += info.initial_pledge;
             }
             looked_at += 1;
