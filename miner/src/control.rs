@@ -12,6 +12,7 @@ use axum::{Json, Router};
 use lotus_chain::Follower;
 use lotus_messages::{SendError, Sender};
 use lotus_proving::{Leave, ProvingError, Rounds, WindowPost};
+use lotus_runtime::peer::Operators;
 use lotus_runtime::{Fault, Health};
 use lotus_sealing::{BatchKind, Sealing, SealingError, SectorState, Stake, Waiting};
 use lotus_types::{Kind, SectorNumber};
@@ -161,7 +162,7 @@ impl Control {
             .merge(messages)
             .merge(operations)
             .merge(storage);
-        axum::serve(listener, app)
+        axum::serve(Operators(listener), app)
             .with_graceful_shutdown(stop.cancelled_owned())
             .await
             .map_err(Fault::from)

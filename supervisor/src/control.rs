@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
-use lotus_runtime::{CancellationToken, Fault};
+use lotus_runtime::{CancellationToken, Fault, peer};
 use lotus_types::Kind;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
@@ -123,7 +123,7 @@ pub(crate) async fn serve(
     let ours = nix::unistd::geteuid().as_raw();
     // File permissions are one lock, the peer's credentials a second one.
     let incoming = UnixListenerStream::new(listener).filter(move |stream| match stream {
-        Ok(s) => s.peer_cred().is_ok_and(|c| c.uid() == ours || c.uid() == 0),
+        Ok(s) => s.peer_cred().is_ok_and(|c| c.uid() == ours || c.uid() == 0) && peer::may_order(s),
         Err(_) => true,
     });
     let served = tonic::transport::Server::builder()

@@ -11,6 +11,7 @@ mod http_client;
 mod listen;
 mod needs;
 pub mod notify;
+pub mod peer;
 pub mod serve;
 mod service;
 pub mod signals;

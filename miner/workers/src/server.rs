@@ -10,10 +10,12 @@ use hub_proto::worker::v1::{
     Abort, FileList, FromWorker, ReadChunk, ReadRequest, Stop, Task as WireTask, TaskDone, TaskRef,
     ToWorker, WorkerHello, WriteChunk, WriteDone, from_worker, to_worker,
 };
+use lotus_runtime::peer;
 use lotus_types::Kind;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status, Streaming};
@@ -71,11 +73,13 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: UnixListener) {
     let service = WorkersServer::new(Attach(shared))
         .max_decoding_message_size(MESSAGE_LIMIT)
         .max_encoding_message_size(MESSAGE_LIMIT);
+    let ours = |s: &io::Result<_>| s.as_ref().map_or(true, peer::may_order);
+    let incoming = UnixListenerStream::new(listener).filter(ours);
     let served = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(PING_EVERY))
         .http2_keepalive_timeout(Some(PING_TIMEOUT))
         .add_service(service)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled_owned())
+        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
         .await;
     if let Err(e) = served {
         tracing::error!(error = %e, "the worker socket broke");
