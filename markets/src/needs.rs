@@ -1,7 +1,7 @@
 //! What services need from their host: their own part, and that of the process around them.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use comfy_table::{Table, presets};
 use lotus_runtime::{Fault, Needs, telemetry};
@@ -29,10 +29,8 @@ fn process(cfg: &MarketsConfig) -> io::Result<Needs> {
         ..Needs::default()
     };
     match cfg.hub.addr.strip_prefix("unix:") {
-        // The hub's data socket is beside it.
-        Some(socket) => needs
-            .read
-            .extend(std::path::absolute(socket)?.parent().map(Path::to_path_buf)),
+        // Whoever may connect to a socket with a path may: nothing of the hub's folder is read.
+        Some(_) => {}
         None => needs = needs.url(&cfg.hub.addr).names(),
     }
     let otlp = telemetry::endpoint(&cfg.telemetry);
@@ -98,7 +96,7 @@ mod tests {
         assert!(n.connect.is_empty(), "{:?}", n.connect);
         let paths = |all: &[&str]| all.iter().map(PathBuf::from).collect::<Vec<_>>();
         assert_eq!(n.write, paths(&["/r/markets/retrieval", "/r/markets/run"]));
-        assert_eq!(n.read, paths(&["/r/markets/config.toml", "/r/miner/run"]));
+        assert_eq!(n.read, paths(&["/r/markets/config.toml"]));
         assert_eq!(n.bind, [0]);
         assert_eq!(needs("deals", &cfg).connect, [53, 80, 443]);
 

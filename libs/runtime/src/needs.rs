@@ -8,15 +8,23 @@ use serde::{Deserialize, Serialize};
 
 /// Port of DNS over TCP, which a long answer takes.
 const DNS: u16 = 53;
-/// What name resolution and TLS read. Not all of it is on every host.
-const RESOLVER: [&str; 7] = [
+/// What name resolution and TLS read. Not all of it is on every host. Folders of certificates, and
+/// not those above them, where private keys are.
+const RESOLVER: [&str; 14] = [
     "/etc/resolv.conf",
+    "/run/systemd/resolve",
     "/etc/hosts",
+    "/etc/host.conf",
     "/etc/nsswitch.conf",
     "/etc/gai.conf",
     "/etc/services",
-    "/etc/ssl",
-    "/etc/pki",
+    "/etc/ssl/certs",
+    "/etc/ssl/cert.pem",
+    "/etc/ssl/openssl.cnf",
+    "/etc/pki/tls/certs",
+    "/etc/pki/ca-trust/extracted",
+    "/usr/share/ca-certificates",
+    "/var/lib/ca-certificates",
 ];
 
 /// What a service needs from its host. Unknown fields are those of a later version.
