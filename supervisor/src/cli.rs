@@ -497,6 +497,7 @@ pub(crate) fn print(status: &StatusResponse, json: bool) {
                     "guard": (!p.guard.is_empty()).then(|| serde_json::json!({
                         "rung": p.guard, "state": p.guard_state, "reason": p.guard_reason,
                     })),
+                    "sandbox": p.sandbox,
                     "sockets": p.sockets.iter().map(|s| socket(s)).collect::<Vec<_>>(),
                 })
             })

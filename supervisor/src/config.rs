@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::guard::{GuardConfig, Mode};
 use crate::logs::Rotation;
 use crate::needs;
+pub use crate::sandbox::SandboxConfig;
 
 /// The supervisor's configuration.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -24,6 +25,8 @@ pub struct Config {
     pub hub: HubProcess,
     /// The spokes.
     pub spokes: SpokesConfig,
+    /// What spokes are kept from.
+    pub sandbox: SandboxConfig,
     /// Programs of others that belong to this host, by name: a full node, an exporter.
     pub process: BTreeMap<String, ProcessConfig>,
     /// What is squeezed while the hub proves.

@@ -51,6 +51,8 @@ pub(crate) enum What {
     Asked { what: String, force: bool },
     /// A stop waits until it is safe.
     Waits { reasons: Vec<String> },
+    /// This host lacks a part of the sandbox of spokes.
+    Lacks { what: String },
     /// It was stopped although it was not safe.
     Forced { cost: Vec<String> },
     /// It gets what the hub leaves, or nothing at all, while the hub proves.
@@ -135,6 +137,7 @@ impl fmt::Display for What {
                 write!(f, "asked to {what}{force}")
             }
             Self::Waits { reasons } => write!(f, "waits: {}", reasons.join("; ")),
+            Self::Lacks { what } => write!(f, "a part of the sandbox is missing: {what}"),
             Self::Forced { cost } => write!(f, "stopped by force: {}", cost.join("; ")),
             Self::Squeezed {
                 level,

@@ -162,7 +162,10 @@ fn launch(
             .env("LISTEN_FDNAMES", names.join(":"));
     }
     if let Some(profile) = &launch.sandbox {
-        sandbox::apply(profile).map_err(LaunchError::Sandbox)?;
+        for (name, _) in std::env::vars_os().filter(|(name, _)| !profile.keeps(name)) {
+            command.env_remove(name);
+        }
+        sandbox::enter(profile).map_err(LaunchError::Sandbox)?;
     }
     let source = command.exec();
     let program = program.to_string_lossy().into_owned();

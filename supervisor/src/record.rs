@@ -40,6 +40,8 @@ pub(crate) struct Entry {
     pub(crate) drains_until_unix_ms: u64,
     /// Sockets that this supervisor owned for it.
     pub(crate) sockets: Vec<Known>,
+    /// Its sandbox in words.
+    pub(crate) sandbox: String,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]

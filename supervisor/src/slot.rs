@@ -12,6 +12,7 @@ use crate::needs::Asked;
 use crate::plan::What;
 use crate::proto::ProcessStatus;
 use crate::record::{Entry, Identity};
+use crate::sandbox::Profile;
 use crate::sockets::Sockets;
 use crate::table::{Ended, Event, State};
 
@@ -54,6 +55,10 @@ pub(crate) struct Slot {
     /// What it needs from its host.
     pub(crate) asked: Asked,
     pub(crate) sockets: Sockets,
+    /// What its next run is confined to.
+    pub(crate) profile: Option<Profile>,
+    /// Its sandbox in words; empty for none.
+    pub(crate) sandbox: String,
     crashes_in_a_row: u32,
     /// When it ended by itself, within the last hour.
     crashes: VecDeque<Instant>,
@@ -86,6 +91,8 @@ impl Slot {
             removed: false,
             asked: Asked::No,
             sockets: Sockets::default(),
+            profile: None,
+            sandbox: String::new(),
             crashes_in_a_row: 0,
             crashes: VecDeque::new(),
             timer: None,
@@ -273,6 +280,7 @@ impl Slot {
                 _ => 0,
             },
             sockets: self.sockets.known(),
+            sandbox: self.sandbox.clone(),
         }
     }
 
@@ -289,6 +297,7 @@ impl Slot {
             self.drains_until = Some(until);
         }
         self.sockets = Sockets::restore(&entry.sockets);
+        self.sandbox.clone_from(&entry.sandbox);
     }
 
     pub(crate) fn status(&self) -> ProcessStatus {
@@ -328,6 +337,7 @@ impl Slot {
             log_file: self.log.display().to_string(),
             last_exit: self.last_exit.clone(),
             sockets: self.sockets.addresses(),
+            sandbox: self.sandbox.clone(),
         }
     }
 }

@@ -104,6 +104,9 @@ pub struct ProcessStatus {
     /// Sockets that the supervisor owns for it, each as "NAME ADDRESS".
     #[prost(string, repeated, tag = "10")]
     pub sockets: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Its sandbox: "full", or what this host lacks of it; empty for one that has none.
+    #[prost(string, tag = "20")]
+    pub sandbox: ::prost::alloc::string::String,
 }
 /// Generated client implementations.
 pub mod supervisor_client {

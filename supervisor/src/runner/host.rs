@@ -1,13 +1,17 @@
 //! What a process needs from its host, before it is spawned: it is asked, and its sockets are
 //! opened.
 
+use std::path::Path;
 use std::time::SystemTime;
 
+use lotus_runtime::Fault;
 use lotus_types::Kind;
 
 use super::{Happened, Runner, send};
+use crate::events;
 use crate::launch::Extras;
 use crate::needs::{self, Asked, Told};
+use crate::sandbox::{Sandboxes, Who};
 use crate::slot::Slot;
 use crate::table::{Ended, State};
 
@@ -85,6 +89,43 @@ impl Runner {
     }
 }
 
+impl Runner {
+    /// Says once what this host lacks, and lets spokes of other users reach the supervisor.
+    pub(super) fn sandboxes_at_start(&self) -> Result<(), Fault> {
+        for lack in self.sandboxes.lacks() {
+            tracing::warn!(lack, "the sandboxes of spokes are weaker on this host");
+            let what = events::What::Lacks { what: lack };
+            self.events.write("supervisor", what);
+        }
+        self.sandboxes.open_own().map_err(|e| {
+            Fault::new(
+                Kind::Config,
+                format!(
+                    "sandbox.group does not reach {}: {e}",
+                    self.notify.path().display()
+                ),
+                "name a group in sandbox.group, or empty sandbox.users",
+            )
+        })
+    }
+
+    /// The hub made its sockets anew: spokes of other users are to reach them.
+    pub(super) fn sandboxes_at_state(&self, i: usize) {
+        let slot = &self.slots[i];
+        let Some(socket) = slot
+            .process
+            .safety
+            .as_ref()
+            .filter(|_| slot.state == State::Ready)
+        else {
+            return;
+        };
+        if let Err(e) = self.sandboxes.open_hub(socket) {
+            tracing::warn!(%e, "spokes with users of their own do not reach the hub");
+        }
+    }
+}
+
 /// Opens the sockets of a process that is to be spawned, as its configuration has them by now.
 pub(super) fn open_sockets(slot: &mut Slot) -> Result<(), (Ended, String)> {
     let wanted = match &slot.asked {
@@ -101,10 +142,27 @@ pub(super) fn open_sockets(slot: &mut Slot) -> Result<(), (Ended, String)> {
     })
 }
 
+/// Makes the sandbox of a process that said what it needs.
+pub(super) fn confine(slot: &mut Slot, sandboxes: &Sandboxes) -> Result<(), (Ended, String)> {
+    let (Asked::Told(needs), Some(program)) = (&slot.asked, slot.process.command.first()) else {
+        return Ok(());
+    };
+    let who = Who {
+        service: &slot.process.name,
+        program: Path::new(program),
+        env: &slot.process.env,
+        handed: slot.process.hand_sockets,
+    };
+    let made = sandboxes.of(&who, needs);
+    let made = made.map_err(|e| (Ended::Crashed, format!("its sandbox: {program}: {e}")))?;
+    (slot.profile, slot.sandbox) = made.map_or_else(Default::default, |(p, w)| (Some(p), w));
+    Ok(())
+}
+
 /// What the process gets beside its command line.
 pub(super) fn extras(slot: &Slot) -> Extras<'_> {
     Extras {
         sockets: slot.sockets.lent(),
-        sandbox: None,
+        sandbox: slot.profile.clone(),
     }
 }

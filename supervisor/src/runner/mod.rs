@@ -29,6 +29,7 @@ use crate::plan::{Safety, What};
 use crate::proto::StatusResponse;
 use crate::record::{self, Identity, Record};
 use crate::release::Release;
+use crate::sandbox::Sandboxes;
 use crate::slot::Slot;
 use crate::table::{Effect, Ended, Event, State, restart_delay, step};
 use crate::{child, health, logs, order, upgrade};
@@ -129,6 +130,7 @@ pub(crate) struct Runner {
     guard: Guard,
     record: Record,
     helpers: Helpers,
+    sandboxes: Sandboxes,
     stopping: bool,
     tasks: JoinSet<()>,
     happened_tx: mpsc::Sender<(usize, u64, Happened)>,
@@ -175,6 +177,7 @@ impl Runner {
             Slot::new(process, log, fence)
         };
         let guard = Guard::new(root, &cfg.guard);
+        let sandboxes = Sandboxes::new(&cfg.sandbox, root)?;
         let mut runner = Self {
             slots: processes.into_iter().map(slot).collect(),
             limits: cfg.limits.clone(),
@@ -192,11 +195,13 @@ impl Runner {
             guard,
             record,
             helpers,
+            sandboxes,
             stopping: false,
             tasks: JoinSet::new(),
             happened_tx,
             happened_rx,
         };
+        runner.sandboxes_at_start()?;
         for (name, entry) in &known {
             let named = runner.slots.iter().any(|s| s.process.name == *name);
             if !named && entry.alive.is_some() {
@@ -621,6 +626,7 @@ impl Runner {
             if slot.state == State::Ready && matches!(before, State::Waiting | State::Starting) {
                 self.follow_proving(i);
             }
+            self.sandboxes_at_state(i);
         }
         let slot = &self.slots[i];
         let stays = matches!(
@@ -695,7 +701,8 @@ impl Runner {
         {
             tracing::warn!(%e, file = %file.display(), "an old address stays");
         }
-        let spawned = host::open_sockets(slot).and_then(|()| {
+        let made = host::open_sockets(slot).and_then(|()| host::confine(slot, &self.sandboxes));
+        let spawned = made.and_then(|()| {
             let (notify, extras) = (self.notify.path(), host::extras(slot));
             child::spawn(&slot.process, &slot.log, &slot.fence, notify, extras)
                 .map_err(|e| (Ended::Crashed, e.to_string()))
