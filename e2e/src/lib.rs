@@ -1,6 +1,7 @@
 //! Real processes: a storage provider on an embedded devnet, run by the supervisor, driven from
 //! outside as a client would. The demo and the end-to-end tests share it.
 
+pub mod attempts;
 mod compare;
 pub mod demo;
 pub mod download;

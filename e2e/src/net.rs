@@ -58,8 +58,10 @@ pub struct NetConfig {
     pub hub_args: Vec<String>,
     /// `[guard]` of the supervisor.
     pub guard: toml::Table,
-    /// More of `supervisor.toml`: sections other than the devnet's, the hub's, the spokes' and
-    /// the guard's.
+    /// `[sandbox]` of the supervisor.
+    pub sandbox: toml::Table,
+    /// More of `supervisor.toml`: sections other than the devnet's, the hub's, the spokes',
+    /// the guard's and the sandbox's.
     pub supervisor: String,
     /// Folder of the binaries that the supervisor runs, if not that of its own.
     pub bin_dir: Option<PathBuf>,
@@ -80,6 +82,7 @@ impl NetConfig {
         set(&mut text, "hub", "env", self.hub_env.clone());
         set(&mut text, "hub", "args", self.hub_args.clone());
         text.insert("guard".into(), self.guard.clone().into());
+        text.insert("sandbox".into(), self.sandbox.clone().into());
         format!("{text}\n{}", self.supervisor)
     }
 }
@@ -115,6 +118,7 @@ impl Default for NetConfig {
             env: BTreeMap::new(),
             hub_args: Vec::new(),
             guard: toml::Table::new(),
+            sandbox: toml::Table::new(),
             supervisor: String::new(),
             bin_dir: None,
         }
@@ -136,6 +140,9 @@ pub struct ProcessStatus {
     pub restarts: u32,
     /// What it waits for.
     pub reason: String,
+    /// Its sandbox: `full`, what is missing of it, or nothing.
+    #[serde(default)]
+    pub sandbox: String,
     /// Its log.
     pub log_file: PathBuf,
     /// What the proving guard has of it.
@@ -234,6 +241,12 @@ impl Net {
     #[must_use]
     pub fn root(&self) -> &Path {
         self.root.path()
+    }
+
+    /// The folder of what the supervisor runs.
+    #[must_use]
+    pub fn programs(&self) -> &Path {
+        self.bin_dir.as_deref().unwrap_or(&self.bin)
     }
 
     /// A built binary.
