@@ -93,19 +93,19 @@ pub struct ProcessStatus {
     pub last_exit: ::prost::alloc::string::String,
     /// How the proving guard squeezes it: "cgroup2", "cgroup1", "threads", or "none"; empty when it
     /// does not.
-    #[prost(string, tag = "20")]
+    #[prost(string, tag = "11")]
     pub guard: ::prost::alloc::string::String,
     /// "squeezed" or "frozen" while the hub proves, else empty.
-    #[prost(string, tag = "21")]
+    #[prost(string, tag = "12")]
     pub guard_state: ::prost::alloc::string::String,
     /// For what it is squeezed; of "none" why that is.
-    #[prost(string, tag = "22")]
+    #[prost(string, tag = "13")]
     pub guard_reason: ::prost::alloc::string::String,
     /// Sockets that the supervisor owns for it, each as "NAME ADDRESS".
     #[prost(string, repeated, tag = "10")]
     pub sockets: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// Its sandbox: "full", or what this host lacks of it; empty for one that has none.
-    #[prost(string, tag = "20")]
+    #[prost(string, tag = "14")]
     pub sandbox: ::prost::alloc::string::String,
 }
 /// Generated client implementations.
