@@ -82,6 +82,7 @@ impl What {
             | Self::Waits { .. }
             | Self::Forced { .. }
             | Self::LeftOut { .. }
+            | Self::Lacks { .. }
             | Self::Upgrade { .. } => true,
             Self::State { .. }
             | Self::Spawned { .. }

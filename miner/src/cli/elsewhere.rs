@@ -36,7 +36,7 @@ enum Reach {
 fn reach(command: &Command) -> Reach {
     match command {
         Command::Init(_)
-        | Command::Run
+        | Command::Run(_)
         | Command::Worker(_)
         | Command::Config(_)
         | Command::Auth(_)
