@@ -159,6 +159,7 @@ pub(crate) fn offer(number: u64) -> Result<Offer, Failed> {
             announce_payload: true,
             announce_piece: false,
             format: "car".into(),
+            keep_unsealed: None,
         },
         trace: TRACE.into(),
         phase: Phase::Active(Place {

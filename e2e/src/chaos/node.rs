@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use lotus_e2e::sectors::MINER;
 use lotus_e2e::{Failed, Net, secs};
 use lotus_node_client::api::TipSetKey;
 use rand::rngs::StdRng;
@@ -11,7 +12,6 @@ use rand::{Rng as _, SeedableRng as _};
 use serde::Serialize;
 
 use crate::pieces::{self, Entry, Sector};
-use crate::sectors::MINER;
 
 /// What the devnet says in the error answers that are ordered here.
 const ORDERED: &str = "failed by command";

@@ -86,7 +86,7 @@ mod tests {
         assert_eq!(patience(limit), limit);
         let (began, begins) = tokio::sync::oneshot::channel();
         let work = run_until_signal(|stop| async move {
-            drop(began.send(()));
+            began.send(()).unwrap();
             stop.cancelled().await;
             assert!(patience(limit) > Duration::from_secs(3600));
             raise(Signal::SIGTERM).unwrap();
