@@ -119,7 +119,8 @@ async fn a_proof_goes_around_a_nonce_that_is_not_ours() {
         nonce,
         value: TokenAmount::default(),
         gas_limit: 1_000_000,
-        gas_fee_cap: TokenAmount::from_atto(1),
+        // The least that the mempool takes, and far below the base fee.
+        gas_fee_cap: TokenAmount::from_atto(100),
         gas_premium: TokenAmount::from_atto(1),
         method: 0,
         params: vec![],
