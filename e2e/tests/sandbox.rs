@@ -238,9 +238,8 @@ async fn a_spoke_reaches_what_it_needs_and_nothing_else() {
     .unwrap();
     net.ready(secs(120)).await.unwrap();
     let repo = net.root().join("miner").display().to_string();
-    net.run("lotus-miner", &["sectors", "pledge", "--repo", &repo])
-        .await
-        .unwrap();
+    let pledge = ["sectors", "pledge", "--really-do-it", "--repo", &repo];
+    net.run("lotus-miner", &pledge).await.unwrap();
     let storage = net.root().join("miner");
     let sector = net
         .wait("a sealed sector", secs(180), async |_| {
