@@ -26,7 +26,16 @@ pub(crate) fn run(
     mut before: Option<Handover>,
     way_back: Option<&WayBack>,
 ) -> Result<(), Fault> {
+    // Who exports traces outlives a turn. It has a runtime, and a thread, only if it is asked for.
+    let exporter = if telemetry::endpoint(&cfg.telemetry).is_empty() {
+        None
+    } else {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        Some(builder.worker_threads(1).enable_all().build()?)
+    };
+    let entered = exporter.as_ref().map(tokio::runtime::Runtime::enter);
     let _telemetry = telemetry::init("lotus-supervisor", &cfg.telemetry)?;
+    drop(entered);
     loop {
         // A runtime of its own for each turn: none of its tasks goes on in another one.
         let runtime = tokio::runtime::Builder::new_current_thread()
