@@ -249,7 +249,7 @@ mod tests {
                 .enumerate()
                 .all(|(n, l)| *l == format!("line {n}"))
         );
-        assert!(moved > 10, "{moved}");
+        assert!(moved > 2, "{moved}: how many depends on the machine");
     }
 
     #[test]
