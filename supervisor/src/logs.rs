@@ -200,6 +200,8 @@ impl Writes {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
     use super::*;
 
     const RULES: Rotation = Rotation {
@@ -223,15 +225,23 @@ mod tests {
             return;
         }
         file.set_len(0).unwrap();
+        // On a busy machine the writer may be done before it was moved aside often: it goes on until
+        // then, within what `keep` holds.
+        let often = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let told = often.clone();
         let writes = std::thread::spawn(move || {
-            for n in 0..LINES {
+            let mut n = 0;
+            while n < LINES || (n < 10 * LINES && !told.load(Ordering::Relaxed)) {
                 writer.write_all(format!("line {n}\n").as_bytes()).unwrap();
+                n += 1;
             }
+            n
         });
         while !writes.is_finished() {
             rotate(&path, RULES).unwrap();
+            often.store(old(&path, "11").exists(), Ordering::Relaxed);
         }
-        writes.join().unwrap();
+        let lines = writes.join().unwrap();
         rotate(&path, RULES).unwrap();
         let mut text = String::new();
         let mut moved = 0;
@@ -243,13 +253,13 @@ mod tests {
         }
         text += &std::fs::read_to_string(&path).unwrap();
         let got: Vec<&str> = text.lines().collect();
-        assert_eq!(got.len(), LINES as usize, "{moved} moves");
+        assert_eq!(got.len(), lines as usize, "{moved} moves");
         assert!(
             got.iter()
                 .enumerate()
                 .all(|(n, l)| *l == format!("line {n}"))
         );
-        assert!(moved > 2, "{moved}: how many depends on the machine");
+        assert!(moved > 10, "{moved}");
     }
 
     #[test]
