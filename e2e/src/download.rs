@@ -149,8 +149,7 @@ impl Downloads {
     pub async fn end(mut self) -> Seen {
         self.stop.cancel();
         while self.tasks.join_next().await.is_some() {}
-        let seen = lock(&self.seen).clone();
-        seen
+        lock(&self.seen).clone()
     }
 }
 

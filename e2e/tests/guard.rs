@@ -1,6 +1,8 @@
 //! The proving guard with real processes: spokes are squeezed while the hub proves, by what the
 //! kernel says, and let go of, whoever dies meanwhile.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::time::{Duration, Instant};
 
 use lotus_e2e::sectors::Worker;

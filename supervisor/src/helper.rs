@@ -18,9 +18,12 @@ use crate::table::Ended;
 /// Most bytes of each stream that are kept; a program that prints more is broken.
 const LONGEST: u64 = 256 << 10;
 
+/// Tells who waits for a program how it ended, in a word and in words.
+type Waits = oneshot::Sender<(Ended, String)>;
+
 /// Those that run. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Helpers(Arc<Mutex<HashMap<u32, oneshot::Sender<(Ended, String)>>>>);
+pub(crate) struct Helpers(Arc<Mutex<HashMap<u32, Waits>>>);
 
 /// What a program left.
 #[derive(Debug)]
@@ -33,7 +36,7 @@ pub(crate) struct Output {
 }
 
 impl Helpers {
-    fn running(&self) -> MutexGuard<'_, HashMap<u32, oneshot::Sender<(Ended, String)>>> {
+    fn running(&self) -> MutexGuard<'_, HashMap<u32, Waits>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

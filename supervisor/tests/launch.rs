@@ -1,5 +1,7 @@
 //! The launch shim: a real `exec` of a program that gets its sockets as sd_listen_fds(3) says.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};

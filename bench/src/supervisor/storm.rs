@@ -98,7 +98,7 @@ async fn hub(net: &Net) -> Result<HubClient, Failed> {
         addr: format!("unix:{}", net.root().join("miner/run/hub.sock").display()),
         ..HubConfig::default()
     };
-    HubClient::connect(&cfg, "cli", "bench", |request| Ok(request))
+    HubClient::connect(&cfg, "cli", "bench", Ok)
         .await
         .map_err(|e| Failed::at("hub", e))
 }

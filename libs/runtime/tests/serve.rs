@@ -1,5 +1,7 @@
 //! A server is replaced by another on the same socket, and no client sees a failure.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
 use std::time::Duration;

@@ -22,6 +22,7 @@ use lotus_proofs::fr32_pad;
 use lotus_sealing::SectorPiece;
 use lotus_types::{SectorId, SectorNumber};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use crate::Hub;
 
@@ -221,7 +222,8 @@ fn find(
         to,
     };
     let (tx, rx) = mpsc::channel(QUEUE);
-    tokio::spawn(send(part, tx));
+    let mut reads = JoinSet::new();
+    reads.spawn(send(part, tx));
     let whole = !headers.contains_key(RANGE);
     let status = if whole {
         StatusCode::OK
@@ -236,7 +238,7 @@ fn find(
         response = response.header(CONTENT_RANGE, format!("bytes {from}-{}/{size}", to - 1));
     }
     response
-        .body(HttpBody::new(Feed(rx)))
+        .body(HttpBody::new(Feed { rx, _reads: reads }))
         .map(Some)
         .map_err(|e| failed(e.to_string()))
 }
@@ -266,9 +268,12 @@ async fn send(mut part: Part, tx: mpsc::Sender<io::Result<Bytes>>) {
     }
 }
 
-/// Bytes that come from another task. It ends early when the length that was promised is not
+/// Bytes that come from a task, which ends with it. It ends early when the length that was promised is not
 /// reached, which the connection tells its caller.
-struct Feed(mpsc::Receiver<io::Result<Bytes>>);
+struct Feed {
+    rx: mpsc::Receiver<io::Result<Bytes>>,
+    _reads: JoinSet<()>,
+}
 
 impl Body for Feed {
     type Data = Bytes;
@@ -278,7 +283,7 @@ impl Body for Feed {
         mut self: Pin<&mut Self>,
         cx: &mut Poller<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        self.0
+        self.rx
             .poll_recv(cx)
             .map(|next| next.map(|b| b.map(Frame::data)))
     }

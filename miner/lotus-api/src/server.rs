@@ -97,12 +97,13 @@ impl LotusApi {
     pub async fn serve(self, hub: Arc<dyn Hub>, stop: CancellationToken) -> Result<(), Fault> {
         let limit = Duration::from_secs(self.cfg.call_secs.max(1));
         let long = Duration::from_secs(self.cfg.long_call_secs).max(limit);
+        let tasks = TaskTracker::new();
         let context = Arc::new(Context {
             hub: hub.clone(),
             tokens: self.tokens.clone(),
             session: Uuid::new_v4(),
             started: jiff::Timestamp::now(),
-            streams: Streams::new(),
+            streams: Streams::new(tasks.clone()),
         });
         let streams = context.streams.clone();
         let methods = methods(context, limit, long)?;
@@ -133,7 +134,6 @@ impl LotusApi {
             stop: stop.clone(),
         };
         let places = Arc::new(Semaphore::new(self.cfg.max_connections as usize));
-        let tasks = TaskTracker::new();
         loop {
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,

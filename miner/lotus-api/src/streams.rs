@@ -18,6 +18,7 @@ use hyper::body::{Body as _, Incoming};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::error::RpcError;
@@ -56,13 +57,16 @@ struct Push {
 pub(crate) struct Streams {
     wanted: Mutex<HashMap<Uuid, oneshot::Sender<Push>>>,
     changed: watch::Sender<u64>,
+    pumps: TaskTracker,
 }
 
 impl Streams {
-    pub(crate) fn new() -> Arc<Self> {
+    /// What fills the streams is among `pumps`.
+    pub(crate) fn new(pumps: TaskTracker) -> Arc<Self> {
         Arc::new(Self {
             wanted: Mutex::default(),
             changed: watch::Sender::new(0),
+            pumps,
         })
     }
 
@@ -76,7 +80,7 @@ impl Streams {
                 let n: u64 = stream.info.parse().map_err(|e| {
                     RpcError::failed(format!("{:?} is no number of zeros: {e}", stream.info))
                 })?;
-                tokio::spawn(zeros(n, limit, to));
+                self.pumps.spawn(zeros(n, limit, to));
             }
             "push" => {
                 let id: Uuid = stream.info.parse().map_err(|e| {
@@ -84,7 +88,7 @@ impl Streams {
                 })?;
                 let wait = self.want(id)?;
                 let this = self.clone();
-                tokio::spawn(async move {
+                self.pumps.spawn(async move {
                     this.pump(wait, limit, to).await;
                     this.lock().remove(&id);
                 });

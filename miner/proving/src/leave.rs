@@ -255,11 +255,12 @@ mod tests {
             leave.give(Epoch(8)).unwrap();
             leave.hold(Some("refused: a block".into()));
             let waits = leave.clone();
-            let going = tokio::spawn(async move { waits.go_on().await });
+            let mut going = tokio::task::JoinSet::new();
+            going.spawn(async move { waits.go_on().await });
             let word = leave.allow(Epoch(9), "the old host is scrapped", 1);
             let word = word.unwrap().unwrap();
             assert_eq!(word.held, "refused: a block");
-            going.await.unwrap();
+            going.join_all().await;
             assert_eq!(leave.held(), None);
             assert_eq!(leave.given().unwrap(), Given::default());
             for n in 0..150 {

@@ -79,7 +79,7 @@ impl Shared {
             let (young, mirror) = (lock(&self.young), lock(&self.mirror));
             let state = |n: &SectorNumber| mirror.state(*n).map(|(state, _)| state);
             let all = young.iter();
-            all.filter(|n| state(*n).is_some_and(is_watched))
+            all.filter(|n| state(n).is_some_and(is_watched))
                 .copied()
                 .collect()
         };
