@@ -18,9 +18,9 @@ use rustix::process::{PidfdFlags, pidfd_open};
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
 
-use crate::config::Process;
 use crate::fence::{Fence, FenceError};
 use crate::launch::Extras;
+use crate::processes::Process;
 use crate::table::Ended;
 use crate::{fd, handover, logs, record};
 

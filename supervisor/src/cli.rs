@@ -9,12 +9,12 @@ use comfy_table::{Table, presets};
 use lotus_runtime::Fault;
 use lotus_types::Kind;
 
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::events::{self, Events};
 use crate::handover::Handover;
 use crate::image::{self, WayBack};
 use crate::proto::{DrainRequest, ProcessRequest, ProcessStatus, StatusRequest, StatusResponse};
-use crate::{control, doctor, logs, progress, release, run, top, unit};
+use crate::{control, doctor, logs, processes, progress, release, run, top, unit};
 
 /// Starts, orders, watches and restarts the hub and its spokes on one host.
 ///
@@ -330,7 +330,7 @@ pub fn start(args: Args) -> Result<(), Fault> {
                 ConfigCommand::Check => {
                     let cfg = load(&root)?;
                     release::read(&root)?;
-                    config::processes(&cfg, &root, &image::own_dir()?)?;
+                    processes::of_host(&cfg, &root, &image::own_dir()?)?;
                     println!("{} is fine", root.join("supervisor.toml").display());
                 }
             }

@@ -22,6 +22,7 @@ mod needs;
 mod notify;
 pub mod order;
 mod plan;
+pub mod processes;
 mod progress;
 mod record;
 mod release;

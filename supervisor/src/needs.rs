@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use lotus_runtime::Needs;
 
-use crate::config::Process;
+use crate::child;
 use crate::helper::Helpers;
+use crate::processes::Process;
 use crate::table::Ended;
 
 /// How long a process may take to say what it needs.
@@ -68,6 +69,7 @@ pub(crate) async fn ask(process: &Process, helpers: &Helpers) -> Option<Told> {
 fn command(process: &Process) -> Option<Command> {
     let (program, args) = process.needs.split_first()?;
     let mut command = Command::new(program);
+    child::own_variables(&mut command);
     command
         .args(args)
         .env_remove("NOTIFY_SOCKET")

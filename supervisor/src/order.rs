@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::config::Process;
+use crate::processes::Process;
 use crate::table::State;
 
 /// Names of what `process` waits for.

@@ -8,14 +8,14 @@ use lotus_runtime::{CancellationToken, Fault, Health, notify, signals, telemetry
 use lotus_types::Kind;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::handover::{self, Handover};
 use crate::helper::Helpers;
 use crate::image::{self, WayBack};
 use crate::needs::Asks;
 use crate::proto::StatusRequest;
 use crate::runner::{Call, Left, Over, Request, Runner, Setup};
-use crate::{control, release};
+use crate::{control, processes, release};
 
 /// Runs everything until it is to be stopped. `before` is what another image handed over, and
 /// `way_back` leads to that one until this one is ready.
@@ -87,7 +87,7 @@ async fn turn(
         (None, None) => image::own_dir()?,
     };
     let health = Health::default();
-    let processes = config::processes(cfg, root, &bin)?;
+    let processes = processes::of_host(cfg, root, &bin)?;
     let helpers = Helpers::default();
     let asks = Asks::new(&processes, helpers.clone());
     let setup = Setup {

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::task::AbortHandle;
 
-use crate::config::Process;
 use crate::guard::{Held, Level};
 use crate::needs::Asked;
 use crate::plan::What;
+use crate::processes::Process;
 use crate::proto::ProcessStatus;
 use crate::record::{Entry, Identity};
 use crate::sandbox::Profile;

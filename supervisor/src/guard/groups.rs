@@ -263,6 +263,21 @@ impl Places {
         }
     }
 
+    /// The rung that groups made here would be, and where.
+    pub(crate) fn usable(&self) -> Result<String, String> {
+        let writable = |dir: &PathBuf| {
+            let ours = nix::unistd::access(dir, nix::unistd::AccessFlags::W_OK);
+            ours.map_err(|e| format!("{}: {e}", dir.display()))
+        };
+        let said = |name: &str, dir: &Result<PathBuf, String>| {
+            let dir = dir.clone()?;
+            writable(&dir).map(|()| format!("{name} in {}", dir.display()))
+        };
+        said("cgroup2", &self.v2).or_else(|first| {
+            said("cgroup1", &self.cpu).map_err(|second| format!("{first}; {second}"))
+        })
+    }
+
     /// Makes the group of a process, or finds it. Says why there can be none.
     pub(crate) fn group(&self, name: &str, freezes: bool) -> Result<Group, String> {
         let name = format!("{}{name}", self.prefix);

@@ -92,6 +92,15 @@ impl Rung {
     }
 }
 
+/// How a process could be squeezed that this one starts, or why not at all. Changes nothing.
+pub(crate) fn rung(root: &Path) -> Result<String, String> {
+    Places::find(root).usable().or_else(|first| {
+        threads::reversible(std::process::id())
+            .map(|()| "threads".to_owned())
+            .map_err(|second| format!("{first}; {second}"))
+    })
+}
+
 /// What the guard has of one process.
 #[derive(Debug, Default)]
 pub(crate) struct Held {

@@ -6,14 +6,17 @@ use std::time::SystemTime;
 
 use lotus_runtime::Fault;
 use lotus_types::Kind;
+use tokio::io::AsyncReadExt as _;
 
 use super::{Happened, Runner, send};
-use crate::events;
+use crate::config::Readiness;
 use crate::launch::Extras;
 use crate::needs::{self, Asked, Told};
+use crate::record::{self, Identity};
 use crate::sandbox::{Sandboxes, Who};
 use crate::slot::Slot;
-use crate::table::{Ended, State};
+use crate::table::{Ended, Event, State};
+use crate::{child, events, health, logs};
 
 impl Runner {
     /// Asks every process that says what it needs.
@@ -48,6 +51,79 @@ impl Runner {
             }
             Asked::No | Asked::Told(_) => self.spawn_now(i),
         }
+    }
+
+    /// Spawns process `i`: what it needs is known.
+    fn spawn_now(&mut self, i: usize) {
+        let slot = &mut self.slots[i];
+        // The address of the run before may be somebody else's by now.
+        if let Some(file) = &slot.process.health
+            && let Err(e) = std::fs::remove_file(file)
+            && e.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(%e, file = %file.display(), "an old address stays");
+        }
+        let made = open_sockets(slot).and_then(|()| confine(slot, &self.sandboxes));
+        let spawned = made.and_then(|()| {
+            let (notify, extras) = (self.notify.path(), extras(slot));
+            child::spawn(&slot.process, &slot.log, &slot.fence, notify, extras)
+                .map_err(|e| (Ended::Crashed, e.to_string()))
+        });
+        let spawned = match spawned {
+            Ok(spawned) => spawned,
+            Err((how, e)) => {
+                let run = slot.begin(None, SystemTime::now());
+                tracing::warn!(process = slot.process.name, e, "does not start");
+                let words = format!("does not start: {e}");
+                let to_us = self.happened_tx.clone();
+                self.tasks.spawn(async move {
+                    send(&to_us, i, run, Happened::Ended(how, words)).await;
+                });
+                return;
+            }
+        };
+        let pid = spawned.pid;
+        // Its first log was not there to be watched before.
+        if self.rotate_at.is_none() {
+            self.writes.watch(std::iter::once(slot.log.as_path()));
+        }
+        // One that ended already is a zombie until it is reaped, so it has a start time.
+        let start_time = record::start_time(pid).unwrap_or_default();
+        let run = slot.begin(Some(Identity { pid, start_time }), SystemTime::now());
+        self.guard.take(&mut slot.guard, &slot.process.name, pid);
+        slot.program = slot.process.command.first().cloned().unwrap_or_default();
+        slot.arm(slot.process.start);
+        self.events
+            .write(&slot.process.name, events::What::Spawned { pid });
+        let command = slot.process.command.join(" ");
+        logs::mark(&slot.log, &format!("pid {pid}: {command}"));
+        if slot.process.ready == Readiness::AtOnce && !slot.process.is_oneshot() {
+            return self.event(i, Event::SaidReady);
+        }
+        let to_us = self.happened_tx.clone();
+        let mut pipe = spawned.notify;
+        let task = self.tasks.spawn(async move {
+            let mut byte = [0u8; 1];
+            // Closed without a word: it ended, or it says it on the socket, or never.
+            if let Ok(1) = pipe.read(&mut byte).await {
+                send(&to_us, i, run, Happened::Ready).await;
+            }
+        });
+        self.slots[i].keep(task);
+        self.follow_health(i);
+    }
+
+    pub(super) fn follow_health(&mut self, i: usize) {
+        let slot = &mut self.slots[i];
+        let Some(file) = slot.process.health.clone() else {
+            return;
+        };
+        let (run, to_us) = (slot.run, self.happened_tx.clone());
+        let task = self.tasks.spawn(async move {
+            let told = |healthy| send(&to_us, i, run, Happened::Healthy(healthy));
+            health::follow(file, told).await;
+        });
+        self.slots[i].keep(task);
     }
 
     /// Process `i`, or an operator's command for it, has the answer.

@@ -7,9 +7,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::Runner;
-use crate::config::{self, Process};
 use crate::needs::Asked;
 use crate::plan::What;
+use crate::processes::{self, Process};
 use crate::proto::UpgradeStatus;
 use crate::release::{self, Journal, Outcome, Unit};
 use crate::table::{self, Ended, State};
@@ -140,7 +140,7 @@ impl Runner {
     }
 
     fn processes_of(&self, dir: &Path) -> Result<Vec<Process>, String> {
-        config::processes(&self.cfg, &self.root, dir).map_err(|e| format!("{e}; {}", e.fix))
+        processes::of_host(&self.cfg, &self.root, dir).map_err(|e| format!("{e}; {}", e.fix))
     }
 
     /// What a release must pass before anything is moved: each binary is there and runs, and
