@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt as _;
+use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use hub_proto::v1::event::What;
 use hub_proto::v1::{
@@ -402,6 +403,15 @@ impl Safety for Sealer {
             safe_at_unix_ms: known.unwrap_or(0),
             reasons,
         }
+    }
+
+    fn changed(&self) -> BoxFuture<'static, ()> {
+        let mut changes = self.activity.changes();
+        Box::pin(async move {
+            if changes.changed().await.is_err() {
+                tracing::debug!("proving is over");
+            }
+        })
     }
 
     fn proving(&self) -> BoxStream<'static, ProvingState> {

@@ -1,17 +1,17 @@
 //! A stop of the hub, or of what it needs, waits for a moment at which it costs nothing.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hub_proto::v1::SafeToRestartRequest;
 use hub_proto::{HubClient, HubConfig};
 
 /// How long the hub may take to say whether a stop is safe.
-const ANSWER_SECS: u64 = 2;
-/// How soon it is asked again when it does not know until when it is busy.
-const AGAIN: Duration = Duration::from_secs(5);
-/// Longest time between two questions: what keeps it busy may end early.
-const LONGEST: Duration = Duration::from_secs(30);
+const ANSWER: Duration = Duration::from_secs(2);
+/// How long it may wait for its answer to become yes, once its reasons are known.
+const WAIT: Duration = Duration::from_secs(5);
+/// How soon it is asked again after that.
+pub(crate) const AGAIN: Duration = Duration::from_secs(1);
 
 /// What is to be done once it is safe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,9 +40,9 @@ impl What {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Safety {
     pub(crate) safe: bool,
-    /// When it will be, from now; nothing when it does not know.
-    pub(crate) safe_in: Option<Duration>,
     pub(crate) reasons: Vec<String>,
+    /// When the reasons are over, as far as it knows.
+    pub(crate) until: Option<SystemTime>,
 }
 
 /// Whether to go on.
@@ -53,18 +53,18 @@ pub(crate) enum Verdict {
     /// Not yet.
     Wait {
         reasons: Vec<String>,
-        again: Duration,
+        until: Option<SystemTime>,
     },
 }
 
 /// Decides on the hub's answer. `force` goes on in any case, but not without having asked.
 pub(crate) fn decide(answer: Result<Safety, String>, force: bool) -> Verdict {
-    let (safe, safe_in, reasons) = match answer {
-        Ok(s) => (s.safe, s.safe_in, s.reasons),
+    let (safe, reasons, until) = match answer {
+        Ok(s) => (s.safe, s.reasons, s.until),
         Err(e) => (
             false,
-            None,
             vec![format!("the hub does not say whether it is safe: {e}")],
+            None,
         ),
     };
     if safe {
@@ -73,42 +73,40 @@ pub(crate) fn decide(answer: Result<Safety, String>, force: bool) -> Verdict {
     if force {
         return Verdict::Go { cost: reasons };
     }
-    Verdict::Wait {
-        reasons,
-        again: safe_in.map_or(AGAIN, |d| d.clamp(Duration::from_secs(1), LONGEST)),
-    }
+    Verdict::Wait { reasons, until }
 }
 
-/// Asks the hub on its socket.
-pub(crate) async fn ask(socket: PathBuf) -> Result<Safety, String> {
+/// Asks the hub on its socket. `waits`: the answer may come when it is yes, after [`WAIT`] at the
+/// latest.
+pub(crate) async fn ask(socket: PathBuf, waits: bool) -> Result<Safety, String> {
+    let wait = if waits { WAIT } else { Duration::ZERO };
+    let limit = ANSWER + wait;
     let cfg = HubConfig {
         addr: format!("unix:{}", socket.display()),
-        connect_secs: ANSWER_SECS,
-        call_secs: ANSWER_SECS,
+        connect_secs: ANSWER.as_secs(),
+        call_secs: limit.as_secs(),
     };
-    let question = async {
-        let no_trace = |request| Ok(request);
-        let hub = HubClient::connect(&cfg, "supervisor", "supervisor", no_trace)
+    let question = SafeToRestartRequest {
+        wait_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
+    };
+    let asked = async {
+        let hub = HubClient::connect(&cfg, "supervisor", "supervisor", Ok)
             .await
             .map_err(|e| e.to_string())?;
         hub.hub()
-            .safe_to_restart(hub.request(SafeToRestartRequest {}))
+            .safe_to_restart(hub.request(question))
             .await
             .map_err(|s| s.message().to_owned())
     };
-    let answer = tokio::time::timeout(Duration::from_secs(ANSWER_SECS), question)
+    let answer = tokio::time::timeout(limit, asked)
         .await
-        .map_err(|_| format!("no answer within {ANSWER_SECS} s"))??
+        .map_err(|_| format!("no answer within {} s", limit.as_secs()))??
         .into_inner();
-    let safe_in = (answer.safe_at_unix_ms > 0).then(|| {
-        let at = std::time::UNIX_EPOCH + Duration::from_millis(answer.safe_at_unix_ms);
-        at.duration_since(std::time::SystemTime::now())
-            .unwrap_or_default()
-    });
+    let at = answer.safe_at_unix_ms;
     Ok(Safety {
         safe: answer.safe,
-        safe_in,
         reasons: answer.reasons,
+        until: (at > 0).then(|| UNIX_EPOCH + Duration::from_millis(at)),
     })
 }
 
@@ -118,29 +116,27 @@ mod tests {
 
     #[test]
     fn a_stop_waits_until_it_is_safe() {
-        let secs = Duration::from_secs;
-        let busy = |safe_in| {
+        let reasons = || vec!["a deadline is open".to_owned()];
+        let until = Some(UNIX_EPOCH + Duration::from_secs(9));
+        let busy = || {
             Ok(Safety {
                 safe: false,
-                safe_in,
-                reasons: vec!["a deadline is open".into()],
+                reasons: reasons(),
+                until,
             })
         };
         let safe = Ok(Safety {
             safe: true,
-            safe_in: None,
             reasons: vec![],
+            until: None,
         });
-        let reasons = || vec!["a deadline is open".to_owned()];
         assert_eq!(decide(safe, false), Verdict::Go { cost: vec![] });
-        for (safe_in, again) in [(None, 5), (Some(0), 1), (Some(12), 12), (Some(900), 30)] {
-            let wanted = Verdict::Wait {
-                reasons: reasons(),
-                again: secs(again),
-            };
-            assert_eq!(decide(busy(safe_in.map(secs)), false), wanted);
-        }
-        assert_eq!(decide(busy(None), true), Verdict::Go { cost: reasons() });
+        let wait = Verdict::Wait {
+            reasons: reasons(),
+            until,
+        };
+        assert_eq!(decide(busy(), false), wait);
+        assert_eq!(decide(busy(), true), Verdict::Go { cost: reasons() });
         assert!(matches!(
             decide(Err("x".into()), false),
             Verdict::Wait { .. }

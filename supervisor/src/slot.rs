@@ -26,6 +26,8 @@ pub(crate) struct Plan {
     /// When the hub is asked again; nothing while a question is out.
     pub(crate) again: Option<Instant>,
     pub(crate) reasons: Vec<String>,
+    /// When they are over, as far as the hub knows.
+    pub(crate) until: Option<SystemTime>,
 }
 
 /// One process.
@@ -309,7 +311,14 @@ impl Slot {
                     what => what,
                 };
                 let what = what.name();
-                format!("waits to {what} it safely: {}", plan.reasons.join("; "))
+                let left = plan
+                    .until
+                    .and_then(|u| u.duration_since(SystemTime::now()).ok());
+                let left = left.map_or_else(String::new, |l| format!("; {} s more", l.as_secs()));
+                format!(
+                    "waits to {what} it safely: {}{left}",
+                    plan.reasons.join("; ")
+                )
             }
             None if self.state.satisfies() => String::new(),
             None if matches!(self.state, State::Draining { .. }) => {

@@ -50,7 +50,12 @@ pub struct IdentityResponse {
     pub proof_mode: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct SafeToRestartRequest {}
+pub struct SafeToRestartRequest {
+    /// Milliseconds to wait for the answer to become yes; the hub bounds it. A hub that is busy again
+    /// and again is safe only for moments, which questions from time to time would miss.
+    #[prost(uint64, tag = "1")]
+    pub wait_ms: u64,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SafeToRestartResponse {
     #[prost(bool, tag = "1")]

@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use hub_proto::v1::capacity_server::Capacity;
@@ -20,6 +20,11 @@ use crate::events::{EventsError, Topics};
 
 /// How often room is looked at when nothing tells of a change: disks fill without telling.
 const CAPACITY_EVERY: Duration = Duration::from_secs(2);
+
+/// Longest that the answer to a question about a restart waits to become yes.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// How often it is thought over meanwhile: what sealing would lose changes by time alone.
+const LOOK: Duration = Duration::from_secs(1);
 
 #[tonic::async_trait]
 impl Hub for Api {
@@ -84,7 +89,21 @@ impl Hub for Api {
         if !request.metadata().contains_key(ONLY_LOOKS) {
             self.safety.restart_is_wished();
         }
-        Ok(Response::new(self.safety.safe_to_restart()))
+        let wait = Duration::from_millis(request.get_ref().wait_ms).min(LONGEST_WAIT);
+        let end = Instant::now() + wait;
+        loop {
+            let changed = self.safety.changed();
+            let answer = self.safety.safe_to_restart();
+            let left = end.saturating_duration_since(Instant::now());
+            if answer.safe || left.is_zero() {
+                return Ok(Response::new(answer));
+            }
+            tokio::select! {
+                () = changed => {}
+                () = tokio::time::sleep(left.min(LOOK)) => {}
+                () = self.stop.cancelled() => return Ok(Response::new(answer)),
+            }
+        }
     }
 
     type WatchProvingStream =

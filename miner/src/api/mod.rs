@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
+use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use hub_proto::v1::capacity_server::CapacityServer;
 use hub_proto::v1::chain_server::ChainServer;
@@ -68,6 +69,8 @@ pub trait SectorBook: Send + Sync + 'static {
 pub trait Safety: Send + Sync + 'static {
     /// Whether the hub may be stopped now.
     fn safe_to_restart(&self) -> SafeToRestartResponse;
+    /// Ends when a proof or a block is begun or done after this call.
+    fn changed(&self) -> BoxFuture<'static, ()>;
     /// The proofs that are being made: now, and at each change.
     fn proving(&self) -> BoxStream<'static, ProvingState>;
     /// Somebody asks because the hub is to be restarted, and not to look.

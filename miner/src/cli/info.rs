@@ -53,7 +53,7 @@ pub(super) async fn info(cx: &Cx) -> Result<(), Fault> {
     let hub = cx.hub().await?;
     let identity = hub.hub().identity(hub.request(IdentityRequest {})).await;
     let identity = identity.map_err(from_status)?.into_inner();
-    let mut question = hub.request(SafeToRestartRequest {});
+    let mut question = hub.request(SafeToRestartRequest::default());
     let yes = tonic::metadata::MetadataValue::from_static("1");
     question.metadata_mut().insert(ONLY_LOOKS, yes);
     let safe = hub.hub().safe_to_restart(question).await;

@@ -45,6 +45,8 @@ pub(crate) struct Sectors {
     pub(crate) busy: AtomicBool,
     pub(crate) proven: AtomicBool,
     pub(crate) is_final: AtomicBool,
+    /// Whether the hub may be restarted.
+    pub(crate) safe: watch::Sender<bool>,
     /// Where the fake unsealing finds bytes.
     pub(crate) sealed: Mutex<Option<PathBuf>>,
 }
@@ -109,7 +111,14 @@ impl SectorBook for Sectors {
 
 impl Safety for Sectors {
     fn safe_to_restart(&self) -> SafeToRestartResponse {
-        SafeToRestartResponse::default()
+        SafeToRestartResponse {
+            safe: *self.safe.borrow(),
+            ..SafeToRestartResponse::default()
+        }
+    }
+    fn changed(&self) -> futures::future::BoxFuture<'static, ()> {
+        let mut safe = self.safe.subscribe();
+        Box::pin(async move { safe.changed().await.unwrap() })
     }
     fn proving(&self) -> futures::stream::BoxStream<'static, ProvingState> {
         Box::pin(futures::stream::pending())

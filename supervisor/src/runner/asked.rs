@@ -121,6 +121,7 @@ impl Runner {
             force,
             again: None,
             reasons: Vec::new(),
+            until: None,
         });
         self.ask(i, hub);
     }
@@ -130,8 +131,10 @@ impl Runner {
             return;
         };
         let (run, to_us) = (self.slots[i].run, self.happened_tx.clone());
+        // The first answer is to be there at once: it is shown.
+        let waits = (self.slots[i].plan.as_ref()).is_some_and(|p| !p.reasons.is_empty());
         self.tasks.spawn(async move {
-            let answer = plan::ask(socket).await;
+            let answer = plan::ask(socket, waits).await;
             send(&to_us, i, run, Happened::Safety(answer)).await;
         });
     }
@@ -140,7 +143,7 @@ impl Runner {
         let slot = &mut self.slots[i];
         let Some(plan) = &mut slot.plan else { return };
         match plan::decide(answer, plan.force) {
-            Verdict::Wait { reasons, again } => {
+            Verdict::Wait { reasons, until } => {
                 if plan.reasons != reasons {
                     tracing::info!(process = slot.process.name, ?reasons, "not safe yet");
                     let what = events::What::Waits {
@@ -149,7 +152,8 @@ impl Runner {
                     self.events.write(&slot.process.name, what);
                 }
                 plan.reasons = reasons;
-                plan.again = Some(Instant::now() + again);
+                plan.until = until;
+                plan.again = Some(Instant::now() + plan::AGAIN);
             }
             Verdict::Go { cost } => {
                 let what = plan.what;
