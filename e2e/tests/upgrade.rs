@@ -18,7 +18,7 @@ const BINARIES: [&str; 5] = [
     "lotus-supervisor",
 ];
 const UNITS: [&str; 5] = ["devnet", "hub", "deals", "retrieval", "indexing"];
-/// How often the supervisor replaces itself while clients download.
+/// How often supervisor or release are replaced while clients download.
 const REPLACED: usize = 20;
 const SIZE: usize = 6 << 20;
 
@@ -178,6 +178,22 @@ async fn a_release_moves_everything_and_a_way_back_too() {
     assert_eq!(net.supervisor_pid().unwrap(), supervisor);
     assert_eq!(dir_of(supervisor), new.path());
 
+    // What crashes is started again from there, and not from where it was before.
+    for name in ["hub", "indexing"] {
+        let old = net.kill9(name).await.unwrap();
+        net.wait("its next run", secs(120), async |n| {
+            let p = n.process(name).await.ok()?;
+            (p.ready && p.pid != Some(old)).then_some(())
+        })
+        .await
+        .unwrap();
+    }
+    net.wait("all of the new release", secs(120), async |n| {
+        all_run(n, new.path()).await
+    })
+    .await
+    .unwrap();
+
     // The same once more is refused: the way back needs the folder.
     let again = upgrade(&net, &from(&new)).await.unwrap_err();
     assert!(again.contains("is what runs"), "{again}");
@@ -194,6 +210,41 @@ async fn a_release_moves_everything_and_a_way_back_too() {
     upgrade(&net, &["--rollback", "--force"]).await.unwrap();
     all_run(&net, &old).await.unwrap();
     assert_eq!(dir_of(net.supervisor_pid().unwrap()), old);
+    net.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn downloads_go_on_while_the_release_changes_again_and_again() {
+    let cfg = NetConfig {
+        services: vec!["deals".into(), "retrieval".into()],
+        ..NetConfig::default()
+    };
+    let net = Net::start(&cfg).await.unwrap();
+    net.ready(secs(180)).await.unwrap();
+    let stored = store(&net, SIZE).await.unwrap();
+    let downloads = Downloads::start(&net.spoke_url("retrieval").unwrap(), &stored).unwrap();
+    downloads.go_on(&net, 1).await.unwrap();
+    let new = release(&net);
+    let pid = async || net.process("retrieval").await.unwrap().pid;
+    let mut before = pid().await;
+    for n in 1..=REPLACED {
+        // Each way back goes to the release before, which is the other one.
+        let way = if n == 1 {
+            from(&new).to_vec()
+        } else {
+            vec!["--rollback"]
+        };
+        upgrade(&net, &[&way[..], &["--force"]].concat())
+            .await
+            .unwrap();
+        let after = pid().await;
+        assert_ne!(after, before, "{n}");
+        before = after;
+        downloads.go_on(&net, 1).await.unwrap();
+    }
+    let seen = downloads.end().await;
+    eprintln!("{REPLACED} upgrades: {:?}", seen.good);
+    assert!(seen.failures.is_empty(), "{seen:?}\n{}", net.logs());
     net.stop().await.unwrap();
 }
 

@@ -81,10 +81,13 @@ async fn turn(
     };
     let kept = (lock, listener.try_clone()?);
     let release = release::read(root)?;
-    let bin = match (&release.current, bin_dir) {
-        (Some(current), _) => current.clone(),
-        (None, Some(dir)) => dir.to_owned(),
-        (None, None) => image::own_dir()?,
+    // The image that ends an upgrade restarts what crashes from the release that already runs.
+    let arrives = before.as_ref().is_some_and(|b| b.words.failed.is_none());
+    let bin = match (&release.upgrade, &release.current, bin_dir) {
+        (Some(journal), _, _) if arrives => journal.to.clone(),
+        (_, Some(current), _) => current.clone(),
+        (_, None, Some(dir)) => dir.to_owned(),
+        (_, None, None) => image::own_dir()?,
     };
     let health = Health::default();
     let processes = processes::of_host(cfg, root, &bin)?;

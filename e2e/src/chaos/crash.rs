@@ -43,6 +43,9 @@ pub(crate) struct Options {
     crash_writes: u32,
 }
 
+/// Steps of a sector in the report that is not where it belongs.
+const LAST_STEPS: usize = 12;
+
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Report {
     pub(crate) ok: bool,
@@ -65,6 +68,8 @@ pub(crate) struct Report {
     pledged: usize,
     upgraded: usize,
     available: usize,
+    /// Sectors that hold nothing and do not wait for an upgrade, with what happened to them.
+    strays: Vec<String>,
     /// Pieces that are not in a proven sector at the end. Must be 0.
     lost: usize,
     /// Pieces that are in more than one place. Must be 0.
@@ -136,6 +141,7 @@ pub(crate) async fn run(options: &Options, seed: u64) -> Result<Report, Failed> 
     for piece in all.iter().flat_map(|s| &s.pieces) {
         *places.entry(&piece.piece_cid).or_default() += 1;
     }
+    let strays = strays(&net, &all).await?;
     net.stop().await?;
     let report = Report {
         seed,
@@ -149,6 +155,7 @@ pub(crate) async fn run(options: &Options, seed: u64) -> Result<Report, Failed> 
         pledged,
         upgraded: chain.upgraded,
         available: all.iter().filter(|s| s.state == "Available").count(),
+        strays,
         lost: made.iter().filter(|p| !proven.contains_key(*p)).count(),
         doubled: places.values().filter(|n| **n > 1).count(),
         messages: chain.messages,
@@ -312,6 +319,23 @@ impl Run {
         }
         Ok(boundaries(logs.iter().map(Vec::as_slice), &self.deaths))
     }
+}
+
+/// Sectors that hold nothing and are not available, each with its last steps.
+async fn strays(net: &Net, all: &[pieces::Sector]) -> Result<Vec<String>, Failed> {
+    let mut strays = Vec::new();
+    for s in all
+        .iter()
+        .filter(|s| s.pieces.is_empty() && s.state != "Available")
+    {
+        let log = pieces::status(net, s.number).await?.log;
+        let steps = log.iter().rev().take(LAST_STEPS).rev();
+        let steps: Vec<String> = steps
+            .map(|e| format!("{} -> {}: {} {}", e.from, e.to, e.event, e.message))
+            .collect();
+        strays.push(format!("sector {}: {}", s.number, steps.join("; ")));
+    }
+    Ok(strays)
 }
 
 /// Where sectors come from.

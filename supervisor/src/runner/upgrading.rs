@@ -419,10 +419,15 @@ impl Runner {
                     moved: !matches!(before, Phase::Checking(_)),
                     reason: journal.why.clone(),
                 };
+                let runs = if outcome.ok {
+                    &journal.to
+                } else {
+                    &journal.from
+                };
+                self.bin.clone_from(runs);
                 if outcome.ok && journal.from != journal.to {
                     self.release.previous = Some(journal.from.clone());
                     self.release.current = Some(journal.to.clone());
-                    self.bin.clone_from(&journal.to);
                 }
                 self.release.upgrade = None;
                 self.release.last = Some(outcome);
