@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
-use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::signal::{SigHandler, Signal, kill, killpg, signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, pipe2};
 use rustix::process::{PidfdFlags, pidfd_open};
@@ -109,6 +109,16 @@ pub(crate) fn own_variables(command: &mut Command) {
     ] {
         command.env_remove(name);
     }
+}
+
+/// From now on a hangup ends neither this process nor those that it starts, which inherit it: a
+/// terminal that is closed stops no proofs. And when a supervisor dies, the kernel hangs up on each
+/// of its processes that is stopped just then (setpgid(2), orphaned process groups).
+pub(crate) fn ignore_hangups() -> io::Result<()> {
+    #[expect(unsafe_code, reason = "nothing is installed that could be called")]
+    // SAFETY: see the reason above.
+    unsafe { signal(Signal::SIGHUP, SigHandler::SigIgn) }?;
+    Ok(())
 }
 
 /// How long a killed process may take to let go of the lock of one that is gone.

@@ -14,7 +14,7 @@ use crate::events::{self, Events};
 use crate::handover::Handover;
 use crate::image::{self, WayBack};
 use crate::proto::{DrainRequest, ProcessRequest, ProcessStatus, StatusRequest, StatusResponse};
-use crate::{control, doctor, logs, processes, progress, release, run, top, unit};
+use crate::{child, control, doctor, logs, processes, progress, release, run, top, unit};
 
 /// Starts, orders, watches and restarts the hub and its spokes on one host.
 ///
@@ -201,6 +201,7 @@ pub fn start(args: Args) -> Result<(), Fault> {
             bin_dir,
         } => {
             drop(runtime);
+            child::ignore_hangups()?;
             // First, as this image may be one that is not going to be ready.
             let before = Handover::from_env()?;
             let way_back = before.as_ref().map(WayBack::guard).transpose()?.flatten();

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Happened, Request, Runner, send};
+use super::{Force, Happened, Request, Runner, send};
 use crate::plan::{self, Safety, Verdict, What};
 use crate::proto::StatusResponse;
 use crate::slot::{Plan, Slot};
@@ -19,7 +19,7 @@ impl Runner {
                 }
                 return Ok(self.status());
             }
-            Request::Upgrade { .. } if self.stopping => {
+            Request::Upgrade { .. } if self.stopping.is_some() => {
                 return Err("the supervisor is stopping".into());
             }
             Request::Upgrade { dir, force, back } => {
@@ -27,7 +27,14 @@ impl Runner {
                 return Ok(self.status());
             }
             Request::Status => return Ok(self.status()),
-            _ if self.stopping => return Err("the supervisor is stopping".into()),
+            Request::Stop {
+                name: None,
+                force: true,
+            } if self.stopping.is_some() => {
+                self.stopping = Some(Force::AtOnce);
+                return Ok(self.status());
+            }
+            _ if self.stopping.is_some() => return Err("the supervisor is stopping".into()),
             Request::Stop { name: None, force } => {
                 tracing::info!(force, "asked to stop everything");
                 self.plan_all(force);
@@ -100,13 +107,29 @@ impl Runner {
         let hub = (0..self.slots.len()).find(|i| self.hub_above(*i) == Some(*i));
         match hub {
             Some(hub) => self.plan(hub, What::StopAll, force),
-            None => self.stop_all(),
+            None => self.stop_all(force),
         }
     }
 
-    fn stop_all(&mut self) {
-        self.stopping = true;
+    fn stop_all(&mut self, force: bool) {
+        self.stopping = Some(if force { Force::AtOnce } else { Force::Waits });
         tracing::info!("stopping every process, spokes first");
+    }
+
+    /// Stops process `i`, of which nobody needs anything any more. It was safe for the hub when
+    /// the stop of everything began; spokes may have drained for long since.
+    pub(super) fn stop_last(&mut self, i: usize, force: Force) {
+        let slot = &self.slots[i];
+        match (&slot.plan, self.hub_above(i)) {
+            (None, Some(hub)) if hub == i && force == Force::Waits => {
+                self.plan(i, What::Stop, false);
+            }
+            (Some(_), Some(_)) if force == Force::Waits => {}
+            _ => {
+                self.slots[i].plan = None;
+                self.event(i, Event::WantStop);
+            }
+        }
     }
 
     /// Does `what` to process `i` when it is safe for the hub. To one that is not alive at once:
@@ -114,7 +137,7 @@ impl Runner {
     pub(super) fn plan(&mut self, i: usize, what: What, force: bool) {
         let alive = self.slots[i].state.is_alive();
         let Some(hub) = self.hub_above(i).filter(|_| alive) else {
-            return self.carry_out(i, what);
+            return self.carry_out(i, what, force);
         };
         self.slots[i].plan = Some(Plan {
             what,
@@ -156,7 +179,7 @@ impl Runner {
                 plan.again = Some(Instant::now() + plan::AGAIN);
             }
             Verdict::Go { cost } => {
-                let what = plan.what;
+                let (what, force) = (plan.what, plan.force);
                 if !cost.is_empty() {
                     let forced = events::What::Forced { cost: cost.clone() };
                     self.events.write(&slot.process.name, forced);
@@ -164,18 +187,18 @@ impl Runner {
                     tracing::warn!(process = slot.process.name, cost, "stopped by force");
                     logs::mark(&slot.log, &format!("stopped by force: {cost}"));
                 }
-                self.carry_out(i, what);
+                self.carry_out(i, what, force);
             }
         }
     }
 
-    pub(super) fn carry_out(&mut self, i: usize, what: What) {
+    pub(super) fn carry_out(&mut self, i: usize, what: What, force: bool) {
         self.slots[i].plan = None;
         match what {
             What::Stop => self.event(i, Event::WantStop),
             What::Restart => self.event(i, Event::WantRestart),
             What::Drain => self.event(i, Event::WantDrain),
-            What::StopAll => self.stop_all(),
+            What::StopAll => self.stop_all(force),
         }
     }
 }

@@ -44,9 +44,9 @@ impl Runner {
                 match self.hub_above(i) {
                     Some(hub) => self.ask(i, hub),
                     None => {
-                        let what = self.slots[i].plan.as_ref().map(|p| p.what);
-                        if let Some(what) = what {
-                            self.carry_out(i, what);
+                        let plan = self.slots[i].plan.as_ref().map(|p| (p.what, p.force));
+                        if let Some((what, force)) = plan {
+                            self.carry_out(i, what, force);
                         }
                     }
                 }
@@ -190,10 +190,10 @@ impl Runner {
         }
         logs::mark(&slot.log, &format!("{pid}{words}"));
         // A plan was for the run that is over.
-        let planned = slot.plan.take().map(|p| p.what);
+        let planned = slot.plan.take().map(|p| (p.what, p.force));
         self.event(i, Event::Ended(how));
-        if let Some(what) = planned {
-            self.carry_out(i, what);
+        if let Some((what, force)) = planned {
+            self.carry_out(i, what, force);
         }
     }
 

@@ -131,10 +131,18 @@ pub(crate) struct Runner {
     record: Record,
     helpers: Helpers,
     sandboxes: Sandboxes,
-    stopping: bool,
+    /// Everything is to be stopped; whether at once.
+    stopping: Option<Force>,
     tasks: JoinSet<()>,
     happened_tx: mpsc::Sender<(usize, u64, Happened)>,
     happened_rx: mpsc::Receiver<(usize, u64, Happened)>,
+}
+
+/// Whether a stop waits until it is safe for the hub.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Force {
+    Waits,
+    AtOnce,
 }
 
 /// Events that may wait for the runner; senders wait for room.
@@ -196,7 +204,7 @@ impl Runner {
             record,
             helpers,
             sandboxes,
-            stopping: false,
+            stopping: None,
             tasks: JoinSet::new(),
             happened_tx,
             happened_rx,
@@ -292,9 +300,9 @@ impl Runner {
         self.ask_everyone();
         loop {
             self.fire();
-            if self.stopping {
+            if let Some(force) = self.stopping {
                 for i in self.may_stop() {
-                    self.event(i, Event::WantStop);
+                    self.stop_last(i, force);
                 }
                 if self.slots.iter().all(|s| s.state == State::Stopped) {
                     break;
@@ -350,7 +358,7 @@ impl Runner {
 
     fn save(&mut self) {
         // In a stop of everything each one is stopped, but not for good.
-        if self.stopping {
+        if self.stopping.is_some() {
             return;
         }
         let all = self
