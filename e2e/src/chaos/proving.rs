@@ -256,7 +256,8 @@ async fn days(
         let epochs = (random.random_range(share) * period as f64) as i64;
         from.0 + epochs
     };
-    let mut damage: Vec<(i64, u64)> = bad.iter().map(|n| (at(0.05..0.7), *n)).collect();
+    // Over a period before its repair, so that a deadline of it comes in between.
+    let mut damage: Vec<(i64, u64)> = bad.iter().map(|n| (at(0.05..0.4), *n)).collect();
     // A whole period is left for the check, the cut-off and the next proof.
     #[expect(clippy::cast_precision_loss, reason = "a few periods")]
     let last = (to.0 - from.0) as f64 / period as f64 - 1.2;
