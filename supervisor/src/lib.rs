@@ -18,6 +18,7 @@ mod helper;
 mod image;
 mod launch;
 mod logs;
+mod memory;
 mod needs;
 mod notify;
 pub mod order;

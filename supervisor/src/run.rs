@@ -15,7 +15,7 @@ use crate::image::{self, WayBack};
 use crate::needs::Asks;
 use crate::proto::StatusRequest;
 use crate::runner::{Call, Left, Over, Request, Runner, Setup};
-use crate::{control, processes, release};
+use crate::{control, memory, processes, release};
 
 /// Runs everything until it is to be stopped. `before` is what another image handed over, and
 /// `way_back` leads to that one until this one is ready.
@@ -120,6 +120,9 @@ async fn turn(
                 () = health.ready() => {
                     tracing::info!("every process is ready");
                     notify::ready();
+                    if let Err(e) = memory::give_back_code() {
+                        tracing::debug!(%e, "the code that the start needed stays in memory");
+                    }
                 }
                 () = done.cancelled() => {}
             }
