@@ -63,12 +63,15 @@ pub(crate) struct Report {
     boundaries: usize,
     boundaries_missed: BTreeSet<String>,
     pieces: usize,
-    /// Sectors without data that were ordered, those of them that the chain upgraded, and those
-    /// that still wait for it. The last two must make the first, and some be upgraded.
+    /// Sectors without data that were ordered, those of them that the chain upgraded, those that
+    /// still wait for it, and those whose upgrade the chain refused for good, as it does while a
+    /// sector is faulty (their pieces are in others). The last three must make the first, and some
+    /// be upgraded.
     pledged: usize,
     upgraded: usize,
     available: usize,
-    /// Sectors that hold nothing and do not wait for an upgrade, with what happened to them.
+    taken_back: usize,
+    /// Other sectors that hold nothing, with what happened to them. Must be empty.
     strays: Vec<String>,
     /// Pieces that are not in a proven sector at the end. Must be 0.
     lost: usize,
@@ -141,7 +144,7 @@ pub(crate) async fn run(options: &Options, seed: u64) -> Result<Report, Failed> 
     for piece in all.iter().flat_map(|s| &s.pieces) {
         *places.entry(&piece.piece_cid).or_default() += 1;
     }
-    let strays = strays(&net, &all).await?;
+    let (taken_back, strays) = empty(&net, &all).await?;
     net.stop().await?;
     let report = Report {
         seed,
@@ -155,6 +158,7 @@ pub(crate) async fn run(options: &Options, seed: u64) -> Result<Report, Failed> 
         pledged,
         upgraded: chain.upgraded,
         available: all.iter().filter(|s| s.state == "Available").count(),
+        taken_back,
         strays,
         lost: made.iter().filter(|p| !proven.contains_key(*p)).count(),
         doubled: places.values().filter(|n| **n > 1).count(),
@@ -168,7 +172,8 @@ pub(crate) async fn run(options: &Options, seed: u64) -> Result<Report, Failed> 
         && report.duplicate_messages == 0
         && report.boundaries_missed.is_empty()
         && report.upgraded > 0
-        && report.upgraded + report.available == report.pledged;
+        && report.strays.is_empty()
+        && report.upgraded + report.available + report.taken_back == report.pledged;
     Ok(Report { ok, ..report })
 }
 
@@ -321,21 +326,26 @@ impl Run {
     }
 }
 
-/// Sectors that hold nothing and are not available, each with its last steps.
-async fn strays(net: &Net, all: &[pieces::Sector]) -> Result<Vec<String>, Failed> {
-    let mut strays = Vec::new();
-    for s in all
-        .iter()
-        .filter(|s| s.pieces.is_empty() && s.state != "Available")
-    {
+/// Sectors that hold nothing and are not available: how many are proven and were not upgraded in
+/// the end, and the last steps of each other one.
+async fn empty(net: &Net, all: &[pieces::Sector]) -> Result<(usize, Vec<String>), Failed> {
+    let (mut taken_back, mut strays) = (0, Vec::new());
+    for s in all.iter().filter(|s| s.pieces.is_empty()) {
+        if s.state == "Available" {
+            continue;
+        }
         let log = pieces::status(net, s.number).await?.log;
+        if s.state == "Proving" && log.iter().any(|e| e.to == "AbortUpgrade") {
+            taken_back += 1;
+            continue;
+        }
         let steps = log.iter().rev().take(LAST_STEPS).rev();
         let steps: Vec<String> = steps
             .map(|e| format!("{} -> {}: {} {}", e.from, e.to, e.event, e.message))
             .collect();
         strays.push(format!("sector {}: {}", s.number, steps.join("; ")));
     }
-    Ok(strays)
+    Ok((taken_back, strays))
 }
 
 /// Where sectors come from.
