@@ -94,20 +94,11 @@ impl What {
             | Self::Released => false,
         }
     }
+}
 
-    /// The end of a process, with the end of its log if nobody asked for it.
-    pub(crate) fn ended(exit: &str, by_itself: bool, log: &Path) -> Self {
-        let last_lines = if by_itself {
-            logs::last_lines(log, LAST_LINES, LAST_BYTES).unwrap_or_default()
-        } else {
-            Vec::new()
-        };
-        Self::Ended {
-            exit: exit.into(),
-            by_itself,
-            last_lines,
-        }
-    }
+/// The end of a log, for the event of a process that ended by itself.
+pub(crate) fn last_lines(log: &Path) -> Vec<String> {
+    logs::last_lines(log, LAST_LINES, LAST_BYTES).unwrap_or_default()
 }
 
 impl fmt::Display for What {
@@ -270,6 +261,14 @@ impl Events {
 mod tests {
     use super::*;
 
+    fn ended(exit: &str, by_itself: bool, last_lines: Vec<String>) -> What {
+        What::Ended {
+            exit: exit.into(),
+            by_itself,
+            last_lines,
+        }
+    }
+
     #[test]
     fn a_storm_is_counted_and_not_written() {
         let start = Instant::now();
@@ -311,8 +310,8 @@ mod tests {
             .write_all(b"one\nlast words\n")
             .unwrap();
         events.write("hub", What::Spawned { pid: 7 });
-        events.write("hub", What::ended("SIGKILL", true, &log));
-        events.write("hub", What::ended("exit status 0", false, &log));
+        events.write("hub", ended("SIGKILL", true, last_lines(&log)));
+        events.write("hub", ended("exit status 0", false, Vec::new()));
         let text = std::fs::read_to_string(events.path()).unwrap();
         let all: Vec<Entry> = text
             .lines()

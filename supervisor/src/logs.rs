@@ -130,7 +130,7 @@ pub(crate) fn tail(path: &Path, bytes: u64) -> io::Result<String> {
     let len = file.metadata()?.len();
     let from = len.saturating_sub(bytes);
     file.seek(io::SeekFrom::Start(from))?;
-    let mut text = Vec::new();
+    let mut text = Vec::with_capacity(usize::try_from(len - from).unwrap_or(0) + 1);
     file.take(bytes).read_to_end(&mut text)?;
     let text = String::from_utf8_lossy(&text);
     Ok(match text.split_once('\n') {
@@ -142,18 +142,24 @@ pub(crate) fn tail(path: &Path, bytes: u64) -> io::Result<String> {
 /// The last lines of a log that are not ours, for a message.
 pub(crate) fn last_words(log: &Path) -> String {
     let text = tail(log, 4096).unwrap_or_default();
-    let lines: Vec<&str> = text
-        .lines()
-        .filter(|l| !l.starts_with(MARK) && !l.trim().is_empty())
-        .collect();
-    lines[lines.len().saturating_sub(2)..].join(" | ")
+    words(&text.lines().collect::<Vec<_>>())
+}
+
+/// The last two lines that are not ours.
+pub(crate) fn words<L: AsRef<str>>(lines: &[L]) -> String {
+    let said = |l: &&str| !l.starts_with(MARK) && !l.trim().is_empty();
+    let last = lines.iter().rev().map(AsRef::as_ref).filter(said).take(2);
+    let last: Vec<&str> = last.collect();
+    last.into_iter().rev().collect::<Vec<_>>().join(" | ")
 }
 
 const MARK: &str = "--- supervisor:";
 
 /// Writes a line of the supervisor's own into a process's log.
 pub(crate) fn mark(path: &Path, line: &str) {
-    let written = open(path).and_then(|mut f| writeln!(f, "{MARK} {line}"));
+    // In one write: the process has the file too.
+    let text = format!("{MARK} {line}\n");
+    let written = open(path).and_then(|mut f| f.write_all(text.as_bytes()));
     if let Err(e) = written {
         tracing::warn!(%e, log = %path.display(), "log not written");
     }

@@ -19,6 +19,8 @@ use serde::Serialize;
 use crate::{median, ratio};
 use rival::{Kind, Rival};
 
+/// How long nothing happens before the quiet is measured.
+const SETTLE: Duration = secs(75);
 /// Runit and s6 hold a process that lived for less than a second.
 const AGE: Duration = Duration::from_millis(1300);
 /// Targets: p50 over the floor, and memory.
@@ -136,8 +138,9 @@ fn side_by_side(kills: u32, idle_seconds: u64) -> Result<Sides, Failed> {
         bar.inc(1);
     }
     bar.finish_and_clear();
-    // Timers of the last restart run out before the quiet is measured.
-    std::thread::sleep(secs(5));
+    // Timers of the last restart run out before the quiet is measured: ours looks at the sizes of
+    // logs a minute after they were written to.
+    std::thread::sleep(SETTLE);
     let costs = |all: &[Rival]| all.iter().map(Rival::cost).collect::<Result<Vec<_>, _>>();
     let before = costs(&rivals)?;
     eprintln!("nothing happens for {idle_seconds} s: wake-ups are counted");

@@ -39,9 +39,10 @@ pub(super) async fn run() -> Result<Storm, Failed> {
     let command = tools.path().join("die").display().to_string();
     let cfg = NetConfig {
         services: Vec::new(),
-        // It is never given up, and starts again after 15 to 20 ms.
+        // It is never given up, and starts again after 75 to 100 ms: what is the shortest wait by
+        // default, for ever.
         supervisor: format!(
-            "[limits]\nrestarts_an_hour = 0\nbackoff_first_ms = 20\nbackoff_max_ms = 20\n\
+            "[limits]\nrestarts_an_hour = 0\nbackoff_first_ms = 100\nbackoff_max_ms = 100\n\
              [process.storm]\ncommand = [{command:?}]\n"
         ),
         ..NetConfig::default()

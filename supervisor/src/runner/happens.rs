@@ -161,7 +161,16 @@ impl Runner {
         slot.guard.gone();
         // Nobody reads the last words of a thousand.
         let told = self.events.has_room(&slot.process.name);
-        let what = events::What::ended(words, by_itself && told, &slot.log);
+        let last_lines = match by_itself && told {
+            true => events::last_lines(&slot.log),
+            false => Vec::new(),
+        };
+        let last = logs::words(&last_lines);
+        let what = events::What::Ended {
+            exit: words.into(),
+            by_itself,
+            last_lines,
+        };
         self.events.write(&slot.process.name, what);
         let how = if by_itself {
             slot.too_often(how, limit)
@@ -170,9 +179,9 @@ impl Runner {
         };
         let name = slot.process.name.clone();
         if by_itself {
-            let last = match told || how == Ended::BadConfig {
-                true => logs::last_words(&slot.log),
-                false => String::new(),
+            let last = match how {
+                Ended::BadConfig if !told => logs::last_words(&slot.log),
+                _ => last,
             };
             if told {
                 tracing::warn!(process = name, exit = words, last, "ended by itself");
