@@ -90,6 +90,9 @@ pub(super) fn sandboxes(cfg: &Config) -> Vec<Line> {
             Err(why) if feature == Feature::Users && cfg.sandbox.users.is_empty() => {
                 Line::ok(check, why)
             }
+            Err(why) if feature == Feature::Users => {
+                Line::warn(check, why, "run it as root, or empty sandbox.users")
+            }
             Err(why) => Line::warn(check, why, "a newer kernel, or another setting of it"),
         }
     };

@@ -142,8 +142,13 @@ fn examine(root: &Path, loaded: Result<Config, Fault>) -> Vec<Line> {
         Ok((processes, bin)) => {
             let lives = |p: &Process| running.is_some() || folder::held(root, p);
             lines.extend(binaries::binaries(&bin, &processes));
-            lines.extend(binaries::configurations(root, &processes));
-            lines.extend(binaries::ports(&processes, lives));
+            let read = binaries::configurations(root, &processes);
+            // One that cannot be read has no ports, and each spoke would say so.
+            let failed = |l: &Line| l.level == Level::Fail && l.check.ends_with("spokes");
+            if !read.iter().any(failed) {
+                lines.extend(binaries::ports(&processes, lives));
+            }
+            lines.extend(read);
             lines.extend(folder::locks(root, &processes, running.is_some()));
             lines.extend(folder::disk(root, &cfg.limits, processes.len()));
         }

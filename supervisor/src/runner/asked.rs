@@ -32,6 +32,12 @@ impl Runner {
                 force: true,
             } if self.stopping.is_some() => {
                 self.stopping = Some(Force::AtOnce);
+                // What it costs is written down.
+                for i in 0..self.slots.len() {
+                    if self.slots[i].plan.is_some() {
+                        self.plan(i, What::Stop, true);
+                    }
+                }
                 return Ok(self.status());
             }
             _ if self.stopping.is_some() => return Err("the supervisor is stopping".into()),
@@ -124,11 +130,9 @@ impl Runner {
             (None, Some(hub)) if hub == i && force == Force::Waits => {
                 self.plan(i, What::Stop, false);
             }
-            (Some(_), Some(_)) if force == Force::Waits => {}
-            _ => {
-                self.slots[i].plan = None;
-                self.event(i, Event::WantStop);
-            }
+            // The hub's answer is on its way.
+            (Some(_), Some(_)) => {}
+            _ => self.event(i, Event::WantStop),
         }
     }
 
