@@ -235,7 +235,8 @@ fn command(kind: Kind, base: &Path, dir: &Path, ours: &Path) -> Result<Command, 
             // here, and in life a loop of crashes. Runit and s6 hold one that lived shorter, and
             // give up nobody.
             let text = format!(
-                "[hub]\nenabled = false\n[spokes]\nservices = []\n[limits]\nhealthy_secs = 1\nrestarts_an_hour = 0\n\
+                "[hub]\nenabled = false\n[spokes]\nservices = []\n\
+                 [limits]\nhealthy_secs = 1\nrestarts_an_hour = 0\n\
                  [process.tick]\ncommand = [{:?}]\n",
                 tick.display().to_string()
             );

@@ -43,6 +43,9 @@ pub(crate) struct Options {
     crash_writes: u32,
 }
 
+/// What the chain says of an upgrade that will not be: the sector is not active, or its deals are
+/// over.
+const REFUSALS: [&str; 2] = ["SectorChainRefused", "SectorDealsExpired"];
 /// Steps of a sector in the report that is not where it belongs.
 const LAST_STEPS: usize = 12;
 
@@ -335,7 +338,9 @@ async fn empty(net: &Net, all: &[pieces::Sector]) -> Result<(usize, Vec<String>)
             continue;
         }
         let log = pieces::status(net, s.number).await?.log;
-        if s.state == "Proving" && log.iter().any(|e| e.to == "AbortUpgrade") {
+        let refused = log.iter().any(|e| REFUSALS.contains(&e.event.as_str()));
+        let given_up = log.iter().any(|e| e.to == "AbortUpgrade");
+        if s.state == "Proving" && refused && given_up {
             taken_back += 1;
             continue;
         }

@@ -268,8 +268,8 @@ async fn send(mut part: Part, tx: mpsc::Sender<io::Result<Bytes>>) {
     }
 }
 
-/// Bytes that come from a task, which ends with it. It ends early when the length that was promised is not
-/// reached, which the connection tells its caller.
+/// Bytes that come from a task, which ends with it. It ends early when the length that was promised
+/// is not reached, which the connection tells its caller.
 struct Feed {
     rx: mpsc::Receiver<io::Result<Bytes>>,
     _reads: JoinSet<()>,

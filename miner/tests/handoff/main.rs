@@ -6,6 +6,7 @@
 mod full_disk;
 mod handover;
 mod harness;
+mod restart;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,8 +18,8 @@ use harness::{CLIENT, DEADLINE, Hub, Sectors, Spoke, bytes, fast, key};
 use hub_proto::v1::event::What;
 use hub_proto::v1::{
     AcquireRequest, GetSectorRequest, HttpSource, LeaseRequest, ListPiecesRequest, LocateRequest,
-    OfferRequest, PiecePhase, PieceStatusRequest, SafeToRestartRequest, Source, SubscribeRequest,
-    UnixSource, WatchCapacityRequest, source,
+    OfferRequest, PiecePhase, PieceStatusRequest, Source, SubscribeRequest, UnixSource,
+    WatchCapacityRequest, source,
 };
 use hub_proto::{HubError, events_stream};
 use lotus_dataplane::{DataError, PieceReader};
@@ -28,38 +29,6 @@ use lotus_miner::pieces::machine::Place;
 use lotus_types::Kind;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinSet;
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_question_about_a_restart_waits_for_the_moment() {
-    let dir = tempfile::tempdir().unwrap();
-    let sectors = Arc::new(Sectors::default());
-    let hub = Hub::start(dir.path(), &sectors, fast()).await;
-    let ask = |wait_ms| {
-        let question = hub.client.request(SafeToRestartRequest { wait_ms });
-        let mut hub = hub.client.hub();
-        async move {
-            hub.safe_to_restart(question)
-                .await
-                .unwrap()
-                .into_inner()
-                .safe
-        }
-    };
-    assert!(!ask(0).await, "the answer is there at once");
-    let moment = async {
-        while sectors.safe.receiver_count() == 0 {
-            tokio::task::yield_now().await;
-        }
-        sectors.safe.send(true).unwrap();
-        sectors.safe.closed().await;
-        sectors.safe.send_replace(false);
-    };
-    let (safe, ()) = tokio::time::timeout(DEADLINE, async { tokio::join!(ask(60_000), moment) })
-        .await
-        .unwrap();
-    assert!(safe, "it was safe for a moment");
-    assert!(!ask(1).await, "it is so no more");
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_piece_goes_from_the_offer_to_a_proven_sector_and_is_read() {
