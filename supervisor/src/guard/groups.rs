@@ -5,6 +5,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::disks;
 use super::threads;
 
 /// The supervisor's own group below one that is delegated to it: version 2 wants processes in
@@ -65,6 +66,15 @@ impl Kind {
         }
     }
 
+    /// The files that bound what is read of a disk.
+    const fn caps(self) -> &'static [disks::Cap] {
+        match self {
+            Self::V2 => &disks::V2,
+            Self::Blkio => &disks::BLKIO,
+            Self::Cpu | Self::Freezer => &[],
+        }
+    }
+
     /// The file that freezes, and its words for frozen and not.
     const fn freezer(self) -> Option<Knob> {
         match self {
@@ -115,10 +125,16 @@ impl Group {
         self.dirs.iter().any(|(_, dir)| has(dir))
     }
 
-    pub(crate) fn squeeze(&self) -> io::Result<()> {
+    /// Squeezes it. `reads` bounds what is read of disks whose scheduler knows no weights.
+    pub(crate) fn squeeze(&self, reads: Option<disks::Reads>) -> io::Result<()> {
         for (kind, dir) in &self.dirs {
             for knob in kind.knobs() {
                 set(dir, knob.file, knob.squeezed)?;
+            }
+            if let Some(reads) = reads {
+                for cap in kind.caps() {
+                    cap.set(dir, reads)?;
+                }
             }
             if *kind == Kind::V2
                 && let Some(high) = memory_high(dir)
@@ -133,6 +149,9 @@ impl Group {
     pub(crate) fn release(&self) -> io::Result<()> {
         let mut done = self.thaw();
         for (kind, dir) in &self.dirs {
+            for cap in kind.caps() {
+                done = done.and(cap.lift(dir));
+            }
             for knob in kind.knobs().iter().rev() {
                 done = done.and(set(dir, knob.file, knob.free));
             }

@@ -68,7 +68,7 @@ fn version_2_is_squeezed_frozen_and_released() {
     };
     assert_eq!(group.name(), "cgroup2");
     assert!(group.freezes() && !group.has_disk_class());
-    group.squeeze().unwrap();
+    group.squeeze(None).unwrap();
     let now = read(&dir);
     assert_eq!(now["cpu.weight"], "1");
     assert_eq!(now["io.weight"], "default 1");
@@ -161,8 +161,9 @@ fn a_real_process_is_squeezed_frozen_and_released() {
     let values = || -> Vec<(PathBuf, String)> {
         let all = dirs.iter().flat_map(|(kind, dir)| {
             let knobs = kind.knobs().iter().map(|k| dir.join(k.file));
+            let caps = kind.caps().iter().map(|c| dir.join(c.file));
             let freezer = kind.freezer().map(|k| dir.join(k.file));
-            knobs.chain(freezer)
+            knobs.chain(caps).chain(freezer)
         });
         all.filter(|f| f.exists())
             .map(|f| (f.clone(), std::fs::read_to_string(f).unwrap()))
@@ -171,7 +172,7 @@ fn a_real_process_is_squeezed_frozen_and_released() {
     let own = std::fs::read_to_string(format!("/proc/{}/cgroup", sleeper.0.id())).unwrap();
     assert!(own.contains(&places.prefix), "{own}");
     let before = values();
-    group.squeeze().unwrap();
+    group.squeeze(disks::Reads::new(4)).unwrap();
     let squeezed = values();
     assert_ne!(squeezed, before);
     if let Some((_, idle)) = squeezed.iter().find(|(f, _)| f.ends_with("cpu.idle")) {
@@ -180,7 +181,7 @@ fn a_real_process_is_squeezed_frozen_and_released() {
     // Squeezing twice is no error for whoever releases in between.
     group.release().unwrap();
     assert_eq!(values(), before);
-    group.squeeze().unwrap();
+    group.squeeze(disks::Reads::new(4)).unwrap();
     if group.freezes() {
         group.freeze().unwrap();
         assert_ne!(values(), squeezed);

@@ -5,6 +5,7 @@
 //! allows: control groups of version 2, of version 1, or the scheduling of each thread.
 
 mod decide;
+mod disks;
 mod follow;
 mod groups;
 mod threads;
@@ -21,6 +22,7 @@ pub use decide::Mode;
 pub(crate) use decide::{Level, Phase, Work};
 pub(crate) use follow::follow;
 
+use disks::Reads;
 use groups::{Group, Places};
 
 /// `[guard]`: what is squeezed while the hub proves.
@@ -36,6 +38,9 @@ pub struct GuardConfig {
     /// Seconds before the close of a deadline that is not proven yet, at which those set to
     /// "freeze" are stopped altogether until it is.
     pub freeze_secs: u64,
+    /// MiB a second that each squeezed process may read of each disk whose scheduler knows no
+    /// weights (any but bfq); 0 for no bound. It takes control groups.
+    pub disk_mib_per_sec: u32,
 }
 
 impl Default for GuardConfig {
@@ -45,6 +50,8 @@ impl Default for GuardConfig {
             spokes: Mode::Squeeze,
             services: BTreeMap::new(),
             freeze_secs: 300,
+            // 32 reads ahead, about a third of what a hard disk seeks.
+            disk_mib_per_sec: 4,
         }
     }
 }
@@ -165,7 +172,7 @@ impl Held {
     }
 
     /// Does to process `pid` what `level` says.
-    fn apply(&self, pid: u32) -> std::io::Result<()> {
+    fn apply(&self, pid: u32, reads: Option<Reads>) -> std::io::Result<()> {
         match (&self.rung, self.level) {
             (Some(Rung::Group(group)), Level::Free) => {
                 let released = group.release();
@@ -173,7 +180,7 @@ impl Held {
             }
             (Some(Rung::Group(group)), level) => {
                 group.add(pid)?;
-                group.squeeze()?;
+                group.squeeze(reads)?;
                 // Weights need a scheduler of the disk that knows them; the class of a thread is
                 // known by more of them.
                 if !group.has_disk_class() {
@@ -223,6 +230,7 @@ pub(crate) struct Change {
 pub(crate) struct Guard {
     root: PathBuf,
     freeze_before: u64,
+    reads: Option<Reads>,
     places: Option<Places>,
     work: Vec<Work>,
 }
@@ -236,6 +244,7 @@ impl Guard {
         Self {
             root: root.to_path_buf(),
             freeze_before: cfg.freeze_secs.saturating_mul(1000),
+            reads: Reads::new(cfg.disk_mib_per_sec),
             places: None,
             work: Vec::new(),
         }
@@ -328,7 +337,7 @@ impl Guard {
 
     /// Does what was decided.
     pub(crate) fn apply(&self, held: &Held, name: &str, pid: u32) {
-        if let Err(e) = held.apply(pid) {
+        if let Err(e) = held.apply(pid, self.reads) {
             tracing::warn!(process = name, level = held.level.name(), %e, "the guard failed");
         }
     }
@@ -360,6 +369,7 @@ mod tests {
         let mut guard = Guard {
             root: PathBuf::new(),
             freeze_before: 0,
+            reads: None,
             places: None,
             work: Vec::new(),
         };
@@ -410,6 +420,7 @@ mod tests {
         let mut guard = Guard {
             root: PathBuf::new(),
             freeze_before: 0,
+            reads: None,
             places: None,
             work: Vec::new(),
         };
