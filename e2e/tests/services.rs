@@ -105,25 +105,12 @@ async fn spokes_run_as_named_and_come_back_when_killed() {
     }
 
     // A restart waits until no dear step is under way, and then happens.
-    hub(&net, &["sectors", "pledge", "--really-do-it"]).await;
-    net.wait("PreCommit1", secs(60), async |n| {
-        let all = hub(n, &["sectors", "list"]).await;
-        (all[0]["state"] == "PreCommit1").then_some(())
-    })
-    .await
-    .unwrap();
+    pledge(&net, 0).await;
     let root = net.root().display().to_string();
     let old = net.process("hub").await.unwrap().pid;
     let restart = ["restart", "hub", "--no-wait", "--repo", &root];
     net.run("lotus-supervisor", &restart).await.unwrap();
-    net.wait("the reason of the wait", secs(20), async |n| {
-        let p = n.process("hub").await.ok()?;
-        assert_eq!(p.pid, old, "{p:?}");
-        let waits = p.reason.starts_with("waits to restart it safely: ");
-        (waits && p.reason.contains("pre_commit")).then_some(())
-    })
-    .await
-    .unwrap();
+    waits(&net, "restart").await;
     net.wait("the restart", secs(180), async |n| {
         let p = n.process("hub").await.ok()?;
         (p.ready && p.pid != old).then_some(())
@@ -141,5 +128,44 @@ async fn spokes_run_as_named_and_come_back_when_killed() {
         .output()
         .unwrap();
     assert_eq!(out.status.code(), Some(78));
-    net.stop().await.unwrap();
+
+    // A stop of everything waits too, until somebody insists, and then says what that cost.
+    pledge(&net, 1).await;
+    let stop = ["stop", "--no-wait", "--repo", &root];
+    net.run("lotus-supervisor", &stop).await.unwrap();
+    waits(&net, "stop").await;
+    let stop = ["stop", "--force", "--repo", &root];
+    net.run("lotus-supervisor", &stop).await.unwrap();
+    assert!(net.status().await.is_err(), "it has ended");
+    let events = std::fs::read_to_string(net.root().join("logs/events.jsonl")).unwrap();
+    let of_hub = |l: &&str| l.contains("\"process\":\"hub\"") && l.contains("\"forced\"");
+    let forced: Vec<&str> = events.lines().filter(of_hub).collect();
+    assert_eq!(forced.len(), 1, "{events}");
+    assert!(forced[0].contains("pre_commit"), "{forced:?}");
+}
+
+/// Adds a sector without data, the `nth` of the hub, and waits until a dear step of it is under way.
+async fn pledge(net: &Net, nth: usize) {
+    hub(net, &["sectors", "pledge", "--really-do-it"]).await;
+    net.wait("PreCommit1", secs(60), async |n| {
+        let all = hub(n, &["sectors", "list"]).await;
+        (all[nth]["state"] == "PreCommit1").then_some(())
+    })
+    .await
+    .unwrap();
+}
+
+/// Waits until the supervisor says that it waits for the hub to do `what`; the hub goes on.
+async fn waits(net: &Net, what: &str) {
+    let old = net.process("hub").await.unwrap().pid;
+    net.wait("the reason of the wait", secs(20), async |n| {
+        let p = n.process("hub").await.ok()?;
+        assert_eq!(p.pid, old, "{p:?}");
+        let waits = p
+            .reason
+            .starts_with(&format!("waits to {what} it safely: "));
+        (waits && p.reason.contains("pre_commit")).then_some(())
+    })
+    .await
+    .unwrap();
 }
