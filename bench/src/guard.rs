@@ -4,13 +4,15 @@
 //! The proof is the hub's own (`lotus-miner proving compute windowed-post`), made by its prove
 //! worker of real sectors, and timed by the hub, which tells the guard only milliseconds before and
 //! not epochs, as it does of a deadline.
-//! A round is one proof on the quiet machine and one under load, right after each other.
+//! The clients stand for clients elsewhere, so their own work gets what nobody else wants of the
+//! processor; once the proof is also measured with clients that compete for it.
+//! A round is some proofs on the quiet machine and as many under load, right after each other.
 
 mod load;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use comfy_table::{Table, presets};
 use lotus_car::CarStore;
@@ -21,7 +23,7 @@ use rand::RngCore as _;
 use serde::{Deserialize, Serialize};
 
 use crate::{median, ratio};
-use load::{Load, Target, evict};
+use load::{Clients, Load, Target, evict};
 
 /// Large enough for pieces of some megabytes.
 const SIZE: SectorSize = SectorSize::S8MiB;
@@ -44,6 +46,9 @@ pub(crate) struct Options {
     /// Sectors of 8 MiB in the deadline; each takes some seconds to seal
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(2..=1000))]
     sectors: u64,
+    /// Proofs of each round, of which the mean counts
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    proofs: u32,
     /// Print one JSON object as the last line of standard output
     #[arg(long)]
     pub(crate) json: bool,
@@ -54,6 +59,7 @@ pub(crate) struct Report {
     /// Everything was measured. Whether a target is met is a field of its own.
     ok: bool,
     rounds: u32,
+    proofs: u32,
     clients: u32,
     sectors: u64,
     /// How the guard squeezed.
@@ -61,7 +67,7 @@ pub(crate) struct Report {
     #[serde(flatten)]
     figures: BTreeMap<String, f64>,
     targets: BTreeMap<&'static str, bool>,
-    /// Each proof under load, in milliseconds.
+    /// Each round under load, in milliseconds.
     each_ms: BTreeMap<String, Vec<f64>>,
     /// What was not measured, and why.
     skipped: BTreeMap<&'static str, String>,
@@ -87,12 +93,12 @@ impl Disk {
     }
 }
 
-/// Milliseconds of proofs.
+/// Milliseconds of a proof, by round.
 #[derive(Debug, Default)]
 struct Measured {
     quiet: Vec<f64>,
     loaded: Vec<f64>,
-    /// Requests a second that were answered while a proof was made, by round.
+    /// Requests a second that were answered while proofs were made, by round.
     requests: Vec<f64>,
 }
 
@@ -105,25 +111,37 @@ struct Bench {
 }
 
 pub(crate) async fn run(options: Options) -> Result<Report, Failed> {
-    let (rounds, clients, sectors) = (options.rounds, options.clients, options.sectors);
+    let (rounds, proofs) = (options.rounds, options.proofs);
+    let (clients, sectors) = (options.clients, options.sectors);
     let cfg = config();
     let mut bench = set_up(&cfg, options).await?;
     let guard_rung = bench.rung().await?;
     let mut skipped = BTreeMap::new();
     let mut all = BTreeMap::new();
-    all.insert("guard_on", bench.both("guard on").await?);
+    all.insert(
+        "guard_on",
+        bench.both("guard on", Clients::Elsewhere).await?,
+    );
+    let here = bench.both("guard on, clients here", Clients::Here).await?;
+    all.insert("guard_on_clients_here", here);
     bench.squeezed()?;
 
     let mut off = cfg.clone();
     off.guard.insert("enabled".into(), false.into());
     bench.net.again(&off).await?;
-    all.insert("guard_off", bench.both("guard off").await?);
+    all.insert(
+        "guard_off",
+        bench.both("guard off", Clients::Elsewhere).await?,
+    );
 
     match lotus_e2e::binary("lotus-miner-all-in-one").map(|f| f.is_file().then_some(f)) {
         Ok(Some(exe)) => {
             let cfg = all_in_one(&cfg, &exe, &bench.net)?;
             bench.net.again(&cfg).await?;
-            all.insert("all_in_one", bench.both("all in one").await?);
+            all.insert(
+                "all_in_one",
+                bench.both("all in one", Clients::Elsewhere).await?,
+            );
         }
         _ => {
             let build = "cargo build --release --workspace --features lotus-miner/all-in-one \
@@ -139,7 +157,8 @@ pub(crate) async fn run(options: Options) -> Result<Report, Failed> {
     for (i, disk) in Disk::ALL.into_iter().enumerate() {
         let suffix = disk.suffix();
         // Spokes and hub are the same with and without the guard while nobody calls.
-        let supervised = ["guard_on", "guard_off"].map(|k| &all[k][i].quiet);
+        let supervised = ["guard_on", "guard_on_clients_here", "guard_off"];
+        let supervised = supervised.map(|k| &all[k][i].quiet);
         let quiet = median(&supervised.map(Clone::clone).concat());
         figures.insert(format!("quiet_ms{suffix}"), quiet);
         for (name, measured) in &all {
@@ -164,6 +183,7 @@ pub(crate) async fn run(options: Options) -> Result<Report, Failed> {
     let report = Report {
         ok: true,
         rounds,
+        proofs,
         clients,
         sectors,
         guard_rung,
@@ -265,27 +285,24 @@ fn all_in_one(cfg: &NetConfig, exe: &Path, net: &Net) -> Result<NetConfig, Faile
 
 impl Bench {
     /// Measures both kinds.
-    async fn both(&self, what: &str) -> Result<[Measured; 2], Failed> {
+    async fn both(&self, what: &str, at: Clients) -> Result<[Measured; 2], Failed> {
         self.net.ready(READY).await?;
         Ok([
-            self.rounds(what, Disk::Cached).await?,
-            self.rounds(what, Disk::Same).await?,
+            self.rounds(what, Disk::Cached, at).await?,
+            self.rounds(what, Disk::Same, at).await?,
         ])
     }
 
-    async fn rounds(&self, what: &str, disk: Disk) -> Result<Measured, Failed> {
+    async fn rounds(&self, what: &str, disk: Disk, at: Clients) -> Result<Measured, Failed> {
         let mut measured = Measured::default();
         // What was written must not be written now.
         nix::unistd::sync();
         for round in 0..=self.options.rounds {
-            let quiet = self.proof(disk).await?;
-            let load = Load::start(&self.net, &self.target, self.options.clients)?;
+            let quiet = self.proofs(disk, None).await?.0;
+            let load = Load::start(&self.net, &self.target, self.options.clients, at)?;
             let served = (disk == Disk::Same).then(|| load::Evicting::start(&self.net));
             load.goes(READY).await?;
-            let before = load.answered();
-            let began = std::time::Instant::now();
-            let loaded = self.proof(disk).await?;
-            let rate = load.rate_since(before, began.elapsed())?;
+            let (loaded, rate) = self.proofs(disk, Some(&load)).await?;
             drop(served);
             load.stop().await;
             eprintln!(
@@ -303,6 +320,22 @@ impl Bench {
         Ok(measured)
     }
 
+    /// Makes the deadline's proof some times. Returns the milliseconds that the hub took, and the
+    /// answers a second that clients got meanwhile, both on average.
+    async fn proofs(&self, disk: Disk, load: Option<&Load>) -> Result<(f64, f64), Failed> {
+        let (mut took, mut answered, mut passed) = (0.0, 0, Duration::ZERO);
+        for _ in 0..self.options.proofs {
+            tokio::time::sleep(PAUSE).await;
+            let before = load.map_or(0, Load::answered);
+            let began = Instant::now();
+            took += self.proof(disk).await?;
+            passed += began.elapsed();
+            answered += load.map_or(0, Load::answered) - before;
+        }
+        let rate = load::rate(answered, passed)?;
+        Ok((took / f64::from(self.options.proofs), rate))
+    }
+
     /// Makes the deadline's proof and returns the milliseconds that the hub took.
     async fn proof(&self, disk: Disk) -> Result<f64, Failed> {
         #[derive(Deserialize)]
@@ -312,7 +345,6 @@ impl Bench {
             seconds: f64,
             error: Option<String>,
         }
-        tokio::time::sleep(PAUSE).await;
         let repo = self.net.root().join("miner");
         if disk == Disk::Same {
             evict(&repo.join("storage"))?;
@@ -380,6 +412,7 @@ impl Report {
             ("quiet, ms", "quiet_ms"),
             ("guard off, by quiet", "guard_off_ratio"),
             ("guard on, by quiet", "guard_on_ratio"),
+            ("the same, clients compete", "guard_on_clients_here_ratio"),
             ("all in one, by quiet", "all_in_one_ratio"),
             ("requests/s, guard off", "guard_off_requests_per_second"),
             ("requests/s, guard on", "guard_on_requests_per_second"),

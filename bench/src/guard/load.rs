@@ -8,12 +8,16 @@ use std::time::{Duration, Instant};
 
 use lotus_e2e::{Failed, Net, secs};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
 use crate::ratio;
 
 /// How often what is served is thrown out of memory.
 const EVICT: Duration = Duration::from_millis(20);
+
+/// Threads of the clients.
+const THREADS: usize = 2;
 
 /// What clients ask for.
 #[derive(Clone, Debug)]
@@ -29,9 +33,19 @@ struct Counts {
     failed: AtomicU64,
 }
 
-/// Clients at work.
+/// What the clients' own work is to the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Clients {
+    /// It takes what nobody else wants, as that of clients elsewhere takes nothing from a provider.
+    Elsewhere,
+    /// It competes with the proof, at the usual priority.
+    Here,
+}
+
+/// Clients at work, on threads of their own.
 #[derive(Debug)]
 pub(super) struct Load {
+    runtime: Option<Runtime>,
     clients: JoinSet<()>,
     count: u64,
     counts: Arc<Counts>,
@@ -39,7 +53,18 @@ pub(super) struct Load {
 
 impl Load {
     /// Half of the clients download the piece or its DAG, half look blocks up.
-    pub(super) fn start(net: &Net, target: &Target, clients: u32) -> Result<Self, Failed> {
+    pub(super) fn start(
+        net: &Net,
+        target: &Target,
+        clients: u32,
+        at: Clients,
+    ) -> Result<Self, Failed> {
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        runtime.worker_threads(THREADS).enable_all();
+        if at == Clients::Elsewhere {
+            runtime.on_thread_start(only_leftovers);
+        }
+        let runtime = runtime.build()?;
         let http = lotus_runtime::http_client()
             .timeout(secs(120))
             .build()
@@ -59,9 +84,11 @@ impl Load {
                     target.blocks.iter().map(lookup).collect()
                 }
             };
-            all.spawn(client(http.clone(), urls, n, counts.clone()));
+            let one = client(http.clone(), urls, n, counts.clone());
+            all.spawn_on(one, runtime.handle());
         }
         Ok(Self {
+            runtime: Some(runtime),
             clients: all,
             count: u64::from(clients),
             counts,
@@ -91,19 +118,37 @@ impl Load {
         self.counts.failed.load(Ordering::Relaxed)
     }
 
-    /// Answers a second since there were `before`.
-    pub(super) fn rate_since(&self, before: u64, took: Duration) -> Result<f64, Failed> {
-        let answered = u32::try_from(self.answered() - before).unwrap_or(u32::MAX);
-        let rate = f64::from(answered) / took.as_secs_f64();
-        if answered == 0 {
-            return Ok(0.0);
-        }
-        ratio("requests", rate, 1.0)
-    }
-
     pub(super) async fn stop(mut self) {
         self.clients.shutdown().await;
     }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Lets this thread have what nobody else wants of the processor. Where that fails, it competes.
+fn only_leftovers() {
+    let param = libc::sched_param { sched_priority: 0 };
+    #[expect(unsafe_code, reason = "the parameter lives for as long as the call")]
+    // SAFETY: see the reason above.
+    let done = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const param) };
+    if done < 0 {
+        eprintln!("SCHED_IDLE: {}", std::io::Error::last_os_error());
+    }
+}
+
+/// Answers a second.
+pub(super) fn rate(answered: u64, took: Duration) -> Result<f64, Failed> {
+    if answered == 0 {
+        return Ok(0.0);
+    }
+    let answered = u32::try_from(answered).unwrap_or(u32::MAX);
+    ratio("requests", f64::from(answered), took.as_secs_f64())
 }
 
 /// One client. A piece that is not there yet is asked for again.
@@ -151,6 +196,7 @@ impl Evicting {
         let stop = Arc::new(AtomicBool::new(false));
         let ended = stop.clone();
         let thread = std::thread::spawn(move || {
+            only_leftovers();
             while !ended.load(Ordering::Relaxed) {
                 if let Err(e) = evict(&pieces) {
                     eprintln!("{}: {e}", pieces.display());
