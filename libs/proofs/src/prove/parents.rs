@@ -3,10 +3,11 @@
 //! The library writes it on first use, in place, into a folder that all processes share
 //! (`FIL_PROOFS_PARENT_CACHE`, else `/var/tmp/filecoin-parents`). A process killed meanwhile
 //! leaves a file of full length with holes, from which every later sector would be labelled
-//! wrongly. So the cache is made under a lock, checked, and only then marked as good.
+//! wrongly. So the cache is made under a lock, checked, and only then marked as good. A folder of
+//! another user is used as it is, if what is needed is there and marked.
 
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use filecoin_hashers::poseidon::PoseidonHasher;
@@ -36,19 +37,22 @@ pub(crate) fn ensure(size: SectorSize) -> Result<(), ProofError> {
 fn ensure_in(size: SectorSize, dir: &Path) -> Result<(), ProofError> {
     fs::create_dir_all(dir).map_err(ProofError::io(dir))?;
     let lock_path = dir.join(format!("lotus-hub-{}.lock", size.name()));
+    let mark = dir.join(format!("lotus-hub-{}.checked", size.name()));
+    let marked = || fs::read_to_string(&mark).map(PathBuf::from);
+    let whole = || marked().is_ok_and(|cache| File::open(cache).is_ok());
     let lock = File::options()
         .create(true)
         .write(true)
         .truncate(false)
-        .open(&lock_path)
-        .map_err(ProofError::io(&lock_path))?;
+        .open(&lock_path);
+    let lock = match lock {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied && whole() => return Ok(()),
+        lock => lock.map_err(ProofError::io(&lock_path))?,
+    };
     lock.lock().map_err(ProofError::io(&lock_path))?;
 
-    let mark = dir.join(format!("lotus-hub-{}.checked", size.name()));
-    let marked = fs::read_to_string(&mark).map(PathBuf::from);
-    if let Ok(cache) = &marked
-        && cache.is_file()
-    {
+    let marked = marked();
+    if marked.is_ok() && whole() {
         return Ok(());
     }
     if marked.is_ok() {
@@ -90,7 +94,7 @@ fn graph(size: SectorSize) -> Result<StackedBucketGraph<PoseidonHasher>, ProofEr
     })
 }
 
-fn is_whole(graph: &StackedBucketGraph<PoseidonHasher>, cache: &Path) -> std::io::Result<bool> {
+fn is_whole(graph: &StackedBucketGraph<PoseidonHasher>, cache: &Path) -> io::Result<bool> {
     let mut file = File::open(cache)?;
     let nodes = graph.size();
     if file.metadata()?.len() != (nodes * ENTRY) as u64 {
