@@ -179,6 +179,7 @@ impl<H: Hooks> Follower<H> {
         let mut relist = tokio::time::interval(RELIST);
         relist.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut saved = self.seen;
+        let mut rebuilds = self.index.rebuilds();
         let mut list_retry = Backoff::new(RETRY.0, Duration::from_secs(5));
         loop {
             self.start_jobs(&stop);
@@ -193,6 +194,8 @@ impl<H: Hooks> Follower<H> {
                     self.piece(piece).waiting = false;
                     self.queue.push_back(piece);
                 }
+                // It never fails: the sender lives in the index.
+                Ok(()) = rebuilds.changed() => self.anew(),
                 // Only the listing knows all deals of a piece; before it, an event may mislead.
                 event = events.next(), if listed.is_none() => match event {
                     Some(Ok(event)) => self.take(&event),
@@ -233,6 +236,15 @@ impl<H: Hooks> Follower<H> {
         while self.jobs.join_next().await.is_some() {}
         self.index.set_cursor(self.seen)?;
         Ok(())
+    }
+
+    /// Looks at every piece again: some are to be indexed anew.
+    fn anew(&mut self) {
+        for (cid, piece) in &mut self.pieces {
+            piece.reached = None;
+            piece.hopeless = None;
+            self.queue.push_back(*cid);
+        }
     }
 
     fn known(&self) -> Result<Vec<PieceCid>, Fault> {
@@ -437,7 +449,7 @@ fn reach<H: Hooks>(
 ) -> Result<(), Fault> {
     let cid = info.cid;
     if wanted.index {
-        if !index.has_piece(&cid)? {
+        if !index.has_piece(&cid)? || index.is_stale(&cid)? {
             // First the lease, so that its errors keep their kind.
             car.open()?;
             let blocks = index.add_car(&cid, car)?;

@@ -1,36 +1,44 @@
-use std::io::Read;
+use std::collections::{BTreeSet, HashMap};
+use std::fs;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use lotus_car::{CarError, CarReader};
-use lotus_types::{Commitment, Kind, PieceCid};
+use lotus_segments::{Segments, SegmentsError, Stats};
+use lotus_types::{Commitment, PieceCid};
 use multihash::Multihash;
-use redb::{
-    Database, MultimapTableDefinition, ReadableDatabase, ReadableTable, ReadableTableMetadata,
-    TableDefinition,
-};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableHandle as _};
+use tokio::sync::watch;
 
-/// commP to the piece's number here and its number of entries.
-const PIECES: TableDefinition<'_, &[u8; 32], (u64, u64)> = TableDefinition::new("pieces");
-/// The piece's number to commP.
-const NUMBERS: TableDefinition<'_, u64, &[u8; 32]> = TableDefinition::new("numbers");
-/// Multihash to the numbers of the pieces that hold it.
-const HOLDERS: MultimapTableDefinition<'_, &[u8], u64> = MultimapTableDefinition::new("holders");
-/// Piece number and multihash to offset and length.
-const ENTRIES: TableDefinition<'_, (u64, &[u8]), (u64, u32)> = TableDefinition::new("entries");
-/// The next piece number, and the event that the follower has seen.
+use crate::error::IndexError;
+use crate::sidecar::{Builder, Sidecar};
+
+/// commP to the piece's number in the segments, its number of multihashes, and the checksum of its
+/// sidecar.
+const PIECES: TableDefinition<'_, &[u8; 32], (u32, u64, u64)> =
+    TableDefinition::new("indexed-pieces");
+/// Pieces that are to be indexed anew.
+const STALE: TableDefinition<'_, &[u8; 32], ()> = TableDefinition::new("stale-pieces");
+/// The event that the follower has seen.
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+/// A table of the format before this one, which had every multihash in redb.
+const OLD: &str = "entries";
 
-const NEXT_NUMBER: &str = "next-number";
 const CURSOR: &str = "cursor";
-/// Pieces returned for one multihash.
+/// Places returned for one multihash.
 const MAX_HOLDERS: usize = 16;
+/// Places looked at to find them: some are of pieces that go at this moment.
+const MAX_CANDIDATES: usize = 64;
 
 /// A block of a piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
     /// What it hashes to.
     pub hash: Multihash<64>,
+    /// Where its section starts in the CARv1 that the piece is or holds.
+    pub section: u64,
     /// Where its bytes start in the piece.
     pub offset: u64,
     /// How many bytes it has.
@@ -48,140 +56,159 @@ pub struct Location {
     pub len: u32,
 }
 
-/// Why the index failed.
-#[derive(Debug, thiserror::Error)]
-pub enum IndexError {
-    /// Another process has the file open.
-    #[error("the index {} is in use by another process", path.display())]
-    Locked {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The disk is full; nothing was changed.
-    #[error("no space left on the disk of the index")]
-    DiskFull,
-    /// The file cannot be read or written.
-    #[error("index: {0}")]
-    Store(Box<redb::Error>),
-    /// The piece is no CAR that can be indexed.
-    #[error("piece {piece} cannot be indexed: {source}")]
-    Car {
-        /// The piece.
-        piece: PieceCid,
-        /// What is wrong with it.
-        source: Box<CarError>,
-    },
+/// What [`PieceIndex::verify`] found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Verified {
+    /// Pieces whose list of multihashes is good.
+    pub pieces: u64,
+    /// Multihashes in them.
+    pub multihashes: u64,
+    /// Segments that were read.
+    pub segments: u64,
+    /// What is wrong, each with its piece or file.
+    pub damaged: Vec<String>,
 }
 
-impl IndexError {
-    /// Who must act.
-    #[must_use]
-    pub fn kind(&self) -> Kind {
-        match self {
-            Self::Locked { .. } => Kind::Config,
-            Self::DiskFull => Kind::Capacity,
-            Self::Store(_) => Kind::Fatal,
-            // Reading a leased piece can fail for reasons that pass.
-            Self::Car { source, .. } if matches!(**source, CarError::Read { .. }) => {
-                Kind::Transport
-            }
-            Self::Car { source, .. } => source.kind(),
-        }
-    }
-
-    /// What to do.
-    #[must_use]
-    pub fn fix(&self) -> String {
-        match self {
-            Self::Locked { path } => format!(
-                "stop the other process (`fuser {}` names it), or give this one its own --repo",
-                path.display()
-            ),
-            Self::DiskFull => "free space on the disk that holds the repo; it is retried".into(),
-            Self::Store(_) => {
-                "check the disk; the index can be deleted, it is rebuilt from the pieces".into()
-            }
-            Self::Car { source, .. } => source.fix(),
-        }
-    }
-}
-
-impl<E: Into<redb::Error>> From<E> for IndexError {
-    fn from(e: E) -> Self {
-        match e.into() {
-            redb::Error::Io(io) if io.kind() == std::io::ErrorKind::StorageFull => Self::DiskFull,
-            other => Self::Store(Box::new(other)),
-        }
-    }
-}
-
-/// The index, on disk. Clones share it. Calls block for disk reads; changes for one fsync.
+/// The index, on disk. Clones share it. Calls block for the disk.
+///
+/// Beside its file, `X.redb`, which has the pieces, lie `X.segments`, where multihashes are looked
+/// up, and `X.sidecars`, which list those of each piece.
 #[derive(Clone, Debug)]
 pub struct PieceIndex {
-    db: Arc<Database>,
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    db: Database,
+    segments: Segments,
+    sidecars: PathBuf,
+    /// The pieces by their numbers in the segments.
+    names: RwLock<HashMap<u32, PieceCid>>,
+    next: AtomicU32,
+    /// Taken by whoever adds or removes a piece at the end of its work.
+    change: Mutex<()>,
+    rebuilds: watch::Sender<u64>,
+}
+
+/// What the table has of a piece.
+#[derive(Debug, Clone, Copy)]
+struct Row {
+    number: u32,
+    count: u64,
+    sum: u64,
+}
+
+impl Row {
+    fn of((number, count, sum): (u32, u64, u64)) -> Self {
+        Self { number, count, sum }
+    }
 }
 
 impl PieceIndex {
-    /// Opens the index, or makes a new one.
+    /// Opens the index, or makes a new one. An index of an older version, or one that is damaged,
+    /// is dropped; the follower fills it again from the pieces.
     pub fn open(path: &Path) -> Result<Self, IndexError> {
-        let db = Database::create(path).map_err(|e| match e {
-            redb::DatabaseError::DatabaseAlreadyOpen => IndexError::Locked { path: path.into() },
-            e => e.into(),
-        })?;
-        let tx = db.begin_write()?;
-        tx.open_table(PIECES)?;
-        tx.open_table(NUMBERS)?;
-        tx.open_multimap_table(HOLDERS)?;
-        tx.open_table(ENTRIES)?;
-        tx.open_table(META)?;
-        tx.commit()?;
-        Ok(Self { db: Arc::new(db) })
+        let db = database(path)?;
+        let dir = path.with_extension("segments");
+        let segments = match Segments::open(&dir) {
+            Err(e @ SegmentsError::Corrupt { .. }) => {
+                tracing::warn!(error = %e, "the index is damaged, and is rebuilt from the pieces");
+                fs::remove_dir_all(&dir).map_err(|e| IndexError::file(&dir, e))?;
+                Segments::open(&dir)?
+            }
+            other => other?,
+        };
+        let sidecars = path.with_extension("sidecars");
+        fs::create_dir_all(&sidecars).map_err(|e| IndexError::file(&sidecars, e))?;
+        let names = reconcile(&db, &segments, &sidecars)?;
+        let next = segments.last_piece().map_or(Some(0), |n| n.checked_add(1));
+        let empty = names.keys().max().map_or(Some(0), |n| n.checked_add(1));
+        let next = next
+            .zip(empty)
+            .map(|(a, b)| a.max(b))
+            .ok_or(IndexError::Full)?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                db,
+                segments,
+                sidecars,
+                names: RwLock::new(names),
+                next: AtomicU32::new(next),
+                change: Mutex::default(),
+                rebuilds: watch::Sender::new(0),
+            }),
+        })
     }
 
     /// Adds a piece with all its entries, or nothing of it. Of entries with one multihash the
-    /// first counts. Returns how many entries the piece has; a piece that is known is left as
-    /// it is.
+    /// first section counts. Returns how many multihashes the piece has; a piece that is known is
+    /// left as it is, unless it is [stale](Self::is_stale).
     pub fn add_piece<E: From<IndexError>>(
         &self,
         piece: &PieceCid,
         entries: impl IntoIterator<Item = Result<Entry, E>>,
     ) -> Result<u64, E> {
-        fn own<E: From<IndexError>>(e: impl Into<redb::Error>) -> E {
-            IndexError::from(e).into()
-        }
-        let tx = self.db.begin_write().map_err(own)?;
-        let mut count = 0;
+        if let Some(known) = self.row(piece)?
+            && !self.is_stale(piece)?
         {
-            let mut pieces = tx.open_table(PIECES).map_err(own)?;
-            let known = pieces.get(&piece.commitment().0).map_err(own)?;
-            if let Some(known) = known.map(|p| p.value().1) {
-                return Ok(known);
-            }
-            let mut meta = tx.open_table(META).map_err(own)?;
-            let number = meta.get(NEXT_NUMBER).map_err(own)?.map_or(0, |n| n.value());
-            meta.insert(NEXT_NUMBER, number + 1).map_err(own)?;
-            let mut all = tx.open_table(ENTRIES).map_err(own)?;
-            let mut holders = tx.open_multimap_table(HOLDERS).map_err(own)?;
-            for entry in entries {
-                let Entry { hash, offset, len } = entry?;
-                let hash = hash.to_bytes();
-                // Asking the multimap alone decides whether the hash is new in this piece.
-                if !holders.insert(&hash[..], number).map_err(own)? {
-                    all.insert((number, &hash[..]), (offset, len))
-                        .map_err(own)?;
-                    count += 1;
-                }
-            }
-            pieces
-                .insert(&piece.commitment().0, (number, count))
-                .map_err(own)?;
-            tx.open_table(NUMBERS)
-                .map_err(own)?
-                .insert(number, &piece.commitment().0)
-                .map_err(own)?;
+            return Ok(known.count);
         }
-        tx.commit().map_err(own)?;
-        Ok(count)
+        let mut sidecar = Builder::new(&self.inner.sidecars);
+        for entry in entries {
+            sidecar.push(&entry?)?;
+        }
+        Ok(self.put(piece, sidecar)?)
+    }
+
+    fn put(&self, piece: &PieceCid, sidecar: Builder) -> Result<u64, IndexError> {
+        let inner = &self.inner;
+        let take = |n: u32| n.checked_add(1);
+        let number = inner
+            .next
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
+        let number = number.map_err(|_| IndexError::Full)?;
+        let mut ingest = inner.segments.ingest(number);
+        let done = sidecar.finish(&self.sidecar_path(piece), |e| {
+            ingest.push(&e.hash.to_bytes(), e.offset, e.len)?;
+            Ok(())
+        })?;
+        ingest.finish()?;
+        // From here on a crash leaves records of a number that no piece has: the next start
+        // removes them.
+        let before = {
+            let _turn = inner.change.lock().unwrap_or_else(PoisonError::into_inner);
+            let key = &piece.commitment().0;
+            let tx = inner.db.begin_write()?;
+            let before = {
+                let mut pieces = tx.open_table(PIECES)?;
+                let before = pieces.insert(key, (number, done.count, done.sum))?;
+                let before = before.map(|b| Row::of(b.value()));
+                tx.open_table(STALE)?.remove(key)?;
+                before
+            };
+            tx.commit()?;
+            let mut names = inner.names.write().unwrap_or_else(PoisonError::into_inner);
+            names.insert(number, *piece);
+            if let Some(before) = before {
+                names.remove(&before.number);
+            }
+            before
+        };
+        if let Some(before) = before {
+            inner.segments.remove(before.number)?;
+        }
+        self.tidy();
+        Ok(done.count)
+    }
+
+    /// Merges what is due. The piece that brought it on is in the index whatever becomes of it.
+    fn tidy(&self) {
+        if let Err(error) = self.inner.segments.maintain() {
+            let fix = error.fix();
+            tracing::warn!(%error, fix, "segments were not merged");
+            metrics::counter!("lotus_markets_index_merge_failures_total").increment(1);
+        }
     }
 
     /// Adds a piece that is a CAR: every block is checked and indexed.
@@ -190,6 +217,12 @@ impl PieceIndex {
             piece: *piece,
             source: source.into(),
         };
+        let (start, car) = car_start(car).map_err(|e| {
+            failed(CarError::Read {
+                offset: 0,
+                source: e,
+            })
+        })?;
         let blocks = CarReader::new(car).map_err(failed)?;
         self.add_piece(
             piece,
@@ -197,6 +230,7 @@ impl PieceIndex {
                 let b = b.map_err(failed)?;
                 Ok(Entry {
                     hash: *b.cid.hash(),
+                    section: b.section.saturating_sub(start),
                     offset: b.offset,
                     len: u32::try_from(b.data.len()).expect("a block has at most 8 MiB"),
                 })
@@ -206,217 +240,335 @@ impl PieceIndex {
 
     /// Forgets a piece. False when it was not known.
     pub fn remove_piece(&self, piece: &PieceCid) -> Result<bool, IndexError> {
-        let tx = self.db.begin_write()?;
+        let inner = &self.inner;
+        let key = &piece.commitment().0;
         {
-            let mut pieces = tx.open_table(PIECES)?;
-            let known = pieces.remove(&piece.commitment().0)?.map(|p| p.value().0);
-            let Some(number) = known else {
+            let _turn = inner.change.lock().unwrap_or_else(PoisonError::into_inner);
+            let tx = inner.db.begin_write()?;
+            let known = {
+                tx.open_table(STALE)?.remove(key)?;
+                let mut pieces = tx.open_table(PIECES)?;
+                pieces.remove(key)?.map(|p| Row::of(p.value()))
+            };
+            let Some(known) = known else {
                 return Ok(false);
             };
-            tx.open_table(NUMBERS)?.remove(number)?;
-            let mut all = tx.open_table(ENTRIES)?;
-            let mut holders = tx.open_multimap_table(HOLDERS)?;
-            let of_piece = (number, &[][..])..(number + 1, &[][..]);
-            for entry in all.extract_from_if(of_piece, |_, _| true)? {
-                holders.remove(entry?.0.value().1, number)?;
-            }
+            tx.commit()?;
+            let mut names = inner.names.write().unwrap_or_else(PoisonError::into_inner);
+            names.remove(&known.number);
+            drop(names);
+            // What a crash leaves of these the next start removes.
+            inner.segments.remove(known.number)?;
         }
-        tx.commit()?;
+        let path = self.sidecar_path(piece);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(IndexError::file(&path, e));
+            }
+            _ => {}
+        }
+        self.tidy();
         Ok(true)
     }
 
-    /// The pieces that hold a block, at most 16.
+    /// Where a block may be, at most 16 places. **Candidates**: the index knows a multihash by 64
+    /// bits of it, so whoever reads the bytes verifies them, as is due anyway.
+    /// [`PieceIndex::holders`] tells for sure.
     pub fn find(&self, hash: &Multihash<64>) -> Result<Vec<Location>, IndexError> {
-        let tx = self.db.begin_read()?;
-        let numbers = tx.open_table(NUMBERS)?;
-        let all = tx.open_table(ENTRIES)?;
-        let hash = hash.to_bytes();
-        let mut found = Vec::new();
-        for number in tx
-            .open_multimap_table(HOLDERS)?
-            .get(&hash[..])?
-            .take(MAX_HOLDERS)
-        {
-            let number = number?.value();
-            let (Some(piece), Some(at)) = (numbers.get(number)?, all.get((number, &hash[..]))?)
-            else {
-                continue;
-            };
-            let (offset, len) = at.value();
-            found.push(Location {
-                piece: PieceCid::new(Commitment(*piece.value())),
-                offset,
-                len,
-            });
+        let found = self.inner.segments.find(&hash.to_bytes(), MAX_CANDIDATES)?;
+        let names = self
+            .inner
+            .names
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        let place = |r: lotus_segments::Record| {
+            Some(Location {
+                piece: *names.get(&r.piece)?,
+                offset: r.offset,
+                len: r.len,
+            })
+        };
+        let mut out = Vec::new();
+        for at in found.into_iter().filter_map(place) {
+            if out.len() == MAX_HOLDERS {
+                break;
+            }
+            out.push(at);
         }
-        Ok(found)
+        Ok(out)
+    }
+
+    /// The pieces that list a multihash, at most 16.
+    pub fn holders(&self, hash: &Multihash<64>) -> Result<Vec<PieceCid>, IndexError> {
+        let mut out = Vec::new();
+        for at in self.find(hash)? {
+            if out.contains(&at.piece) {
+                continue;
+            }
+            match Sidecar::open(&self.sidecar_path(&at.piece)).and_then(|s| s.has(hash)) {
+                Ok(true) => out.push(at.piece),
+                Ok(false) => {}
+                // It may have gone since it was found.
+                Err(_) if !self.has_piece(&at.piece)? => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(out)
     }
 
     /// Whether a piece is indexed.
     pub fn has_piece(&self, piece: &PieceCid) -> Result<bool, IndexError> {
-        let tx = self.db.begin_read()?;
-        Ok(tx.open_table(PIECES)?.get(&piece.commitment().0)?.is_some())
+        Ok(self.row(piece)?.is_some())
     }
 
-    /// Every piece, with its number of entries.
+    fn row(&self, piece: &PieceCid) -> Result<Option<Row>, IndexError> {
+        let tx = self.inner.db.begin_read()?;
+        let pieces = tx.open_table(PIECES)?;
+        let row = pieces.get(&piece.commitment().0)?;
+        Ok(row.map(|r| Row::of(r.value())))
+    }
+
+    fn rows(&self) -> Result<Vec<(PieceCid, Row)>, IndexError> {
+        rows(&self.inner.db)
+    }
+
+    /// Every piece, with its number of multihashes.
     pub fn pieces(&self) -> Result<Vec<(PieceCid, u64)>, IndexError> {
-        let tx = self.db.begin_read()?;
-        let mut out = Vec::new();
-        for piece in tx.open_table(PIECES)?.iter()? {
-            let (cid, at) = piece?;
-            out.push((PieceCid::new(Commitment(*cid.value())), at.value().1));
-        }
-        Ok(out)
+        let rows = self.rows()?.into_iter();
+        Ok(rows.map(|(p, row)| (p, row.count)).collect())
     }
 
-    /// Blocks in all pieces together.
+    /// Multihashes of one piece; none when it is not indexed.
+    pub fn count(&self, piece: &PieceCid) -> Result<u64, IndexError> {
+        Ok(self.row(piece)?.map_or(0, |row| row.count))
+    }
+
+    /// Multihashes in all pieces together.
     pub fn len(&self) -> Result<u64, IndexError> {
-        Ok(self.db.begin_read()?.open_table(ENTRIES)?.len()?)
+        Ok(self.rows()?.iter().map(|(_, row)| row.count).sum())
     }
 
-    /// Whether there are no blocks.
+    /// Whether there are none.
     pub fn is_empty(&self) -> Result<bool, IndexError> {
         Ok(self.len()? == 0)
     }
 
-    /// Up to `limit` entries of a piece behind `after`, sorted by multihash.
-    pub fn entries(
+    /// How large the segments are.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.inner.segments.stats()
+    }
+
+    /// Up to `limit` multihashes of a piece from the `from`th on, in the order of its sidecar: by
+    /// hash function, length, digest.
+    pub fn multihashes(
         &self,
         piece: &PieceCid,
-        after: Option<&Multihash<64>>,
+        from: u64,
         limit: usize,
-    ) -> Result<Vec<Entry>, IndexError> {
-        let tx = self.db.begin_read()?;
-        let known = tx.open_table(PIECES)?.get(&piece.commitment().0)?;
-        let Some(number) = known.map(|p| p.value().0) else {
+    ) -> Result<Vec<Multihash<64>>, IndexError> {
+        if !self.has_piece(piece)? {
             return Ok(Vec::new());
+        }
+        Sidecar::open(&self.sidecar_path(piece))?.multihashes(from, limit)
+    }
+
+    /// The file that lists a piece's multihashes, a CARv2 index (`MultihashIndexSorted`).
+    #[must_use]
+    pub fn sidecar_path(&self, piece: &PieceCid) -> PathBuf {
+        self.inner.sidecars.join(format!("{piece}.idx"))
+    }
+
+    /// Reads everything and checks it: segments, sidecars, and whether the one has what the other
+    /// lists, for up to `samples` multihashes of each piece.
+    pub fn verify(&self, samples: u64) -> Result<Verified, IndexError> {
+        let segments = self.inner.segments.verify()?;
+        let mut out = Verified {
+            segments: segments.segments,
+            damaged: segments.damaged,
+            ..Verified::default()
         };
-        let all = tx.open_table(ENTRIES)?;
-        // A zero behind the last key is the smallest key above it.
-        let from = after.map_or_else(Vec::new, |h| [&h.to_bytes()[..], &[0]].concat());
-        let range = (number, &from[..])..(number + 1, &[][..]);
-        let mut out = Vec::new();
-        for entry in all.range(range)?.take(limit) {
-            let (key, at) = entry?;
-            let (offset, len) = at.value();
-            if let Ok(hash) = Multihash::from_bytes(key.value().1) {
-                out.push(Entry { hash, offset, len });
+        for (piece, row) in self.rows()? {
+            match self.verify_piece(&piece, row, samples) {
+                Ok(()) => {
+                    out.pieces += 1;
+                    out.multihashes += row.count;
+                }
+                // Gone, or indexed anew, meanwhile.
+                Err(_) if self.row(&piece)?.map(|r| r.number) != Some(row.number) => {}
+                Err(e) => out.damaged.push(format!("piece {piece}: {e}")),
             }
         }
         Ok(out)
     }
 
+    fn verify_piece(&self, piece: &PieceCid, row: Row, samples: u64) -> Result<(), IndexError> {
+        let path = self.sidecar_path(piece);
+        let bad = |what: String| {
+            let path = path.clone();
+            IndexError::from(SegmentsError::Corrupt { path, what })
+        };
+        let sidecar = Sidecar::open(&path)?;
+        let seen = sidecar.verify()?;
+        if (seen.count, seen.sum) != (row.count, row.sum) {
+            return Err(bad("it is not what was written".into()));
+        }
+        let step = row.count.div_ceil(samples.max(1)).max(1);
+        for n in (0..row.count).step_by(usize::try_from(step).unwrap_or(usize::MAX)) {
+            for hash in sidecar.multihashes(n, 1)? {
+                let found = self.inner.segments.find(&hash.to_bytes(), usize::MAX)?;
+                if !found.iter().any(|r| r.piece == row.number) {
+                    return Err(bad(format!("the segments lack its multihash number {n}")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for one piece, or all, to be indexed anew from the bytes of the piece. Until that is
+    /// done the index answers as before. Returns how many pieces that are; it outlasts a restart.
+    pub fn rebuild(&self, only: Option<&PieceCid>) -> Result<u64, IndexError> {
+        let chosen: Vec<PieceCid> = self
+            .rows()?
+            .into_iter()
+            .map(|(p, _)| p)
+            .filter(|p| only.is_none_or(|o| o == p))
+            .collect();
+        let tx = self.inner.db.begin_write()?;
+        {
+            let mut stale = tx.open_table(STALE)?;
+            for piece in &chosen {
+                stale.insert(&piece.commitment().0, ())?;
+            }
+        }
+        tx.commit()?;
+        self.inner.rebuilds.send_modify(|n| *n += 1);
+        Ok(chosen.len() as u64)
+    }
+
+    /// Whether a piece is to be indexed anew.
+    pub fn is_stale(&self, piece: &PieceCid) -> Result<bool, IndexError> {
+        let tx = self.inner.db.begin_read()?;
+        Ok(tx.open_table(STALE)?.get(&piece.commitment().0)?.is_some())
+    }
+
+    /// Changes with each call of [`PieceIndex::rebuild`].
+    pub(crate) fn rebuilds(&self) -> watch::Receiver<u64> {
+        self.inner.rebuilds.subscribe()
+    }
+
     /// The last hub event that was taken in.
     pub(crate) fn cursor(&self) -> Result<u64, IndexError> {
-        let tx = self.db.begin_read()?;
+        let tx = self.inner.db.begin_read()?;
         Ok(tx.open_table(META)?.get(CURSOR)?.map_or(0, |n| n.value()))
     }
 
     pub(crate) fn set_cursor(&self, seq: u64) -> Result<(), IndexError> {
-        let tx = self.db.begin_write()?;
+        let tx = self.inner.db.begin_write()?;
         tx.open_table(META)?.insert(CURSOR, seq)?;
         tx.commit()?;
         Ok(())
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
-
-    use multihash_codetable::{Code, MultihashDigest};
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn piece(n: u8) -> PieceCid {
-        PieceCid::new(Commitment([n; 32]))
+/// Opens the table of pieces; one of the format before this is dropped.
+fn database(path: &Path) -> Result<Database, IndexError> {
+    let create = || {
+        Database::create(path).map_err(|e| match e {
+            redb::DatabaseError::DatabaseAlreadyOpen => IndexError::Locked { path: path.into() },
+            e => e.into(),
+        })
+    };
+    let mut db = create()?;
+    let old = db.begin_read()?.list_tables()?.any(|t| t.name() == OLD);
+    if old {
+        tracing::info!(path = %path.display(), "the index has an older format, and is rebuilt from the pieces");
+        drop(db);
+        fs::remove_file(path).map_err(|e| IndexError::file(path, e))?;
+        db = create()?;
     }
+    let tx = db.begin_write()?;
+    tx.open_table(PIECES)?;
+    tx.open_table(STALE)?;
+    tx.open_table(META)?;
+    tx.commit()?;
+    Ok(db)
+}
 
-    fn hash(n: u8) -> Multihash<64> {
-        let code = if n.is_multiple_of(2) {
-            Code::Sha2_256
+fn rows(db: &Database) -> Result<Vec<(PieceCid, Row)>, IndexError> {
+    let tx = db.begin_read()?;
+    let mut out = Vec::new();
+    for piece in tx.open_table(PIECES)?.iter()? {
+        let (cid, at) = piece?;
+        out.push((PieceCid::new(Commitment(*cid.value())), Row::of(at.value())));
+    }
+    Ok(out)
+}
+
+/// Brings the three parts together after a crash: a piece counts when its row, its records and its
+/// sidecar are there. What is left of others goes.
+fn reconcile(
+    db: &Database,
+    segments: &Segments,
+    sidecars: &Path,
+) -> Result<HashMap<u32, PieceCid>, IndexError> {
+    let held = segments.pieces();
+    let mut listed = BTreeSet::new();
+    for file in fs::read_dir(sidecars).map_err(|e| IndexError::file(sidecars, e))? {
+        let file = file.map_err(|e| IndexError::file(sidecars, e))?;
+        listed.insert(file.file_name());
+    }
+    let mut names = HashMap::new();
+    let mut lost = Vec::new();
+    for (piece, row) in rows(db)? {
+        let whole = held.get(&row.number).copied().unwrap_or(0) == row.count;
+        let name = format!("{piece}.idx");
+        if whole && listed.remove(std::ffi::OsStr::new(&name)) {
+            names.insert(row.number, piece);
         } else {
-            Code::Blake2b256
-        };
-        code.digest(&[n])
-    }
-
-    #[derive(Debug, Clone)]
-    enum Op {
-        Add(u8, Vec<(u8, u64)>),
-        /// An add that fails in the middle.
-        Fail(u8, Vec<(u8, u64)>),
-        Remove(u8),
-        Reopen,
-    }
-
-    fn ops() -> impl Strategy<Value = Vec<Op>> {
-        let entries = || proptest::collection::vec((0u8..12, any::<u64>()), 0..10);
-        let op = prop_oneof![
-            3 => (0u8..4, entries()).prop_map(|(p, e)| Op::Add(p, e)),
-            1 => (0u8..4, entries()).prop_map(|(p, e)| Op::Fail(p, e)),
-            2 => (0u8..4).prop_map(Op::Remove),
-            1 => Just(Op::Reopen),
-        ];
-        proptest::collection::vec(op, 0..12)
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(48))]
-        #[test]
-        fn it_answers_as_a_map_would(ops in ops()) {
-            let dir = tempfile::tempdir().unwrap();
-            let path = dir.path().join("index.redb");
-            let mut index = PieceIndex::open(&path).unwrap();
-            let mut model: BTreeMap<u8, BTreeMap<u8, u64>> = BTreeMap::new();
-            for op in ops {
-                match op {
-                    Op::Add(p, entries) => {
-                        let items = entries.iter().map(|(h, o)| Ok::<_, IndexError>(Entry { hash: hash(*h), offset: *o, len: 1 }));
-                        let n = index.add_piece(&piece(p), items).unwrap();
-                        let known = model.entry(p).or_insert_with(|| {
-                            let mut first = BTreeMap::new();
-                            for (h, o) in entries { first.entry(h).or_insert(o); }
-                            first
-                        });
-                        prop_assert_eq!(n, known.len() as u64);
-                    }
-                    Op::Fail(p, entries) => {
-                        let items = entries.iter().map(|(h, o)| Ok(Entry { hash: hash(*h), offset: *o, len: 1 }))
-                            .chain([Err(IndexError::DiskFull)]);
-                        let r = index.add_piece(&piece(p), items);
-                        prop_assert_eq!(r.is_ok(), model.contains_key(&p));
-                    }
-                    Op::Remove(p) => {
-                        prop_assert_eq!(index.remove_piece(&piece(p)).unwrap(), model.remove(&p).is_some());
-                    }
-                    Op::Reopen => {
-                        let locked = matches!(PieceIndex::open(&path), Err(IndexError::Locked { .. }));
-                        prop_assert!(locked, "two owners");
-                        drop(index);
-                        index = PieceIndex::open(&path).unwrap();
-                    }
-                }
-            }
-            for h in 0..12 {
-                let got: BTreeSet<_> = index.find(&hash(h)).unwrap().iter().map(|l| (l.piece.commitment().0[0], l.offset)).collect();
-                let want: BTreeSet<_> = model.iter().filter_map(|(p, e)| Some((*p, *e.get(&h)?))).collect();
-                prop_assert_eq!(got, want);
-            }
-            let pieces: Vec<_> = index.pieces().unwrap().iter().map(|(p, n)| (p.commitment().0[0], *n)).collect();
-            let want: Vec<_> = model.iter().map(|(p, e)| (*p, e.len() as u64)).collect();
-            prop_assert_eq!(pieces, want);
-            prop_assert_eq!(index.len().unwrap(), model.values().map(|e| e.len() as u64).sum::<u64>());
-            for (p, e) in &model {
-                // Page by page, each entry once and in order.
-                let mut got = Vec::new();
-                while let page @ [_, ..] = &index.entries(&piece(*p), got.last().map(|e: &Entry| &e.hash), 3).unwrap()[..] {
-                    got.extend_from_slice(page);
-                }
-                prop_assert_eq!(got.len(), e.len());
-                prop_assert!(got.windows(2).all(|w| w[0].hash.to_bytes() < w[1].hash.to_bytes()));
-            }
+            tracing::warn!(%piece, "a part of the piece's index is gone; it is indexed anew");
+            lost.push(piece);
         }
     }
+    if !lost.is_empty() {
+        let tx = db.begin_write()?;
+        {
+            let mut pieces = tx.open_table(PIECES)?;
+            for piece in &lost {
+                pieces.remove(&piece.commitment().0)?;
+            }
+        }
+        tx.commit()?;
+    }
+    let stray = held.into_keys().filter(|n| !names.contains_key(n));
+    segments.remove_all(stray)?;
+    for name in listed {
+        let path = sidecars.join(name);
+        fs::remove_file(&path).map_err(|e| IndexError::file(&path, e))?;
+    }
+    Ok(names)
 }
+
+/// Bytes of the pragma and the header of a CARv2.
+/// Source: ipld.io/specs/transport/car/carv2, "Header".
+const V2_START: usize = 51;
+/// The pragma.
+const V2_PRAGMA: [u8; 11] = [
+    0x0a, 0xa1, 0x67, 0x76, 0x65, 0x72, 0x73, 0x69, 0x6f, 0x6e, 0x02,
+];
+
+/// Where the CARv1 starts in a CAR, and the CAR.
+fn car_start(mut car: impl Read) -> io::Result<(u64, impl Read)> {
+    let mut head = Vec::with_capacity(V2_START);
+    car.by_ref().take(V2_START as u64).read_to_end(&mut head)?;
+    let start = match head.get(27..35) {
+        Some(offset) if head.starts_with(&V2_PRAGMA) => {
+            u64::from_le_bytes(offset.try_into().expect("eight bytes"))
+        }
+        _ => 0,
+    };
+    Ok((start, io::Cursor::new(head).chain(car)))
+}
+
+#[cfg(test)]
+mod tests;

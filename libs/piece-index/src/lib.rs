@@ -4,12 +4,16 @@
 //! [`Follower`] brings the two together: it follows the hub's pieces, indexes those that are
 //! wanted, drops those that are gone, and catches up after any break.
 
+mod error;
 mod follow;
 mod index;
+mod sidecar;
 mod source;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+pub use error::IndexError;
 pub use follow::{Follower, Hooks, Wanted};
-pub use index::{Entry, IndexError, Location, PieceIndex};
+pub use index::{Entry, Location, PieceIndex, Verified};
+pub use lotus_segments::Stats;
 pub use source::{BlockingReader, Leased, PieceSource, SourceError, connect};

@@ -5,7 +5,7 @@ use libp2p_identity::Keypair;
 use lotus_journal::{Journal, JournalError, Map, Tx};
 use lotus_piece_index::{Hooks, PieceIndex, Wanted};
 use lotus_runtime::Fault;
-use lotus_types::{PieceCid, PieceInfo};
+use lotus_types::{Kind, PieceCid, PieceInfo};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use tokio::sync::watch;
@@ -13,8 +13,11 @@ use tokio::sync::watch;
 use crate::ad::{Ad, CHUNK, Encoded, GATEWAY, PIECE_HTTP, chunk, no_entries};
 use crate::addr::Multiaddr;
 
-/// Advertisements and chunks by CID.
+/// Advertisements and the chunks of pieces as a whole, by CID. Chunks of blocks are in it only
+/// where an older version wrote them.
 const BLOCKS: Map<String, ByteBuf> = Map::new("blocks");
+/// Where the multihashes of a chunk are, by [`chunk_key`].
+const CHUNKS: Map<String, ChunkRef> = Map::new("chunks");
 /// The newest advertisement, at [`HEAD_KEY`].
 const HEAD: Map<String, Head> = Map::new("head");
 /// What of each piece is advertised now.
@@ -23,6 +26,20 @@ const PIECES: Map<String, Advertised> = Map::new("pieces");
 const HEAD_KEY: &str = "head";
 /// Pieces read at once when all are gone through.
 const PAGE: usize = 1000;
+
+/// A chunk that is made again when it is asked for, from the list of the piece's multihashes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct ChunkRef {
+    piece: PieceCid,
+    /// Its first multihash, in the order of the list.
+    from: u64,
+    next: Option<Cid>,
+}
+
+/// Two pieces may hold the same blocks, and then share chunks: each has its own entry.
+fn chunk_key(chunk: &Cid, piece: &PieceCid) -> String {
+    format!("{chunk}/{piece}")
+}
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Head {
@@ -113,8 +130,45 @@ impl Chain {
 
     /// An advertisement or a chunk.
     pub(crate) fn block(&self, cid: &Cid) -> Result<Option<Vec<u8>>, Fault> {
-        let found = self.journal.read(|v| v.get(&BLOCKS, &cid.to_string()));
-        Ok(found.map_err(fault)?.map(ByteBuf::into_vec))
+        let prefix = format!("{cid}/");
+        let (stored, chunk) = self
+            .journal
+            .read(|v| {
+                let stored = v.get(&BLOCKS, &cid.to_string())?;
+                let chunk = v.scan(&CHUNKS, Some(&prefix), 1)?.pop();
+                Ok::<_, JournalError>((stored, chunk))
+            })
+            .map_err(fault)?;
+        if let Some(stored) = stored {
+            return Ok(Some(stored.into_vec()));
+        }
+        let Some((_, at)) = chunk.filter(|(key, _)| key.starts_with(&prefix)) else {
+            return Ok(None);
+        };
+        let made = self.chunk(&at.piece, at.from, at.next)?;
+        match made.filter(|made| made.cid == *cid) {
+            Some(made) => Ok(Some(made.bytes)),
+            // Its piece goes at this moment, or is indexed anew.
+            None => Err(Fault::new(
+                Kind::Transport,
+                format!("the list of piece {} does not give chunk {cid}", at.piece),
+                "ask again; if it lasts, `lotus-markets index verify` says why",
+            )),
+        }
+    }
+
+    /// The chunk of a piece that starts with the `from`th multihash.
+    fn chunk(
+        &self,
+        piece: &PieceCid,
+        from: u64,
+        next: Option<Cid>,
+    ) -> Result<Option<Encoded>, Fault> {
+        let hashes = self.index.multihashes(piece, from, CHUNK)?;
+        if hashes.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(chunk(&hashes, next)?))
     }
 
     /// What of a piece is advertised.
@@ -229,6 +283,8 @@ impl Chain {
                 // Nobody may read the entries of what is taken back.
                 for old in slot.take().unwrap_or_default() {
                     tx.remove(&BLOCKS, &old.to_string()).map_err(fault)?;
+                    tx.remove(&CHUNKS, &chunk_key(&old, &info.cid))
+                        .map_err(fault)?;
                 }
                 self.append(tx, info, side, no_entries(), true)?
             };
@@ -241,24 +297,25 @@ impl Chain {
         })
     }
 
-    /// Writes the chunks of a piece's multihashes, the last first, for each links to the next.
-    /// Memory: one chunk, and one multihash for each.
+    /// Names the chunks of a piece's multihashes, the last first, for each links to the next.
+    /// Memory: one chunk, and a CID for each.
     fn payload_chunks(&self, tx: &mut Tx, piece: &PieceCid) -> Result<Vec<Cid>, Fault> {
-        let mut starts = Vec::new();
-        let mut after = None;
-        loop {
-            let page = self.index.entries(piece, after.as_ref(), CHUNK)?;
-            let Some(last) = page.last() else { break };
-            starts.push(after);
-            after = Some(last.hash);
-        }
-        let mut chunks = Vec::with_capacity(starts.len());
-        for start in starts.iter().rev() {
-            let page = self.index.entries(piece, start.as_ref(), CHUNK)?;
-            let hashes: Vec<_> = page.iter().map(|e| e.hash).collect();
-            let next = chunk(&hashes, chunks.last().copied())?;
-            put(tx, &next)?;
-            chunks.push(next.cid);
+        let count = self.index.count(piece)?;
+        let mut chunks = Vec::new();
+        for n in (0..count.div_ceil(CHUNK as u64)).rev() {
+            let from = n * CHUNK as u64;
+            let next = chunks.last().copied();
+            let Some(made) = self.chunk(piece, from, next)? else {
+                break;
+            };
+            let at = ChunkRef {
+                piece: *piece,
+                from,
+                next,
+            };
+            tx.put(&CHUNKS, &chunk_key(&made.cid, piece), &at)
+                .map_err(fault)?;
+            chunks.push(made.cid);
         }
         chunks.reverse();
         Ok(chunks)

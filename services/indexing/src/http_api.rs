@@ -195,14 +195,11 @@ async fn block(State(api): State<Api>, Path(text): Path<String>) -> Result<Respo
 /// Who has a multihash: the advertisements that name it.
 fn find(api: &Api, hash: &Multihash<64>) -> Result<Vec<(PieceInfo, Side)>, Fault> {
     let mut found = Vec::new();
-    for at in api.index.find(hash)? {
-        let known = api.chain.advertised(&at.piece)?;
+    for piece in api.index.holders(hash)? {
+        let known = api.chain.advertised(&piece)?;
         // Indexed is what counts here; what is advertised elsewhere is the deal's choice.
         let info = known.map(|k| k.info);
-        found.push((
-            info.unwrap_or_else(|| unknown_size(at.piece)),
-            Side::Payload,
-        ));
+        found.push((info.unwrap_or_else(|| unknown_size(piece)), Side::Payload));
     }
     // A piece is found by its own CID, whatever codec the question had.
     let as_piece = [0xf101, 0x55]
