@@ -6,6 +6,7 @@ use lotus_runtime::{Fault, signals, telemetry};
 
 use crate::client::{self, ClientCommand};
 use crate::config::Repo;
+use crate::index::{self, IndexCommand};
 use crate::{MarketsConfig, host, needs, registry};
 
 /// Public services of a storage provider, and their client.
@@ -17,6 +18,7 @@ use crate::{MarketsConfig, host, needs, registry};
 Examples:
   lotus-markets run                                   run every service
   lotus-markets run --services=indexing,retrieval     run these two
+  lotus-markets index find CID                        which pieces hold a block
   lotus-markets client pack ./data -o data.car        pack a folder as a CAR
   lotus-markets client deal --provider-url http://127.0.0.1:7780 --car data.car
   lotus-markets client status --provider-url http://127.0.0.1:7780 DEAL_ID --watch"
@@ -59,6 +61,9 @@ enum Command {
     /// The configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// The index of blocks: how large it is, which piece holds a block, whether it is sound.
+    #[command(subcommand)]
+    Index(IndexCommand),
     /// Act as a client of a storage provider: pack data, make deals, follow them, fetch.
     #[command(subcommand)]
     Client(ClientCommand),
@@ -104,6 +109,7 @@ pub fn start(args: Args) -> Result<(), Fault> {
             println!("{} is fine", repo.config_file().display());
             Ok(())
         }
+        Command::Index(command) => runtime()?.block_on(index::run(command)),
         Command::Client(command) => runtime()?.block_on(client::run(command)),
     }
 }

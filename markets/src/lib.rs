@@ -7,6 +7,7 @@ mod cli;
 mod client;
 mod config;
 mod host;
+mod index;
 mod needs;
 pub mod registry;
 

@@ -14,6 +14,12 @@ pub enum IndexError {
         /// The file.
         path: PathBuf,
     },
+    /// The index has the format of an older version.
+    #[error("the index {} has an older format", path.display())]
+    Old {
+        /// The file.
+        path: PathBuf,
+    },
     /// The disk is full; nothing was changed.
     #[error("no space left on the disk of the index")]
     DiskFull,
@@ -66,7 +72,7 @@ impl IndexError {
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
-            Self::Locked { .. } => Kind::Config,
+            Self::Locked { .. } | Self::Old { .. } => Kind::Config,
             Self::DiskFull => Kind::Capacity,
             Self::Store(_) | Self::File { .. } | Self::Full => Kind::Fatal,
             Self::Segments(e) => e.kind(),
@@ -87,6 +93,7 @@ impl IndexError {
                 "stop the other process (`fuser {}` names it), or give this one its own --repo",
                 path.display()
             ),
+            Self::Old { .. } => "start the service: it rebuilds the index from the pieces".into(),
             Self::DiskFull => "free space on the disk that holds the repo; it is retried".into(),
             Self::Store(_) | Self::File { .. } => {
                 "check the disk; the index can be deleted, it is rebuilt from the pieces".into()

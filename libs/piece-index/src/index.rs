@@ -109,10 +109,21 @@ impl PieceIndex {
     /// Opens the index, or makes a new one. An index of an older version, or one that is damaged,
     /// is dropped; the follower fills it again from the pieces.
     pub fn open(path: &Path) -> Result<Self, IndexError> {
-        let db = database(path)?;
+        Self::open_with(path, true)
+    }
+
+    /// Opens an index that is there. One that is damaged, or of an older version, is an error, and
+    /// stays.
+    pub fn open_existing(path: &Path) -> Result<Self, IndexError> {
+        fs::metadata(path).map_err(|e| IndexError::file(path, e))?;
+        Self::open_with(path, false)
+    }
+
+    fn open_with(path: &Path, drop_bad: bool) -> Result<Self, IndexError> {
+        let db = database(path, drop_bad)?;
         let dir = path.with_extension("segments");
         let segments = match Segments::open(&dir) {
-            Err(e @ SegmentsError::Corrupt { .. }) => {
+            Err(e @ SegmentsError::Corrupt { .. }) if drop_bad => {
                 tracing::warn!(error = %e, "the index is damaged, and is rebuilt from the pieces");
                 fs::remove_dir_all(&dir).map_err(|e| IndexError::file(&dir, e))?;
                 Segments::open(&dir)?
@@ -471,8 +482,8 @@ impl PieceIndex {
     }
 }
 
-/// Opens the table of pieces; one of the format before this is dropped.
-fn database(path: &Path) -> Result<Database, IndexError> {
+/// Opens the table of pieces; one of the format before this is dropped, or refused.
+fn database(path: &Path, drop_old: bool) -> Result<Database, IndexError> {
     let create = || {
         Database::create(path).map_err(|e| match e {
             redb::DatabaseError::DatabaseAlreadyOpen => IndexError::Locked { path: path.into() },
@@ -481,6 +492,9 @@ fn database(path: &Path) -> Result<Database, IndexError> {
     };
     let mut db = create()?;
     let old = db.begin_read()?.list_tables()?.any(|t| t.name() == OLD);
+    if old && !drop_old {
+        return Err(IndexError::Old { path: path.into() });
+    }
     if old {
         tracing::info!(path = %path.display(), "the index has an older format, and is rebuilt from the pieces");
         drop(db);

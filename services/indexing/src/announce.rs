@@ -49,14 +49,7 @@ pub(crate) async fn run(
     if urls.is_empty() {
         return Ok(());
     }
-    let client = http_client().timeout(DEADLINE).build().map_err(|e| {
-        Fault::new(
-            Kind::Fatal,
-            format!("no HTTP client: {e}"),
-            "check the TLS setup",
-        )
-    })?;
-    let addr = publisher.of_peer(&chain.key.public().to_peer_id().to_bytes());
+    let client = client()?;
     let mut heads = chain.watch();
     let mut wait = Backoff::new(Duration::from_secs(1), Duration::from_secs(300));
     loop {
@@ -72,7 +65,7 @@ pub(crate) async fn run(
             if let Some(head) = head {
                 let mut failed = Vec::new();
                 for url in left {
-                    match send(&client, &url, &head, &addr).await {
+                    match send(&client, &url, &head, &chain, &publisher).await {
                         Ok(()) => tracing::info!(%head, %url, "advertisement announced"),
                         Err(error) => {
                             tracing::info!(%head, %url, error, "not announced; trying again");
@@ -99,8 +92,27 @@ pub(crate) async fn run(
     }
 }
 
+/// A client for announcements.
+pub(crate) fn client() -> Result<reqwest::Client, Fault> {
+    http_client().timeout(DEADLINE).build().map_err(|e| {
+        Fault::new(
+            Kind::Fatal,
+            format!("no HTTP client: {e}"),
+            "check the TLS setup",
+        )
+    })
+}
+
+/// Tells an indexer of an advertisement, and where it is.
 /// Source: ipni/go-libipni, `announce/message`: the CBOR tuple of CID, addresses, extra data.
-async fn send(client: &reqwest::Client, url: &Url, head: &Cid, addr: &[u8]) -> Result<(), String> {
+pub(crate) async fn send(
+    client: &reqwest::Client,
+    url: &Url,
+    head: &Cid,
+    chain: &Chain,
+    publisher: &Multiaddr,
+) -> Result<(), String> {
+    let addr = publisher.of_peer(&chain.key.public().to_peer_id().to_bytes());
     let message = (head, [ByteBuf::from(addr)], ByteBuf::new());
     let body = serde_ipld_dagcbor::to_vec(&message).map_err(|e| e.to_string())?;
     let request = client

@@ -9,6 +9,7 @@ mod addr;
 mod announce;
 mod chain;
 mod config;
+pub mod control;
 mod http_api;
 mod identity;
 mod service;

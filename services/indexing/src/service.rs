@@ -7,9 +7,12 @@ use lotus_piece_index::{Follower, PieceIndex, PieceSource, connect};
 use lotus_runtime::serve::{Limits, serve};
 use lotus_runtime::{Cx, Fault, Service, addr_file, listen};
 
+use tokio::sync::Mutex;
+
 use crate::IndexingConfig;
 use crate::addr::Multiaddr;
 use crate::chain::Chain;
+use crate::control::{Control, SOCKET};
 use crate::{announce, http_api, identity};
 
 /// Pieces that are kept open: as many as are indexed at once, and some to come back to.
@@ -69,6 +72,14 @@ impl Service for Indexing {
             drain: Duration::from_secs(cfg.drain_secs),
         };
         let app = http_api::router(chain.clone(), index.clone(), cfg.max_requests.get().into());
+        let control = Control {
+            index: index.clone(),
+            chain: chain.clone(),
+            publisher: publisher.clone(),
+            announce_urls: announce_urls.clone(),
+            verifying: Mutex::default(),
+        };
+        let socket = self.dir.join(SOCKET);
         // Either part ends the others: lookups that follow nothing would go stale unseen.
         let stop = stop.child_token();
         let follow = async {
@@ -89,11 +100,17 @@ impl Service for Indexing {
             stop.cancel();
             ended
         };
-        let ((), followed, announced) = tokio::join!(
+        let control = async {
+            let ended = control.serve(&socket, stop.clone()).await;
+            stop.cancel();
+            ended
+        };
+        let ((), followed, announced, controlled) = tokio::join!(
             serve(listener, app, limits, stop.clone()),
             follow,
             announce::run(chain.clone(), publisher, announce_urls, stop.clone()),
+            control,
         );
-        followed.and(announced)
+        followed.and(announced).and(controlled)
     }
 }

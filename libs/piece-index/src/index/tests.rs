@@ -199,6 +199,8 @@ fn an_index_of_the_older_format_is_dropped() {
         .unwrap();
     tx.commit().unwrap();
     drop(old);
+    let refused = PieceIndex::open_existing(&path);
+    assert!(matches!(refused, Err(IndexError::Old { .. })));
     let index = filled(&path);
     assert_eq!(index.pieces().unwrap().len(), 3);
     drop(index);
@@ -237,6 +239,10 @@ fn damaged_segments_are_dropped_at_the_start_and_found_by_verify() {
         .unwrap();
     let bytes = fs::read(segment).unwrap();
     fs::write(segment, &bytes[..bytes.len() - 1]).unwrap();
+    assert!(
+        PieceIndex::open_existing(&path).is_err(),
+        "damaged, and opened"
+    );
     let index = PieceIndex::open(&path).unwrap();
     assert_eq!(index.pieces().unwrap(), []);
     assert!(index.verify(9).unwrap().damaged.is_empty());
