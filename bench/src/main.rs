@@ -3,6 +3,7 @@
 
 mod commits;
 mod guard;
+mod markets;
 mod overhead;
 mod records;
 mod start;
@@ -25,6 +26,8 @@ enum Args {
     Supervisor(supervisor::Options),
     /// A WindowPoSt while clients hammer the spokes: guard on, guard off, all in one process
     Guard(guard::Options),
+    /// What the spokes can do: the index of multihashes beside redb and an LSM store
+    Markets(markets::Options),
 }
 
 #[derive(Debug, clap::Args)]
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
         Args::Sealing(options) => options.json,
         Args::Supervisor(options) => options.json,
         Args::Guard(options) => options.json,
+        Args::Markets(options) => options.json,
     };
     let done = tokio::runtime::Runtime::new()
         .map_err(Error::from)
@@ -99,6 +103,7 @@ async fn measure(args: Args) -> Result<serde_json::Value, Error> {
         Args::Sealing(options) => serde_json::to_value(run(&options).await?)?,
         Args::Supervisor(options) => serde_json::to_value(supervisor::run(options).await?)?,
         Args::Guard(options) => serde_json::to_value(guard::run(options).await?)?,
+        Args::Markets(options) => serde_json::to_value(markets::run(options).await?)?,
     })
 }
 
