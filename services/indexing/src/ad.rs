@@ -56,6 +56,23 @@ pub(crate) struct Ad {
     pub(crate) context: Vec<u8>,
     pub(crate) metadata: Vec<u8>,
     pub(crate) is_rm: bool,
+    /// Who else has the content. Of an advertisement without context that is everything that this
+    /// provider advertises; the list replaces the one before, and is empty only where there was
+    /// none.
+    pub(crate) extended: Vec<Extended>,
+}
+
+/// A provider beside the one that advertises. It has the metadata of each advertisement.
+#[derive(Debug, Clone)]
+pub(crate) struct Extended {
+    pub(crate) key: Keypair,
+    pub(crate) address: String,
+}
+
+impl Extended {
+    pub(crate) fn id(&self) -> String {
+        self.key.public().to_peer_id().to_base58()
+    }
 }
 
 /// libp2p `record.pb.Envelope`.
@@ -73,6 +90,7 @@ pub(crate) struct Envelope {
 
 const DOMAIN: &str = "indexer";
 const PAYLOAD_TYPE: &str = "/indexer/ingest/adSignature";
+const EXTENDED_TYPE: &str = "/indexer/ingest/extendedProviderSignature";
 
 impl Ad {
     /// What the signature covers, as a multihash. The context is not in it.
@@ -88,15 +106,49 @@ impl Ad {
         Code::Sha2_256.digest(&all).to_bytes()
     }
 
+    /// What an extended provider signs: that the provider may speak for it, and what is said.
+    fn extended_payload(&self, of: &Extended) -> Vec<u8> {
+        let mut all = self.previous.map(|c| c.to_bytes()).unwrap_or_default();
+        all.extend(self.entries.to_bytes());
+        all.extend(self.provider.as_bytes());
+        all.extend(&self.context);
+        all.extend(of.id().as_bytes());
+        all.extend(of.address.as_bytes());
+        // Metadata would be here; the last byte says that nothing of before is overridden.
+        all.push(0);
+        Code::Sha2_256.digest(&all).to_bytes()
+    }
+
+    fn extended_provider(&self) -> Result<Ipld, Fault> {
+        let provider = |of: &Extended| {
+            let payload = self.extended_payload(of);
+            Ok::<_, Fault>(Ipld::Map(BTreeMap::from([
+                (
+                    "Addresses".to_owned(),
+                    Ipld::List(vec![Ipld::String(of.address.clone())]),
+                ),
+                ("ID".to_owned(), Ipld::String(of.id())),
+                ("Metadata".to_owned(), Ipld::Bytes(Vec::new())),
+                (
+                    "Signature".to_owned(),
+                    Ipld::Bytes(seal(&of.key, EXTENDED_TYPE, payload)?),
+                ),
+            ])))
+        };
+        let providers = self
+            .extended
+            .iter()
+            .map(provider)
+            .collect::<Result<_, _>>()?;
+        Ok(Ipld::Map(BTreeMap::from([
+            ("Override".to_owned(), Ipld::Bool(false)),
+            ("Providers".to_owned(), Ipld::List(providers)),
+        ])))
+    }
+
     /// Signs and encodes it.
     pub(crate) fn sign(&self, key: &Keypair) -> Result<Encoded, Fault> {
-        let payload = self.signed_payload();
-        let signature = Envelope {
-            public_key: key.public().encode_protobuf(),
-            payload_type: PAYLOAD_TYPE.into(),
-            signature: key.sign(&unsigned(&payload)).map_err(|e| broken(&e))?,
-            payload,
-        };
+        let signature = seal(key, PAYLOAD_TYPE, self.signed_payload())?;
         let mut map = BTreeMap::from([
             (
                 "Addresses".to_owned(),
@@ -107,11 +159,11 @@ impl Ad {
             ("IsRm".to_owned(), Ipld::Bool(self.is_rm)),
             ("Metadata".to_owned(), Ipld::Bytes(self.metadata.clone())),
             ("Provider".to_owned(), Ipld::String(self.provider.clone())),
-            (
-                "Signature".to_owned(),
-                Ipld::Bytes(signature.encode_to_vec()),
-            ),
+            ("Signature".to_owned(), Ipld::Bytes(signature)),
         ]);
+        if !self.extended.is_empty() {
+            map.insert("ExtendedProvider".into(), self.extended_provider()?);
+        }
         if let Some(previous) = self.previous {
             map.insert("PreviousID".into(), Ipld::Link(previous));
         }
@@ -119,10 +171,23 @@ impl Ad {
     }
 }
 
+/// A signed envelope.
+fn seal(key: &Keypair, payload_type: &str, payload: Vec<u8>) -> Result<Vec<u8>, Fault> {
+    let envelope = Envelope {
+        public_key: key.public().encode_protobuf(),
+        payload_type: payload_type.into(),
+        signature: key
+            .sign(&unsigned(payload_type, &payload))
+            .map_err(|e| broken(&e))?,
+        payload,
+    };
+    Ok(envelope.encode_to_vec())
+}
+
 /// The bytes that an envelope's key signs. Source: libp2p/specs, RFC 0002.
-pub(crate) fn unsigned(payload: &[u8]) -> Vec<u8> {
+fn unsigned(payload_type: &str, payload: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
-    for part in [DOMAIN.as_bytes(), PAYLOAD_TYPE.as_bytes(), payload] {
+    for part in [DOMAIN.as_bytes(), payload_type.as_bytes(), payload] {
         let mut buf = unsigned_varint::encode::usize_buffer();
         out.extend_from_slice(unsigned_varint::encode::usize(part.len(), &mut buf));
         out.extend_from_slice(part);

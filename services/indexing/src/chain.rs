@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use tokio::sync::watch;
 
-use crate::ad::{Ad, CHUNK, Encoded, GATEWAY, PIECE_HTTP, chunk, no_entries};
+use crate::ad::{Ad, CHUNK, Encoded, Extended, GATEWAY, PIECE_HTTP, chunk, no_entries};
 use crate::addr::Multiaddr;
 
 /// Advertisements and the chunks of pieces as a whole, by CID. Chunks of blocks are in it only
@@ -20,6 +20,8 @@ const BLOCKS: Map<String, ByteBuf> = Map::new("blocks");
 const CHUNKS: Map<String, ChunkRef> = Map::new("chunks");
 /// The newest advertisement, at [`HEAD_KEY`].
 const HEAD: Map<String, Head> = Map::new("head");
+/// The extended providers that are advertised, at [`HEAD_KEY`]: id and address of each.
+const EXTENDED: Map<String, Vec<(String, String)>> = Map::new("extended-providers");
 /// What of each piece is advertised now.
 const PIECES: Map<String, Advertised> = Map::new("pieces");
 
@@ -101,6 +103,7 @@ impl Chain {
         index: PieceIndex,
         key: Keypair,
         retrieval: Multiaddr,
+        extended: Vec<Extended>,
     ) -> Result<Self, Fault> {
         let journal = Journal::open(path).map_err(fault)?;
         let chain = Self {
@@ -111,6 +114,7 @@ impl Chain {
             head: watch::Sender::default(),
         };
         chain.readdress()?;
+        chain.extend(extended)?;
         let head = chain
             .journal
             .read(|v| v.get(&HEAD, &HEAD_KEY.to_owned()))
@@ -198,6 +202,42 @@ impl Chain {
         })
     }
 
+    /// Says for everything who else has it, when that has changed. The provider itself is one of
+    /// them, as indexers demand.
+    fn extend(&self, mut extended: Vec<Extended>) -> Result<(), Fault> {
+        let others = extended.len();
+        extended.insert(
+            0,
+            Extended {
+                key: self.key.clone(),
+                address: self.retrieval.text.clone(),
+            },
+        );
+        let now: Vec<_> = extended
+            .iter()
+            .map(|e| (e.id(), e.address.clone()))
+            .collect();
+        self.write(|tx| {
+            let key = HEAD_KEY.to_owned();
+            let before = tx.get(&EXTENDED, &key).map_err(fault)?;
+            if before.is_none() && others == 0 || before.as_ref() == Some(&now) {
+                return Ok(None);
+            }
+            let ad = Ad {
+                previous: None,
+                provider: self.provider(),
+                addresses: vec![self.retrieval.text.clone()],
+                entries: no_entries(),
+                context: Vec::new(),
+                metadata: Vec::new(),
+                is_rm: false,
+                extended,
+            };
+            tx.put(&EXTENDED, &key, &now).map_err(fault)?;
+            self.push(tx, ad).map(Some)
+        })
+    }
+
     /// One transaction; the head that it sets is told when it is on disk.
     fn write(&self, f: impl FnOnce(&mut Tx) -> Result<Option<Cid>, Fault>) -> Result<(), Fault> {
         let out = self.journal.write(|tx| f(tx).map_err(Failed::Fault));
@@ -222,17 +262,24 @@ impl Chain {
         entries: Cid,
         is_rm: bool,
     ) -> Result<Cid, Fault> {
-        let previous = tx.get(&HEAD, &HEAD_KEY.to_owned()).map_err(fault)?;
-        let addresses = vec![self.retrieval.text.clone()];
         let ad = Ad {
-            previous: previous.map(|h| h.cid),
+            previous: None,
             provider: self.provider(),
-            addresses: addresses.clone(),
+            addresses: vec![self.retrieval.text.clone()],
             entries,
             context: side.context(info),
             metadata: if is_rm { Vec::new() } else { side.metadata() },
             is_rm,
+            extended: Vec::new(),
         };
+        self.push(tx, ad)
+    }
+
+    /// Signs an advertisement as the one that follows the head, and makes it the head.
+    fn push(&self, tx: &mut Tx, mut ad: Ad) -> Result<Cid, Fault> {
+        let previous = tx.get(&HEAD, &HEAD_KEY.to_owned()).map_err(fault)?;
+        ad.previous = previous.map(|h| h.cid);
+        let addresses = ad.addresses.clone();
         let ad = ad.sign(&self.key)?;
         put(tx, &ad)?;
         let head = Head {

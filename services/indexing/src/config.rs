@@ -19,6 +19,10 @@ pub struct IndexingConfig {
     /// Indexers that are told of every new advertisement, such as
     /// `https://cid.contact/announce`. Empty: none are.
     pub announce_urls: Vec<String>,
+    /// Other providers of everything that is advertised here, such as a cache in front of
+    /// retrieval: `name=http://host:port` each, or a multiaddr behind the `=`. Each has a key of its
+    /// own, `indexing/NAME.key` in the repo, made on first use.
+    pub extended_providers: Vec<String>,
     /// Requests served at once; more are answered 429.
     pub max_requests: NonZeroU16,
     /// Open connections; more wait.
@@ -38,6 +42,7 @@ impl Default for IndexingConfig {
             retrieval_url: "http://127.0.0.1:7777".into(),
             publisher_url: String::new(),
             announce_urls: Vec::new(),
+            extended_providers: Vec::new(),
             max_requests: limit(256),
             max_connections: limit(1024),
             header_secs: 10,

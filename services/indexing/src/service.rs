@@ -1,4 +1,5 @@
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,9 +8,11 @@ use lotus_piece_index::{Follower, PieceIndex, PieceSource, connect};
 use lotus_runtime::serve::{Limits, serve};
 use lotus_runtime::{Cx, Fault, Service, addr_file, listen};
 
+use lotus_types::Kind;
 use tokio::sync::Mutex;
 
 use crate::IndexingConfig;
+use crate::ad::Extended;
 use crate::addr::Multiaddr;
 use crate::chain::Chain;
 use crate::control::{Control, SOCKET};
@@ -61,8 +64,9 @@ impl Service for Indexing {
         std::fs::create_dir_all(&self.dir)?;
         let index = PieceIndex::open(&self.dir.join("index.redb"))?;
         let key = identity::load(&self.dir.join("identity.key"))?;
-        let chain = Chain::open(&self.dir.join("chain.redb"), index.clone(), key, retrieval)?;
-        let chain = Arc::new(chain);
+        let extended = extended(&cfg.extended_providers, &self.dir)?;
+        let path = self.dir.join("chain.redb");
+        let chain = Arc::new(Chain::open(&path, index.clone(), key, retrieval, extended)?);
         addr_file::write(&self.run_dir, Self::NAME, &addr.to_string())?;
         let limits = Limits {
             connections: cfg.max_connections.get().into(),
@@ -113,4 +117,29 @@ impl Service for Indexing {
         );
         followed.and(announced).and(controlled)
     }
+}
+
+/// Reads the other providers of the configuration, with their keys.
+fn extended(texts: &[String], dir: &Path) -> Result<Vec<Extended>, Fault> {
+    const KEY: &str = "indexing.extended_providers";
+    let mut names = BTreeSet::new();
+    let read = |text: &String| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        let (name, url) = text
+            .split_once('=')
+            .filter(|(n, _)| !n.is_empty() && *n != "identity" && n.chars().all(plain))
+            .filter(|(n, _)| names.insert((*n).to_owned()))
+            .ok_or_else(|| {
+                Fault::new(
+                    Kind::Config,
+                    format!("{KEY}: {text:?} is no name and URL, or the name comes twice"),
+                    format!("set {KEY} to entries such as cache=https://cache.example"),
+                )
+            })?;
+        Ok(Extended {
+            key: identity::load(&dir.join(format!("{name}.key")))?,
+            address: Multiaddr::parse(url, KEY)?.text,
+        })
+    };
+    texts.iter().map(read).collect()
 }

@@ -1,6 +1,9 @@
 //! The spoke against a hub that speaks the real protocol, seen as an indexer and a client see it.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod extended;
+mod removals;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
