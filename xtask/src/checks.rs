@@ -85,7 +85,7 @@ const OWNERS: [(&str, &[&str]); 19] = [
     ("metrics-exporter-prometheus", &["libs/runtime"]),
     ("config", &["libs/settings"]),
     ("rcgen", &["miner/workers"]),
-    ("tokio-rustls", &["miner/workers"]),
+    ("tokio-rustls", &["libs/runtime", "miner/workers"]),
 ];
 
 /// Licences that may be linked into a binary under MIT OR Apache-2.0.
