@@ -15,6 +15,9 @@ pub(crate) mod kind {
     pub(crate) const HAMT_SHARD: i32 = 5;
 }
 
+/// Links of one node: a folder of 2 MiB, the largest block that is safe to exchange, has fewer.
+const MAX_LINKS: usize = 1 << 17;
+
 /// `unixfs.pb.Data`; permissions and times are left out.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Data {
@@ -64,8 +67,35 @@ pub(crate) struct Named {
     pub(crate) link: Link,
 }
 
+/// How many links a node has, found without building any: a hostile one could have millions.
+pub(crate) fn count_links(bytes: &[u8]) -> Result<usize, BadNode> {
+    let bad = || BadNode {
+        codec: DAG_PB,
+        why: "no protobuf message of links and data".into(),
+    };
+    let number = |bytes| unsigned_varint::decode::u64(bytes).map_err(|_| bad());
+    let mut links = 0;
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let (key, tail) = number(rest)?;
+        let (len, tail) = number(tail)?;
+        // Both fields are messages or bytes: wire type 2.
+        let len = usize::try_from(len).ok().filter(|_| key & 7 == 2);
+        rest = tail.get(len.ok_or_else(bad)?..).ok_or_else(bad)?;
+        links += usize::from(key >> 3 == 2);
+    }
+    if links > MAX_LINKS {
+        return Err(BadNode {
+            codec: DAG_PB,
+            why: format!("{links} links; no honest node has more than {MAX_LINKS}"),
+        });
+    }
+    Ok(links)
+}
+
 impl Node {
     pub(crate) fn decode(bytes: &Bytes) -> Result<Self, BadNode> {
+        count_links(bytes)?;
         let bad = |why: String| BadNode { codec: DAG_PB, why };
         let node = PbNode::decode(bytes.clone()).map_err(|e| bad(e.to_string()))?;
         let mut links = Vec::with_capacity(node.links.len());

@@ -1,6 +1,7 @@
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use cid::Cid;
@@ -8,7 +9,8 @@ use ipld_core::ipld::Ipld;
 
 use crate::hamt::{self, Position};
 use crate::links::{BadNode, links};
-use crate::unixfs::{Node, kind};
+use crate::memory::{Held, WalkMemory};
+use crate::unixfs::{self, Node, kind};
 use crate::{BadBlock, DAG_CBOR, DAG_JSON, DAG_PB, Link, RAW, verify};
 
 /// Links that wait to be followed; a hostile DAG cannot make a walk use more memory.
@@ -17,8 +19,19 @@ const MAX_PENDING: usize = 1 << 20;
 const MAX_SEEN: usize = 1 << 22;
 /// Nodes that a walk visits without yielding one: a DAG of duplicates can be 2^n nodes wide.
 const MAX_SILENT: usize = 1 << 20;
+/// Nodes that a walk reads again without yielding one: such a node costs a read and a hash.
+const MAX_REREAD: usize = 1 << 14;
 /// Segments of a path.
 const MAX_PATH: usize = 256;
+/// Bytes of memory for a block that is remembered, with what the set adds to its 16.
+const SEEN_COST: usize = 18;
+/// Bytes of memory for each link of a dag-pb node while it is decoded.
+const LINK_COST: usize = 256;
+/// Bytes of memory for each byte of dag-cbor or dag-json while its links are looked for: the
+/// smallest link or value has a few bytes.
+const NODE_COST: usize = 16;
+/// Bytes of memory for each byte of such a node while it is a value: the smallest has one byte.
+const VALUE_COST: usize = 80;
 
 /// How much of a DAG. Source: ipfs/specs, trustless-gateway.md, `dag-scope`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -86,6 +99,12 @@ pub enum WalkError {
         /// Length of the file.
         size: u64,
     },
+    /// All walks together use the memory that they may.
+    #[error("requests for DAGs use the {limit} bytes that they may use together")]
+    Busy {
+        /// The limit.
+        limit: usize,
+    },
     /// A DAG that no honest program makes.
     #[error("the DAG is too wide: more than {limit} {what}")]
     TooWide {
@@ -107,6 +126,7 @@ pub struct Walk<G> {
     stack: Vec<Step>,
     seen: HashSet<(u64, u64)>,
     keys: (RandomState, RandomState),
+    memory: Held,
     done: bool,
 }
 
@@ -129,12 +149,34 @@ impl<G: FnMut(&Cid) -> io::Result<Option<Bytes>>> Walk<G> {
     /// Resolves `path` below `root`. Every block on the path is read here, so that a caller can
     /// still answer "not found" before the first block is sent.
     pub fn new(root: &Cid, path: &[String], select: Selector, get: G) -> Result<Self, WalkError> {
+        Self::start(None, root, path, select, get)
+    }
+
+    /// [`Walk::new`], with memory that this walk shares with others.
+    pub fn within(
+        memory: &Arc<WalkMemory>,
+        root: &Cid,
+        path: &[String],
+        select: Selector,
+        get: G,
+    ) -> Result<Self, WalkError> {
+        Self::start(Some(memory.clone()), root, path, select, get)
+    }
+
+    fn start(
+        memory: Option<Arc<WalkMemory>>,
+        root: &Cid,
+        path: &[String],
+        select: Selector,
+        get: G,
+    ) -> Result<Self, WalkError> {
         let mut walk = Self {
             get,
             duplicates: select.duplicates,
             stack: Vec::new(),
             seen: HashSet::new(),
             keys: Default::default(),
+            memory: Held::none(memory),
             done: false,
         };
         let (passed, target) = walk.resolve(root.into(), path)?;
@@ -157,6 +199,30 @@ impl<G: FnMut(&Cid) -> io::Result<Option<Bytes>>> Walk<G> {
         }
     }
 
+    /// A dag-pb node. What it takes to decode it is lent for as long as that.
+    fn node(&self, data: &Bytes) -> Result<Node, WalkError> {
+        let _lent = self.lend_links(data)?;
+        Ok(Node::decode(data)?)
+    }
+
+    fn lend_links(&self, data: &[u8]) -> Result<Held, WalkError> {
+        let links = unixfs::count_links(data)?;
+        // And the sizes of a file's parts, 8 bytes for every two.
+        let own = data.len().saturating_mul(4);
+        self.memory
+            .lend(links.saturating_mul(LINK_COST).saturating_add(own))
+    }
+
+    /// The links of a node of any codec.
+    fn links(&self, codec: u64, data: &Bytes) -> Result<Vec<Link>, WalkError> {
+        let _lent = match codec {
+            DAG_PB => self.lend_links(data)?,
+            RAW => self.memory.lend(0)?,
+            _ => self.memory.lend(data.len().saturating_mul(NODE_COST))?,
+        };
+        Ok(links(codec, data)?)
+    }
+
     /// The blocks before the end of the path, and the link at its end.
     fn resolve(&mut self, root: Link, path: &[String]) -> Result<(Vec<Link>, Link), WalkError> {
         let mut passed = Vec::new();
@@ -175,7 +241,7 @@ impl<G: FnMut(&Cid) -> io::Result<Option<Bytes>>> Walk<G> {
             let data = self.load(&here)?;
             match here.codec() {
                 DAG_PB => {
-                    let node = Node::decode(&data)?;
+                    let node = self.node(&data)?;
                     let next = if let Some(fanout) = node.unixfs.as_ref().and_then(hamt::fanout) {
                         let mut at = Position::of(segment);
                         self.in_shard(node, fanout, segment, &mut at, &mut here, &mut passed)?
@@ -189,6 +255,7 @@ impl<G: FnMut(&Cid) -> io::Result<Option<Bytes>>> Walk<G> {
                     path = rest;
                 }
                 DAG_CBOR | DAG_JSON => {
+                    let _lent = self.memory.lend(data.len().saturating_mul(VALUE_COST))?;
                     let value = decode(here.codec(), &data)?;
                     let (next, used) =
                         descend(&value, path).map_err(|i| WalkError::NoSuchPath {
@@ -231,7 +298,7 @@ impl<G: FnMut(&Cid) -> io::Result<Option<Bytes>>> Walk<G> {
                 Some(c) => {
                     passed.push(std::mem::replace(here, c.link));
                     let data = self.load(here)?;
-                    node = Node::decode(&data)?;
+                    node = self.node(&data)?;
                     if node.unixfs.as_ref().and_then(hamt::fanout) != Some(fanout) {
                         return Ok(None);
                     }
@@ -253,7 +320,7 @@ impl<G: FnMut(&Cid) -> io::Result<Option<Bytes>>> Walk<G> {
         let (size, shard) = match link.codec() {
             RAW => (Some(data.len() as u64), false),
             DAG_PB => {
-                let node = Node::decode(&data)?;
+                let node = self.node(&data)?;
                 (node.file_size(), node.kind() == Some(kind::HAMT_SHARD))
             }
             _ => (None, false),
@@ -278,6 +345,11 @@ impl<G: FnMut(&Cid) -> io::Result<Option<Bytes>>> Walk<G> {
         if self.duplicates {
             return Ok(true);
         }
+        if self.seen.len() == self.seen.capacity() {
+            let next = self.seen.capacity().saturating_mul(2).max(64);
+            self.reach(next, self.stack.capacity())?;
+            self.seen.reserve(next - self.seen.len());
+        }
         let key = (self.keys.0.hash_one(cid), self.keys.1.hash_one(cid));
         let new = self.seen.insert(key);
         if self.seen.len() > MAX_SEEN {
@@ -289,7 +361,22 @@ impl<G: FnMut(&Cid) -> io::Result<Option<Bytes>>> Walk<G> {
         Ok(new)
     }
 
+    /// Has memory for as many blocks and steps.
+    fn reach(&mut self, seen: usize, steps: usize) -> Result<(), WalkError> {
+        let steps = steps.saturating_mul(size_of::<Step>());
+        self.memory
+            .reach(seen.saturating_mul(SEEN_COST).saturating_add(steps))
+    }
+
     fn push(&mut self, steps: impl DoubleEndedIterator<Item = Step>) -> Result<(), WalkError> {
+        // At most as many as a node has links.
+        let more = steps.size_hint().1.unwrap_or_default();
+        let want = self.stack.len().saturating_add(more);
+        if want > self.stack.capacity() {
+            let next = want.max(self.stack.capacity().saturating_mul(2));
+            self.reach(self.seen.capacity(), next)?;
+            self.stack.reserve_exact(next - self.stack.len());
+        }
         self.stack.extend(steps.rev());
         if self.stack.len() > MAX_PENDING {
             return Err(WalkError::TooWide {
@@ -301,6 +388,7 @@ impl<G: FnMut(&Cid) -> io::Result<Option<Bytes>>> Walk<G> {
     }
 
     fn step(&mut self) -> Result<Option<(Cid, Bytes)>, WalkError> {
+        let mut reread = 0;
         for _ in 0..MAX_SILENT {
             let Some(step) = self.stack.pop() else {
                 return Ok(None);
@@ -319,15 +407,21 @@ impl<G: FnMut(&Cid) -> io::Result<Option<Bytes>>> Walk<G> {
             if !fresh && link.codec() == RAW {
                 continue;
             }
+            if !fresh {
+                reread += 1;
+                if reread > MAX_REREAD {
+                    break;
+                }
+            }
             let data = self.load(&link)?;
             match step {
                 Step::One(_) => {}
                 Step::All(_) => {
-                    let below = links(link.codec(), &data)?;
+                    let below = self.links(link.codec(), &data)?;
                     self.push(below.into_iter().map(Step::All))?;
                 }
                 Step::Shard(_) => {
-                    let node = Node::decode(&data)?;
+                    let node = self.node(&data)?;
                     if let Some(fanout) = node.unixfs.as_ref().and_then(hamt::fanout) {
                         let digits = hamt::prefix_len(fanout);
                         let shards = node.links.into_iter().filter(|l| l.name.len() == digits);
@@ -335,7 +429,7 @@ impl<G: FnMut(&Cid) -> io::Result<Option<Bytes>>> Walk<G> {
                     }
                 }
                 Step::File { start, range, .. } if link.codec() == DAG_PB => {
-                    let parts = file_parts(Node::decode(&data)?, start, range);
+                    let parts = file_parts(self.node(&data)?, start, range);
                     self.push(parts.into_iter())?;
                 }
                 Step::File { .. } => {}
@@ -346,7 +440,11 @@ impl<G: FnMut(&Cid) -> io::Result<Option<Bytes>>> Walk<G> {
         }
         Err(WalkError::TooWide {
             what: "repeated nodes",
-            limit: MAX_SILENT,
+            limit: if reread > MAX_REREAD {
+                MAX_REREAD
+            } else {
+                MAX_SILENT
+            },
         })
     }
 }

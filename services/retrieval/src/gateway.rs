@@ -1,45 +1,71 @@
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::{ConnectInfo, Request, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use cid::Cid;
-use futures::Stream;
 use http::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderName,
-    HeaderValue, VARY,
+    ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_LOCATION,
+    CONTENT_TYPE, ETAG, HeaderName, HeaderValue, VARY,
 };
 use http::request::Parts;
-use http::{HeaderMap, Method, StatusCode};
-use lotus_car::{Link, Walk, WalkError, car_header, section_prefix, verify};
+use http::{HeaderMap, Method, StatusCode, Version};
+use lotus_car::{Link, Walk, WalkError, WalkMemory, car_header, section_prefix, verify};
 use lotus_piece_index::{IndexError, Leased, Location, PieceIndex, PieceSource, SourceError};
-use lotus_runtime::trace;
+use lotus_runtime::{PerClient, trace};
 use lotus_types::{Kind, PieceCid};
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
-use tokio_stream::StreamExt as _;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::{Semaphore, oneshot};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
 use crate::answer::{IMMUTABLE, Refusal, common, has_already, set};
 use crate::piece;
 use crate::request::{Ask, Form};
-
-/// Parts of a CAR between its walk and the connection: with the largest blocks 32 MiB a request.
-const PARTS: usize = 4;
+use crate::send::{Outlet, Place, body};
+use crate::unseal::Unseals;
 
 /// What requests share.
 pub(crate) struct Gateway {
     pub(crate) index: PieceIndex,
     /// Set once the hub is known.
-    pub(crate) source: OnceLock<PieceSource>,
+    pub(crate) hub: OnceLock<Hub>,
+    /// Requests served at once, in all.
     pub(crate) places: Arc<Semaphore>,
+    /// Requests served at once, for each client.
+    pub(crate) clients: Arc<PerClient>,
+    /// What walks keep in mind.
+    pub(crate) memory: Arc<WalkMemory>,
+    /// Time in which a client must take something of what is sent to it.
+    pub(crate) patience: Duration,
     /// Owns the threads that walk DAGs.
     pub(crate) walks: TaskTracker,
+}
+
+/// What a known hub gives.
+#[derive(Clone, Debug)]
+pub(crate) struct Hub {
+    pub(crate) source: PieceSource,
+    pub(crate) unseals: Arc<Unseals>,
+}
+
+impl Hub {
+    /// The piece, or what a client gets that cannot have it now. `shown` is its name.
+    pub(crate) async fn open(&self, piece: &PieceCid, shown: &Cid) -> Result<Leased, Refusal> {
+        match self.source.open(piece).await {
+            Ok(leased) => Ok(leased),
+            Err(e) if e.is_not_found() => {
+                Err(Refusal::not_found(format!("piece {shown} is not here")))
+            }
+            Err(e) if e.kind() == Kind::Capacity => Err(self.unseals.ask(piece).await),
+            Err(e) => Err(Refusal::unreadable(e.kind(), e.to_string())),
+        }
+    }
 }
 
 pub(crate) fn router(gateway: Arc<Gateway>) -> Router {
@@ -66,8 +92,17 @@ async fn handle(State(gateway): State<Arc<Gateway>>, request: Request) -> Respon
     .instrument(span)
     .await;
     let status = response.status().as_u16().to_string();
-    metrics::counter!("lotus_markets_retrieval_requests_total", "kind" => kind, "status" => status)
-        .increment(1);
+    let http = if request.version == Version::HTTP_2 {
+        "2"
+    } else {
+        "1"
+    };
+    let labels = [
+        ("kind", kind.into()),
+        ("status", status),
+        ("http", http.into()),
+    ];
+    metrics::counter!("lotus_markets_retrieval_requests_total", &labels).increment(1);
     common(response.headers_mut());
     if head {
         *response.body_mut() = Body::empty();
@@ -103,15 +138,9 @@ impl Gateway {
                 .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             return Ok(refused);
         }
-        let place = self.places.clone().try_acquire_owned().map_err(|_| {
-            Refusal::later(
-                StatusCode::TOO_MANY_REQUESTS,
-                "too many requests at once",
-                1,
-            )
-        })?;
+        let place = self.place(request)?;
         if kind == "piece" {
-            return piece::answer(self, rest, head, &request.headers, place).await;
+            return piece::answer(self, rest, head, request, place).await;
         }
         let ask = Ask::parse(rest, request.uri.query(), &request.headers)?;
         let etag = ask.etag();
@@ -119,6 +148,11 @@ impl Gateway {
         set(&mut headers, ETAG, &etag);
         headers.insert(CACHE_CONTROL, IMMUTABLE);
         headers.insert(VARY, HeaderValue::from_static("Accept"));
+        // Neither a block nor a CAR is sent in parts: `entity-bytes` is for that.
+        headers.insert(ACCEPT_RANGES, HeaderValue::from_static("none"));
+        if let Some(location) = ask.location(path, request.uri.query()) {
+            set(&mut headers, CONTENT_LOCATION, &location);
+        }
         if has_already(&request.headers, &etag) {
             return Ok((StatusCode::NOT_MODIFIED, headers).into_response());
         }
@@ -128,13 +162,31 @@ impl Gateway {
         set(&mut headers, HeaderName::from_static("x-ipfs-path"), path);
         set(&mut headers, HeaderName::from_static("x-ipfs-roots"), &root);
         match ask.form {
-            Form::Raw => self.raw(ask, headers, place).await,
+            Form::Raw => self.raw(ask, headers, head, place).await,
             Form::Car(_) => self.car(ask, headers, head, place).await,
         }
     }
 
-    pub(crate) fn source(&self) -> Result<&PieceSource, Refusal> {
-        self.source.get().ok_or_else(|| {
+    /// Leave to serve a request, if its client and all together do not have too many.
+    fn place(&self, request: &Parts) -> Result<Place, Refusal> {
+        let peer = request.extensions.get::<ConnectInfo<SocketAddr>>();
+        let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |c| c.0.ip());
+        let sender = self.clients.sender(peer, &request.headers);
+        let many = |of: &'static str| {
+            metrics::counter!("lotus_markets_retrieval_refused_total", "limit" => of).increment(1);
+            let error = match of {
+                "client" => "too many requests at once from this address",
+                _ => "too many requests at once",
+            };
+            Refusal::later(StatusCode::TOO_MANY_REQUESTS, error, 1)
+        };
+        let share = self.clients.take(sender).ok_or_else(|| many("client"))?;
+        let total = self.places.clone().try_acquire_owned();
+        Ok(Place::new(total.map_err(|_| many("total"))?, share))
+    }
+
+    pub(crate) fn hub(&self) -> Result<&Hub, Refusal> {
+        self.hub.get().ok_or_else(|| {
             Refusal::later(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "the storage behind this gateway is not reachable yet",
@@ -147,7 +199,7 @@ impl Gateway {
     fn blocks(&self) -> Result<Blocks, Refusal> {
         Ok(Blocks {
             index: self.index.clone(),
-            source: self.source()?.clone(),
+            hub: self.hub()?.clone(),
             runtime: Handle::current(),
             last: None,
         })
@@ -157,7 +209,8 @@ impl Gateway {
         &self,
         ask: Ask,
         mut headers: HeaderMap,
-        place: OwnedSemaphorePermit,
+        head: bool,
+        place: Place,
     ) -> Result<Response, Refusal> {
         let root = ask.root;
         let data = if let Link::Inline(inline) = Link::from(&root) {
@@ -180,13 +233,16 @@ impl Gateway {
             read.map_err(|e| refuse(&ask, e))?
         };
         headers.insert(CONTENT_LENGTH, data.len().into());
-        sent("ipfs", data.len());
-        // The block is in memory until the client has it, so the place is kept as long.
-        let body = futures::stream::once(async move {
-            let _place = place;
-            Ok::<_, io::Error>(data)
+        if head {
+            return Ok(headers.into_response());
+        }
+        let (outlet, body) = body("ipfs", place, self.patience, None);
+        self.walks.spawn(async move {
+            if outlet.send(data).await.is_ok() {
+                outlet.finish();
+            }
         });
-        Ok((headers, Body::from_stream(body)).into_response())
+        Ok((headers, body).into_response())
     }
 
     async fn car(
@@ -194,7 +250,7 @@ impl Gateway {
         ask: Ask,
         headers: HeaderMap,
         head: bool,
-        place: OwnedSemaphorePermit,
+        place: Place,
     ) -> Result<Response, Refusal> {
         let Form::Car(select) = ask.form else {
             return Err(Refusal::unreadable(
@@ -204,13 +260,13 @@ impl Gateway {
         };
         let mut blocks = self.blocks()?;
         let (found, start) = oneshot::channel();
-        let (parts, receive) = mpsc::channel::<io::Result<Bytes>>(PARTS);
+        let (outlet, body) = body("ipfs", place, self.patience, None);
         let span = tracing::Span::current();
         let (root, path) = (ask.root, ask.path.clone());
+        let (memory, runtime) = (self.memory.clone(), Handle::current());
         self.walks.spawn_blocking(move || {
             let _in = span.enter();
-            let _place = place;
-            let walk = Walk::new(&root, &path, select, |cid: &Cid| blocks.get(cid));
+            let walk = Walk::within(&memory, &root, &path, select, |cid: &Cid| blocks.get(cid));
             let walk = match walk {
                 Ok(walk) => walk,
                 Err(e) => {
@@ -222,33 +278,34 @@ impl Gateway {
             if found.send(Ok(())).is_err() || head {
                 return;
             }
-            stream_car(&root, walk, &parts);
+            stream_car(&root, walk, outlet, &runtime);
         });
         match start.await {
             Ok(Ok(())) => {}
             Ok(Err(e)) => return Err(refuse(&ask, e)),
             Err(_) => return Err(Refusal::unreadable(Kind::Fatal, "the walk ended by itself")),
         }
-        Ok((headers, Body::from_stream(counted("ipfs", receive))).into_response())
+        Ok((headers, body).into_response())
     }
 }
 
-/// Sends a CAR part by part. Ends when the client goes away; an error breaks the connection, so
+/// Sends a CAR part by part. Ends when the client goes away; an error breaks the body off, so
 /// that the client cannot take the part for the whole.
 fn stream_car(
     root: &Cid,
     walk: impl Iterator<Item = Result<(Cid, Bytes), WalkError>>,
-    parts: &mpsc::Sender<io::Result<Bytes>>,
+    outlet: Outlet,
+    runtime: &Handle,
 ) {
+    let send = |data: Bytes| runtime.block_on(outlet.send(data));
     let mut next = car_header(&[*root]);
     for block in walk {
         let (cid, data) = match block {
             Ok(block) => block,
             Err(e) => {
                 tracing::warn!(%root, error = %e, "CAR is cut short");
-                if parts.blocking_send(Ok(next.into())).is_ok() {
-                    drop(parts.blocking_send(Err(io::Error::other(e))));
-                }
+                // What came before is good; nothing follows, whether it arrives or not.
+                let _gone = send(next.into());
                 return;
             }
         };
@@ -259,31 +316,17 @@ fn stream_car(
             if next.len() < 64 << 10 {
                 continue;
             }
-            parts.blocking_send(Ok(std::mem::take(&mut next).into()))
+            send(std::mem::take(&mut next).into())
         } else {
-            parts
-                .blocking_send(Ok(std::mem::take(&mut next).into()))
-                .and_then(|()| parts.blocking_send(Ok(data)))
+            send(std::mem::take(&mut next).into()).and_then(|()| send(data))
         };
         if sent.is_err() {
             return;
         }
     }
-    if !next.is_empty() {
-        drop(parts.blocking_send(Ok(next.into())));
+    if send(next.into()).is_ok() {
+        outlet.finish();
     }
-}
-
-/// A body that counts what leaves.
-pub(crate) fn counted(
-    kind: &'static str,
-    parts: mpsc::Receiver<io::Result<Bytes>>,
-) -> impl Stream<Item = io::Result<Bytes>> {
-    ReceiverStream::new(parts).map(move |part| part.inspect(|b| sent(kind, b.len())))
-}
-
-fn sent(kind: &'static str, bytes: usize) {
-    metrics::counter!("lotus_markets_retrieval_bytes", "kind" => kind).increment(bytes as u64);
 }
 
 /// What a request gets whose DAG cannot be followed to the end of its path.
@@ -301,6 +344,7 @@ fn refuse(ask: &Ask, e: WalkError) -> Refusal {
             Refusal::bad(e.to_string(), "ask for bytes that the file has")
         }
         WalkError::TooWide { .. } => Refusal::bad(e.to_string(), "ask for a part of the DAG"),
+        WalkError::Busy { .. } => Refusal::later(StatusCode::SERVICE_UNAVAILABLE, e.to_string(), 5),
         WalkError::Corrupt(_) => Refusal::unreadable(Kind::Data, e.to_string()),
         WalkError::Read { ref source, .. } => Refusal::unreadable(kind_of(source), e.to_string()),
     }
@@ -321,7 +365,7 @@ fn kind_of(e: &io::Error) -> Kind {
 /// Finds and reads blocks, for one thread.
 struct Blocks {
     index: PieceIndex,
-    source: PieceSource,
+    hub: Hub,
     runtime: Handle,
     /// The piece of the last block: the next is likely in it.
     last: Option<(PieceCid, Leased)>,
@@ -347,7 +391,13 @@ impl Blocks {
                 }
                 // The index is ahead of or behind the hub: as good as not indexed.
                 Err(e) if source_error(&e).is_some_and(SourceError::is_not_found) => {}
-                Err(e) => failed = Some(e),
+                Err(e) => {
+                    if source_error(&e).is_some_and(|e| e.kind() == Kind::Capacity) {
+                        // The client is told to come back, as for anything that is busy.
+                        drop(self.runtime.block_on(self.hub.unseals.ask(&at.piece)));
+                    }
+                    failed = Some(e);
+                }
             }
         }
         failed.map_or(Ok(None), Err)
@@ -356,7 +406,7 @@ impl Blocks {
     fn read(&mut self, at: &Location) -> io::Result<Bytes> {
         let fresh = matches!(&self.last, Some((p, l)) if *p == at.piece && l.is_fresh());
         if !fresh {
-            let open = self.source.open(&at.piece);
+            let open = self.hub.source.open(&at.piece);
             let leased = self.runtime.block_on(open).map_err(io::Error::other)?;
             self.last = Some((at.piece, leased));
         }

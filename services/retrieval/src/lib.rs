@@ -11,7 +11,9 @@ mod gateway;
 mod piece;
 mod range;
 mod request;
+mod send;
 mod service;
+mod unseal;
 
 pub use config::RetrievalConfig;
 pub use service::Retrieval;

@@ -1,10 +1,8 @@
 //! `GET /piece/{cid}`: the payload bytes of a piece, whole or in ranges.
 
-use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use cid::Cid;
@@ -12,43 +10,39 @@ use http::header::{
     ACCEPT_RANGES, CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
     ETAG, HeaderValue, IF_RANGE, RANGE,
 };
+use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 use lotus_piece_index::PieceSource;
+use lotus_runtime::splice::{Holes, MAX_STRETCH, Stretch, advise};
 use lotus_types::{PieceCid, PieceInfo};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tracing::Instrument as _;
 
 use crate::answer::{IMMUTABLE, Refusal, has_already, set};
-use crate::gateway::{Gateway, counted};
+use crate::gateway::Gateway;
 use crate::range::{Asked, parse};
+use crate::send::{Outlet, Place, body};
 
 /// Bytes read at once.
-const CHUNK: u64 = 1 << 20;
-/// Chunks between the reader and the connection.
-const AHEAD: usize = 2;
+const CHUNK: u64 = MAX_STRETCH as u64;
 const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
 
 pub(crate) async fn answer(
     gateway: &Arc<Gateway>,
     rest: &str,
     head: bool,
-    request: &HeaderMap,
-    place: OwnedSemaphorePermit,
+    request: &Parts,
+    place: Place,
 ) -> Result<Response, Refusal> {
+    let holes = request.extensions.get::<Holes>().cloned();
+    let request = &request.headers;
     let cid: Cid = rest.parse().map_err(|_| {
         let shown: String = rest.chars().take(128).collect();
         Refusal::bad(format!("{shown:?} is no CID"), "ask for /piece/{piece cid}")
     })?;
     let piece = PieceCid::from_cid(&cid)
         .map_err(|e| Refusal::bad(e.to_string(), "ask for /piece/{piece cid}"))?;
-    let source = gateway.source()?;
-    let leased = source.open(&piece).await.map_err(|e| {
-        if e.is_not_found() {
-            Refusal::not_found(format!("piece {cid} is not here"))
-        } else {
-            Refusal::unreadable(e.kind(), e.to_string())
-        }
-    })?;
+    let hub = gateway.hub()?;
+    let leased = hub.open(&piece, &cid).await?;
     let len = leased.raw_size;
     // A version 2 CID names the size too.
     if let Ok(named) = PieceInfo::from_cid_v2(&cid)
@@ -112,15 +106,13 @@ pub(crate) async fn answer(
     if head {
         return Ok((status, headers).into_response());
     }
-    let (send, receive) = mpsc::channel(AHEAD);
-    let copy = copy(source.clone(), piece, parts, send, place);
+    // The kernel sends the bytes of a file on this host, where it can.
+    let holes = holes.filter(|_| leased.reader.file().is_some());
+    let way = Way::of(holes.is_some());
+    let (outlet, body) = body("piece", place, gateway.patience, holes);
+    let copy = copy(hub.source.clone(), piece, parts, outlet, way);
     gateway.walks.spawn(copy.in_current_span());
-    Ok((
-        status,
-        headers,
-        Body::from_stream(counted("piece", receive)),
-    )
-        .into_response())
+    Ok((status, headers, body).into_response())
 }
 
 enum Part {
@@ -171,18 +163,27 @@ fn multipart(
     parts
 }
 
+/// How the bytes get from the piece to the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Through this process.
+    Copy,
+    /// Sent by the kernel.
+    Splice,
+}
+
+impl Way {
+    const fn of(holes: bool) -> Self {
+        if holes { Self::Splice } else { Self::Copy }
+    }
+}
+
 /// Reads and sends until the end, or until the client goes away. The lease is renewed on the way.
-async fn copy(
-    source: PieceSource,
-    piece: PieceCid,
-    parts: Vec<Part>,
-    send: mpsc::Sender<io::Result<Bytes>>,
-    place: OwnedSemaphorePermit,
-) {
+async fn copy(source: PieceSource, piece: PieceCid, parts: Vec<Part>, outlet: Outlet, way: Way) {
     for part in parts {
         let mut range = match part {
             Part::Text(text) => {
-                if send.send(Ok(text)).await.is_err() {
+                if outlet.send(text).await.is_err() {
                     return;
                 }
                 continue;
@@ -191,22 +192,34 @@ async fn copy(
         };
         while range.start < range.end {
             let len = CHUNK.min(range.end - range.start);
-            let read = async {
-                let leased = source.open(&piece).await.map_err(io::Error::other)?;
-                let read = leased.reader.read_at(range.start, len).await;
-                read.map_err(io::Error::other)
+            let leased = match source.open(&piece).await {
+                Ok(leased) => leased,
+                Err(error) => {
+                    tracing::warn!(%piece, %error, "piece is cut short");
+                    return;
+                }
             };
-            let chunk = read.await;
-            let failed = chunk.as_ref().err().map(ToString::to_string);
-            if send.send(chunk).await.is_err() {
-                return;
-            }
-            if let Some(error) = failed {
-                tracing::warn!(%piece, error, "piece is cut short");
+            let sent = match (way, leased.reader.file()) {
+                (Way::Splice, Some(file)) => {
+                    let len = usize::try_from(len).unwrap_or(usize::MAX);
+                    let (file, offset) = (file.clone(), range.start);
+                    // Read by the time that it is sent, so that sending does not wait for a disk.
+                    advise(&file, offset, len);
+                    outlet.stretch(Stretch { file, offset, len }).await
+                }
+                _ => match leased.reader.read_at(range.start, len).await {
+                    Ok(chunk) => outlet.send(chunk).await,
+                    Err(error) => {
+                        tracing::warn!(%piece, %error, "piece is cut short");
+                        return;
+                    }
+                },
+            };
+            if sent.is_err() {
                 return;
             }
             range.start += len;
         }
     }
-    drop(place);
+    outlet.finish();
 }

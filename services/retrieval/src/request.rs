@@ -22,6 +22,8 @@ pub(crate) struct Ask {
     pub(crate) filename: Option<String>,
     /// The client wants only what is at hand.
     pub(crate) only_if_cached: bool,
+    /// Headers had a say in the form of the answer.
+    negotiated: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +53,7 @@ impl Ask {
         let path = segments.collect::<Result<Vec<_>, _>>()?;
         let query = Query::parse(query.unwrap_or_default())?;
         let form = form(&query, headers)?;
+        let negotiated = query.format.is_none() || accepted(headers).iter().any(Accepted::is_car);
         if form == Form::Raw && !path.is_empty() {
             return Err(Refusal::bad(
                 "a raw block has no path below it",
@@ -68,7 +71,34 @@ impl Ask {
             form,
             filename: query.filename,
             only_if_cached,
+            negotiated,
         })
+    }
+
+    /// Where the same answer is found whatever the headers: the path with every parameter of the
+    /// form. `None` when the request named that place itself.
+    pub(crate) fn location(&self, path: &str, query: Option<&str>) -> Option<String> {
+        if !self.negotiated {
+            return None;
+        }
+        let ours = ["format", "car-version", "car-order", "car-dups"];
+        let kept = query.unwrap_or_default().split('&').filter(|pair| {
+            let key = pair.split('=').next().unwrap_or_default();
+            !key.is_empty() && !ours.contains(&key)
+        });
+        let form = match self.form {
+            Form::Raw => vec!["format=raw"],
+            Form::Car(s) => {
+                let dups = if s.duplicates {
+                    "car-dups=y"
+                } else {
+                    "car-dups=n"
+                };
+                vec!["format=car", "car-version=1", "car-order=dfs", dups]
+            }
+        };
+        let all: Vec<&str> = kept.chain(form).collect();
+        Some(format!("{path}?{}", all.join("&")))
     }
 
     /// A tag that differs for each answer. Raw blocks and CARs from here are the same bytes each
@@ -232,6 +262,12 @@ struct Accepted {
     weight: u32,
 }
 
+impl Accepted {
+    fn is_car(&self) -> bool {
+        self.kind == CAR_TYPE
+    }
+}
+
 fn accepted(headers: &HeaderMap) -> Vec<Accepted> {
     let mut out: Vec<Accepted> = headers
         .get_all(ACCEPT)
@@ -300,7 +336,7 @@ fn form(query: &Query, headers: &HeaderMap) -> Result<Form, Refusal> {
              order=dfs and dups=y or n",
         )
     };
-    let mut cars = accept.iter().filter(|a| a.kind == CAR_TYPE).peekable();
+    let mut cars = accept.iter().filter(|a| a.is_car()).peekable();
     match query.format.as_deref() {
         Some("raw") => return Ok(Form::Raw),
         Some("car") => {
@@ -435,6 +471,29 @@ mod tests {
         }
         let raw = Ask::parse(&format!("{CID}/x"), Some("format=raw"), &HeaderMap::new());
         assert_eq!(raw.unwrap_err().status, 400);
+    }
+
+    #[test]
+    fn what_headers_chose_has_a_place_of_its_own() {
+        let path = format!("/ipfs/{CID}/a%20b");
+        let location = |query: Option<&str>, accept: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(ACCEPT, HeaderValue::from_str(accept).unwrap());
+            let rest = &path["/ipfs/".len()..];
+            let ask = Ask::parse(rest, query, &headers).unwrap();
+            ask.location(&path, query)
+        };
+        assert_eq!(location(Some("format=car"), "*/*"), None);
+        let dups = "application/vnd.ipld.car;dups=y";
+        let want = format!("{path}?format=car&car-version=1&car-order=dfs&car-dups=y");
+        assert_eq!(location(None, dups), Some(want.clone()));
+        assert_eq!(location(Some("format=car&car-order=unk"), dups), Some(want));
+        let kept = location(Some("dag-scope=block&filename=x"), CAR_TYPE).unwrap();
+        let want = "?dag-scope=block&filename=x&format=car&car-version=1&car-order=dfs&car-dups=n";
+        assert!(kept.ends_with(want), "{kept}");
+        // The same answer is there, and says of itself that it needs no other place.
+        let query = kept.split_once('?').unwrap().1;
+        assert_eq!(location(Some(query), "*/*"), None);
     }
 
     #[test]

@@ -1,16 +1,19 @@
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use hub_proto::HubConfig;
+use lotus_car::WalkMemory;
 use lotus_piece_index::{Follower, PieceIndex, PieceSource, connect};
-use lotus_runtime::serve::{Limits, serve};
-use lotus_runtime::{CancellationToken, Cx, Fault, Service, addr_file, listen};
+use lotus_runtime::serve::{Extras, Limits, serve_with};
+use lotus_runtime::{CancellationToken, Cx, Fault, PerClient, Service, addr_file, listen};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::RetrievalConfig;
-use crate::gateway::{Gateway, router};
+use crate::gateway::{Gateway, Hub, router};
+use crate::unseal::Unseals;
 
 /// How long connections wait for a hub that is not there when the service starts.
 const HUB_PATIENCE: Duration = Duration::from_secs(5);
@@ -46,14 +49,20 @@ impl Service for Retrieval {
             stop,
             health,
         } = cx;
+        let tls = self.cfg.tls()?;
+        let per_client =
+            |most: NonZeroU16| PerClient::new(most.get().into(), self.cfg.trusted_proxies.clone());
         let listener = listen(Self::NAME, self.cfg.listen).await?;
         let addr = listener.local_addr()?;
         std::fs::create_dir_all(&self.dir)?;
         let index = PieceIndex::open(&self.dir.join("index.redb"))?;
         let gateway = Arc::new(Gateway {
             index: index.clone(),
-            source: OnceLock::new(),
+            hub: OnceLock::new(),
             places: Arc::new(Semaphore::new(self.cfg.max_requests.get().into())),
+            clients: per_client(self.cfg.max_requests_per_client),
+            memory: WalkMemory::new(usize::from(self.cfg.walk_memory_mib.get()) << 20),
+            patience: Duration::from_secs(self.cfg.stall_secs),
             walks: TaskTracker::new(),
         });
         addr_file::write(&self.run_dir, Self::NAME, &addr.to_string())?;
@@ -63,6 +72,10 @@ impl Service for Retrieval {
             stall: Duration::from_secs(self.cfg.stall_secs),
             http2: true,
             drain: Duration::from_secs(self.cfg.drain_secs),
+        };
+        let extras = Extras {
+            tls,
+            per_client: Some(per_client(self.cfg.max_connections_per_client)),
         };
         // Either part ends the other: a gateway that follows nothing would go stale unseen.
         let stop = stop.child_token();
@@ -75,14 +88,18 @@ impl Service for Retrieval {
                 () = tokio::time::sleep(HUB_PATIENCE) => {}
                 () = stop.cancelled() => {}
             }
-            serve(listener, router(gateway.clone()), limits, stop.clone()).await;
+            let app = router(gateway.clone());
+            serve_with(listener, app, limits, extras, stop.clone()).await;
         };
         let follow = async {
             let Some(hub) = connect(&self.hub, Self::NAME, &stop).await? else {
                 return Ok(());
             };
             let source = PieceSource::new(hub.clone(), self.cfg.max_leases.get().into());
-            drop(gateway.source.set(source.clone()));
+            drop(gateway.hub.set(Hub {
+                source: source.clone(),
+                unseals: Arc::new(Unseals::new(hub.clone())),
+            }));
             hub_known.cancel();
             let follower =
                 Follower::new(hub, index, source, Arc::new(()), health, "retrieval.index");

@@ -5,101 +5,20 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::num::NonZeroU16;
 use std::path::Path;
-use std::time::Duration;
 
 use cid::Cid;
 use hub_proto::v1::PiecePhase;
-use lotus_car::{Block, CarReader, CarStore, CarWriter, Scope, pack_dir, walk};
-use lotus_piece_index::testing::{FakeHub, fake_hub, indexed};
+use lotus_car::{CarReader, CarStore, Scope, pack_dir, walk};
+use lotus_piece_index::testing::{fake_hub, indexed};
 use lotus_retrieval::{Retrieval, RetrievalConfig};
-use lotus_runtime::{CancellationToken, Cx, Fault, Health, Service, addr_file};
+use lotus_runtime::{CancellationToken, Cx, Health, Service};
 use lotus_types::{PieceCid, PieceInfo};
-use multihash_codetable::{Code, MultihashDigest};
-use reqwest::{Method, Response};
-use tokio::task::JoinSet;
+use reqwest::Method;
 
-const DEADLINE: Duration = Duration::from_secs(20);
+mod hostile;
+mod support;
 
-struct Spoke {
-    health: Health,
-    stop: CancellationToken,
-    task: JoinSet<Result<(), Fault>>,
-    url: String,
-    http: reqwest::Client,
-}
-
-impl Spoke {
-    async fn start(hub: &FakeHub, dir: &Path, cfg: RetrievalConfig) -> Self {
-        let (health, stop) = (Health::default(), CancellationToken::new());
-        let cfg = RetrievalConfig {
-            listen: ([127, 0, 0, 1], 0).into(),
-            ..cfg
-        };
-        let spoke = Retrieval::new(cfg, hub.config(), dir.join("retrieval"), dir.join("run"));
-        let mut task = JoinSet::new();
-        task.spawn(spoke.run(Cx::new("retrieval", health.clone(), stop.clone())));
-        within("ready", health.ready()).await;
-        let addr = addr_file::read(&dir.join("run"), "retrieval").unwrap();
-        let http = lotus_runtime::http_client().build().unwrap();
-        Self {
-            health,
-            stop,
-            task,
-            url: format!("http://{addr}"),
-            http,
-        }
-    }
-
-    /// Waits until the index holds this many pieces.
-    async fn indexed(&self, pieces: usize) {
-        let want = format!("{pieces} pieces");
-        let mut parts = self.health.watch();
-        let reached =
-            parts.wait_for(|p| p.get("retrieval.index").is_some_and(|c| c.detail == want));
-        within(&want, async { drop(reached.await.unwrap()) }).await;
-    }
-
-    async fn send(&self, method: Method, path: &str, headers: &[(&str, &str)]) -> Response {
-        let mut request = self.http.request(method, format!("{}{path}", self.url));
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        within(path, request.send()).await.unwrap()
-    }
-
-    async fn get(&self, path: &str) -> Response {
-        self.send(Method::GET, path, &[]).await
-    }
-
-    async fn car(&self, path: &str) -> Vec<Block> {
-        let answer = self.get(path).await;
-        assert_eq!(answer.status(), 200, "{path}");
-        let bytes = answer.bytes().await.unwrap();
-        CarReader::new(&bytes[..])
-            .unwrap()
-            .map(Result::unwrap)
-            .collect()
-    }
-
-    async fn end(mut self) {
-        self.stop.cancel();
-        within("the end", self.task.join_next())
-            .await
-            .unwrap()
-            .unwrap()
-            .unwrap();
-    }
-}
-
-async fn within<T>(what: &str, f: impl Future<Output = T>) -> T {
-    tokio::time::timeout(DEADLINE, f)
-        .await
-        .unwrap_or_else(|_| panic!("no {what} in time"))
-}
-
-fn header<'a>(r: &'a Response, name: &str) -> &'a str {
-    r.headers().get(name).map_or("", |v| v.to_str().unwrap())
-}
+use support::{Spoke, header, small, within};
 
 /// A folder with two levels, a file of several chunks and a file that occurs twice.
 fn packed(dir: &Path) -> (Cid, Vec<u8>) {
@@ -114,13 +33,6 @@ fn packed(dir: &Path) -> (Cid, Vec<u8>) {
     let out = dir.join("tree.car");
     let root = pack_dir(&tree, &out).unwrap();
     (root, fs::read(out).unwrap())
-}
-
-fn small(text: &str) -> (Cid, Vec<u8>) {
-    let cid = Cid::new_v1(0x55, Code::Sha2_256.digest(text.as_bytes()));
-    let mut car = CarWriter::new(Vec::new(), &[cid]).unwrap();
-    car.write(&cid, text.as_bytes()).unwrap();
-    (cid, car.finish().unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -186,6 +98,8 @@ async fn dags_and_blocks_are_served_as_the_specification_says() {
         "application/vnd.ipld.car; version=1; order=dfs; dups=n"
     );
     assert!(header(&answer, "content-disposition").ends_with(".car\""));
+    assert_eq!(header(&answer, "accept-ranges"), "none");
+    assert_eq!(header(&answer, "content-location"), "");
     let body = answer.bytes().await.unwrap();
     let reader = CarReader::new(&body[..]).unwrap();
     assert_eq!(reader.roots(), [root]);

@@ -1,0 +1,251 @@
+//! Bodies on their way to a client: in small parts, with what they hold bounded, and never taken
+//! for whole when they are not.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use futures::Stream;
+use lotus_runtime::Share;
+use lotus_runtime::splice::{Holes, Stretch};
+use tokio::sync::mpsc::error::SendTimeoutError;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::Sleep;
+
+/// Largest part, in bytes. HTTP/2 keeps a part whole until the client takes it, whoever waits.
+pub(crate) const PART: usize = 256 << 10;
+/// Parts between whoever reads and the connection.
+const AHEAD: usize = 4;
+
+/// An error drops what the server has not written yet, so it comes this much after the last part.
+const FLUSH: Duration = Duration::from_millis(100);
+
+/// Leave to serve one request. Kept by everything that holds its bytes.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    _of: Arc<(OwnedSemaphorePermit, Share)>,
+}
+
+impl Place {
+    pub(crate) fn new(total: OwnedSemaphorePermit, client: Share) -> Self {
+        Self {
+            _of: Arc::new((total, client)),
+        }
+    }
+}
+
+/// Where the parts of a body are put.
+#[derive(Debug)]
+pub(crate) struct Outlet {
+    parts: mpsc::Sender<Part>,
+    whole: Arc<AtomicBool>,
+    patience: Duration,
+    stock: Arc<Mutex<Option<Stock>>>,
+    _place: Place,
+}
+
+/// What a body still holds.
+#[derive(Debug)]
+struct Stock {
+    receive: mpsc::Receiver<Part>,
+    _place: Place,
+}
+
+#[derive(Debug)]
+enum Part {
+    Data(Bytes),
+    /// For the kernel to send.
+    Stretch(Stretch),
+}
+
+/// The client takes no more, or takes nothing for too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Gone;
+
+impl Outlet {
+    /// Puts bytes on their way, waiting for the client. It must take a part within the patience.
+    pub(crate) async fn send(&self, mut data: Bytes) -> Result<(), Gone> {
+        while !data.is_empty() {
+            let part = data.split_to(data.len().min(PART));
+            self.put(Part::Data(part)).await?;
+        }
+        Ok(())
+    }
+
+    /// Puts bytes of a file on their way; only into a body that was made with holes.
+    pub(crate) async fn stretch(&self, stretch: Stretch) -> Result<(), Gone> {
+        self.put(Part::Stretch(stretch)).await
+    }
+
+    async fn put(&self, part: Part) -> Result<(), Gone> {
+        let sent = self.parts.send_timeout(part, self.patience).await;
+        sent.map_err(|e| {
+            // A stream of HTTP/2 that waits for its client does not let go of the body by itself.
+            if matches!(e, SendTimeoutError::Timeout(_)) {
+                drop(lock(&self.stock).take());
+            }
+            Gone
+        })
+    }
+
+    /// All was put. A body whose outlet is dropped without this breaks off, so that the client
+    /// does not take a part for the whole.
+    pub(crate) fn finish(self) {
+        self.whole.store(true, Ordering::Release);
+    }
+}
+
+/// A body, and where its parts are put. What leaves is counted as `kind`. With `holes` it may have
+/// stretches of files.
+pub(crate) fn body(
+    kind: &'static str,
+    place: Place,
+    patience: Duration,
+    holes: Option<Holes>,
+) -> (Outlet, Body) {
+    let (parts, receive) = mpsc::channel(AHEAD);
+    let whole = Arc::new(AtomicBool::new(false));
+    let stock = Stock {
+        receive,
+        _place: place.clone(),
+    };
+    let stock = Arc::new(Mutex::new(Some(stock)));
+    let outlet = Outlet {
+        parts,
+        whole: whole.clone(),
+        patience,
+        stock: stock.clone(),
+        _place: place,
+    };
+    let inflow = Inflow {
+        stock,
+        whole,
+        kind,
+        holes,
+        cut: None,
+    };
+    (outlet, Body::from_stream(inflow))
+}
+
+struct Inflow {
+    stock: Arc<Mutex<Option<Stock>>>,
+    whole: Arc<AtomicBool>,
+    kind: &'static str,
+    holes: Option<Holes>,
+    /// Set when there is no more, and should be.
+    cut: Option<Pin<Box<Sleep>>>,
+}
+
+fn lock(stock: &Mutex<Option<Stock>>) -> MutexGuard<'_, Option<Stock>> {
+    stock.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Drop for Inflow {
+    /// The client went away: whoever reads for it is told.
+    fn drop(&mut self) {
+        drop(lock(&self.stock).take());
+    }
+}
+
+impl Stream for Inflow {
+    type Item = io::Result<Bytes>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.cut.is_none() {
+            let part = match &mut *lock(&self.stock) {
+                Some(stock) => ready!(stock.receive.poll_recv(cx)),
+                None => None,
+            };
+            let data = match (part, &self.holes) {
+                (Some(Part::Data(data)), _) => data,
+                (Some(Part::Stretch(stretch)), Some(holes)) => holes.hole(stretch),
+                (None, _) if self.whole.load(Ordering::Acquire) => return Poll::Ready(None),
+                (None | Some(Part::Stretch(_)), _) => {
+                    self.cut = Some(Box::pin(tokio::time::sleep(FLUSH)));
+                    return self.poll_next(cx);
+                }
+            };
+            metrics::counter!("lotus_markets_retrieval_bytes", "kind" => self.kind)
+                .increment(data.len() as u64);
+            return Poll::Ready(Some(Ok(data)));
+        }
+        if let Some(cut) = &mut self.cut {
+            ready!(cut.as_mut().poll(cx));
+        }
+        let cut = io::Error::other("the content is cut short");
+        Poll::Ready(Some(Err(cut)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::to_bytes;
+    use lotus_runtime::PerClient;
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    fn place(all: &Arc<Semaphore>) -> Place {
+        let client = PerClient::new(9, Vec::new());
+        let share = client.take([127, 0, 0, 1].into()).unwrap();
+        Place::new(all.clone().try_acquire_owned().unwrap(), share)
+    }
+
+    #[tokio::test]
+    async fn a_body_is_whole_only_when_it_was_finished() {
+        let all = Arc::new(Semaphore::new(3));
+        let data = Bytes::from(vec![7; PART * 2 + 5]);
+        let (outlet, body) = body_of(&all);
+        let sending = async {
+            outlet.send(data.clone()).await.unwrap();
+            assert_eq!(all.available_permits(), 2, "held while it is on its way");
+            outlet.finish();
+        };
+        let ((), got) = tokio::join!(sending, to_bytes(body, usize::MAX));
+        assert_eq!(got.unwrap(), data);
+        assert_eq!(all.available_permits(), 3);
+
+        let (outlet, body) = body_of(&all);
+        let sending = async {
+            outlet.send(data.clone()).await.unwrap();
+            drop(outlet);
+        };
+        let ((), got) = tokio::join!(sending, to_bytes(body, usize::MAX));
+        assert!(got.is_err());
+    }
+
+    fn body_of(all: &Arc<Semaphore>) -> (Outlet, Body) {
+        body("test", place(all), Duration::from_secs(20), None)
+    }
+
+    #[tokio::test]
+    async fn a_client_that_goes_away_ends_the_reading() {
+        let all = Arc::new(Semaphore::new(1));
+        let (outlet, body) = body_of(&all);
+        let much = Bytes::from(vec![7; PART * (AHEAD + 1)]);
+        let away = async {
+            tokio::task::yield_now().await;
+            drop(body);
+        };
+        let (sent, ()) = tokio::join!(outlet.send(much), away);
+        assert_eq!(sent, Err(Gone));
+        drop(outlet);
+        assert_eq!(all.available_permits(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_nothing_is_given_up() {
+        let all = Arc::new(Semaphore::new(1));
+        let (outlet, body) = body("test", place(&all), Duration::from_millis(50), None);
+        let much = Bytes::from(vec![7; PART * (AHEAD + 1)]);
+        assert_eq!(outlet.send(much).await, Err(Gone));
+        drop(outlet);
+        assert_eq!(all.available_permits(), 1, "whoever has the body");
+        assert!(to_bytes(body, usize::MAX).await.is_err());
+    }
+}
