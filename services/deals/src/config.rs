@@ -42,8 +42,65 @@ pub struct DealsConfig {
     /// TCP ports that deals are fetched from; a deal whose URL has another one is refused. A
     /// sandboxed service cannot connect to any other.
     pub pull_ports: Vec<u16>,
+    /// Ranges of one download that are fetched at the same time, where the server gives ranges.
+    pub pull_ranges: NonZeroU16,
     /// Clients to accept, as addresses; empty accepts everyone.
     pub allowed_clients: Vec<String>,
+    /// Clients to refuse, as addresses.
+    pub denied_clients: Vec<String>,
+    /// Take deals whose bytes are uploaded or downloaded.
+    pub accept_online: bool,
+    /// Take deals whose bytes the operator imports from a file.
+    pub accept_offline: bool,
+    /// Take deals with an allocation of verified data.
+    pub accept_verified: bool,
+    /// Take deals without one.
+    pub accept_unverified: bool,
+    /// Smallest piece that is taken, in bytes with padding.
+    pub min_piece_bytes: u64,
+    /// Largest piece that is taken, in bytes with padding; 0: what a sector holds.
+    pub max_piece_bytes: u64,
+    /// Bytes with padding of the open deals of one client; 0: no limit.
+    pub max_open_bytes_per_client: u64,
+    /// URL of a filter of your own, asked about each proposal that passed every other check; empty
+    /// for none. docs/deals.md has the request, and how to use a command.
+    pub filter_url: String,
+    /// Seconds that the filter may take. Without its answer no deal is taken.
+    pub filter_timeout_secs: u64,
+    /// Smallest chunk of an upload in chunks, in bytes.
+    pub min_chunk_bytes: u64,
+    /// Largest one.
+    pub max_chunk_bytes: u64,
+    /// Chunks that may arrive at the same time.
+    pub max_chunk_uploads: NonZeroU16,
+    /// Uploads of pieces without a deal.
+    pub pieces: PiecesConfig,
+}
+
+/// `[deals.pieces]`: pieces that are uploaded at `/pdp/piece`, by whoever comes, before there is a
+/// deal for them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PiecesConfig {
+    /// Take them.
+    pub enabled: bool,
+    /// Bytes that all of them may take.
+    pub max_bytes: u64,
+    /// Bytes that those of one client, known by its address, may take.
+    pub max_bytes_per_client: u64,
+    /// Seconds that one is kept.
+    pub ttl_secs: u64,
+}
+
+impl Default for PiecesConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            max_bytes: 32 << 30,
+            max_bytes_per_client: 4 << 30,
+            ttl_secs: 6 * 3600,
+        }
+    }
 }
 
 impl Default for DealsConfig {
@@ -64,7 +121,22 @@ impl Default for DealsConfig {
             default_start_delay_epochs: 5_760,
             allow_private_sources: false,
             pull_ports: vec![80, 443],
+            pull_ranges: limit(5),
             allowed_clients: Vec::new(),
+            denied_clients: Vec::new(),
+            accept_online: true,
+            accept_offline: true,
+            accept_verified: true,
+            accept_unverified: true,
+            min_piece_bytes: 0,
+            max_piece_bytes: 0,
+            max_open_bytes_per_client: 0,
+            filter_url: String::new(),
+            filter_timeout_secs: 10,
+            min_chunk_bytes: 16 << 20,
+            max_chunk_bytes: 256 << 20,
+            max_chunk_uploads: limit(64),
+            pieces: PiecesConfig::default(),
         }
     }
 }
@@ -75,7 +147,7 @@ impl DealsConfig {
     pub fn needs(&self) -> Needs {
         let mut needs = Needs::default().socket("deals", self.listen).names();
         needs.connect.extend(&self.pull_ports);
-        needs
+        needs.url(&self.filter_url)
     }
 }
 

@@ -1,22 +1,24 @@
 //! Runs the journaled effects: downloads, the hand-off to the hub, and the cleaning up. Each is
 //! run until it is done; after a restart it is run again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use hub_proto::HubError;
 use hub_proto::v1::{DealTerms, OfferRequest, Source as OfferSource, UnixSource, Use, source::At};
-use lotus_dataplane::{DataError, HttpPull, pull_http};
+use lotus_dataplane::{DataError, HttpPull};
 use lotus_journal::{JournalError, Pending};
 use lotus_runtime::{Backoff, CancellationToken, Fault, trace};
 use lotus_types::{DealKey, Kind};
 use tokio::task::{Id, JoinSet};
 use tracing::Instrument as _;
 
+use crate::chunks::UPLOADS;
 use crate::engine::{Engine, journal_fault, view};
 use crate::machine::{Checkpoint, DealMachine, Effect, Event, HubView, Record};
 use crate::mk20::HttpUrl;
+use crate::ranges;
 use crate::staging::{Intake, IntakeError};
 use crate::validate::{Proposal, Source};
 
@@ -44,25 +46,30 @@ type Task = Pending<DealMachine>;
 /// Runs every pending effect, and those that come, until stopped.
 pub(crate) async fn run(engine: Arc<Engine>, stop: CancellationToken) -> Result<(), Fault> {
     let mut tasks: JoinSet<Result<(), Undone>> = JoinSet::new();
-    let mut running: HashMap<Id, (lotus_journal::EffectId, bool)> = HashMap::new();
+    let mut running: HashMap<Id, (DealKey, bool)> = HashMap::new();
     loop {
         let pending = engine.deals.pending().map_err(|e| journal_fault(&e))?;
         let mut pulls = running.values().filter(|(_, pull)| *pull).count();
         let mut others = running.len() - pulls;
+        // The effects of one deal are run in order: a later one may undo an earlier one.
+        let mut busy: HashSet<DealKey> = running.values().map(|(key, _)| key.clone()).collect();
         for task in pending {
+            if !busy.insert(task.key.clone()) {
+                continue;
+            }
             let is_pull = task.effect == Effect::Pull;
             let (count, limit) = if is_pull {
                 (&mut pulls, engine.cfg.max_transfers.get().into())
             } else {
                 (&mut others, MAX_HANDOFFS)
             };
-            if *count >= limit || running.values().any(|(id, _)| *id == task.id) {
+            if *count >= limit {
                 continue;
             }
             *count += 1;
-            let id = task.id;
+            let key = task.key.clone();
             let handle = tasks.spawn(perform(engine.clone(), task, stop.clone()));
-            running.insert(handle.id(), (id, is_pull));
+            running.insert(handle.id(), (key, is_pull));
         }
         tokio::select! {
             () = stop.cancelled() => break,
@@ -96,6 +103,8 @@ async fn perform(engine: Arc<Engine>, task: Task, stop: CancellationToken) -> Re
     let work = async {
         match task.effect {
             Effect::Pull => pull(&engine, &task, &record, &stop).await,
+            Effect::Check => check(&engine, &task, &record, &stop).await,
+            Effect::Withdraw => withdraw(&engine, &task, &record, &stop).await,
             Effect::Offer => offer(&engine, &task, &record, &stop).await,
             Effect::DropStaging => drop_staging(&engine, &task, &stop).await,
             Effect::ReleaseCredit => {
@@ -120,9 +129,24 @@ async fn finish(engine: &Engine, task: &Task, event: Event) -> Result<(), Undone
     Ok(())
 }
 
-async fn pause(wait: Duration, stop: &CancellationToken) -> Result<(), Undone> {
+/// Waits for the next attempt, which the operator may have at once.
+async fn pause(
+    engine: &Engine,
+    key: &DealKey,
+    wait: Duration,
+    stop: &CancellationToken,
+) -> Result<(), Undone> {
+    let mut nudged = engine.nudge.subscribe();
+    let nudge = async {
+        while nudged.changed().await.is_ok() {
+            if nudged.borrow_and_update().as_ref() == Some(key) {
+                return;
+            }
+        }
+    };
     tokio::select! {
         () = stop.cancelled() => Err(Undone::Stopped),
+        () = nudge => Ok(()),
         () = tokio::time::sleep(wait) => Ok(()),
     }
 }
@@ -136,14 +160,81 @@ async fn drop_staging(
     loop {
         // A transfer that still writes must end first.
         let removed = match engine.arriving.lease(&task.key) {
-            Some(_lease) => engine.staging.remove(&task.key),
+            Some(_lease) => {
+                let key = task.key.clone();
+                let journal = engine.deals.journal().clone();
+                tokio::task::spawn_blocking(move || {
+                    journal.write(|tx| tx.remove(&UPLOADS, &key).map(drop))
+                })
+                .await
+                .map_err(|_| Undone::Stopped)??;
+                engine.staging.remove(&task.key)
+            }
             None => Err(std::io::ErrorKind::ResourceBusy.into()),
         };
         match removed {
             Ok(()) => return settle(engine, task).await,
             Err(e) => tracing::warn!(%e, deal = %task.key, "the staging copy is not removed yet"),
         }
-        pause(backoff.next(), stop).await?;
+        pause(engine, &task.key, backoff.next(), stop).await?;
+    }
+}
+
+/// Checks the bytes of a piece that are all here.
+async fn check(
+    engine: &Arc<Engine>,
+    task: &Task,
+    record: &Record,
+    stop: &CancellationToken,
+) -> Result<(), Undone> {
+    let p = &record.proposal;
+    let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+    loop {
+        let waits = engine.deals.get(&task.key)?.is_some_and(|r| r.checking);
+        if !waits {
+            return settle(engine, task).await;
+        }
+        let checked = match engine.arriving.lease(&p.key) {
+            // A crash between the check and the journal leaves the complete piece.
+            Some(_) if engine.staging.has(&p.key) => Ok(()),
+            Some(lease) => tokio::select! {
+                () = stop.cancelled() => return Err(Undone::Stopped),
+                checked = engine.staging.check(p.piece, p.format, lease) => checked,
+            },
+            None => Err(std::io::Error::from(std::io::ErrorKind::ResourceBusy).into()),
+        };
+        match checked {
+            Ok(()) => return finish(engine, task, Event::Transferred).await,
+            Err(e) if e.kind() == Kind::Data => {
+                return finish(engine, task, Event::TransferFailed(e.to_string())).await;
+            }
+            Err(e) => tracing::warn!(%e, deal = %task.key, "the piece is not checked yet"),
+        }
+        pause(engine, &task.key, backoff.next(), stop).await?;
+    }
+}
+
+/// Takes the offer of a deal back that the operator gave up.
+async fn withdraw(
+    engine: &Arc<Engine>,
+    task: &Task,
+    record: &Record,
+    stop: &CancellationToken,
+) -> Result<(), Undone> {
+    let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+    loop {
+        let asked = tokio::select! {
+            () = stop.cancelled() => return Err(Undone::Stopped),
+            asked = engine.withdraw(&record.proposal.key) => asked,
+        };
+        let e = match asked {
+            Ok(Some(now)) => return finish(engine, task, Event::Hub(view(&now))).await,
+            Ok(None) => return finish(engine, task, Event::Hub(HubView::Unknown)).await,
+            Err(e) => e,
+        };
+        let wait = e.retry_after().unwrap_or_else(|| backoff.next());
+        tracing::info!(%e, ?wait, deal = %task.key, "the withdrawal is tried again");
+        pause(engine, &task.key, wait.min(LONGEST_WAIT), stop).await?;
     }
 }
 
@@ -190,13 +281,17 @@ async fn pull(
             }
             Attempt::Broken(why) => why,
         };
+        let given_up = engine.deals.get(&task.key)?.map(|r| r.checkpoint);
+        if given_up != Some(Checkpoint::Accepted) {
+            return settle(engine, task).await;
+        }
         let wait = backoff.next();
         if backoff.tries() >= engine.cfg.max_pull_attempts {
             let why = format!("given up after {} attempts: {why}", backoff.tries());
             return finish(engine, task, Event::TransferFailed(why)).await;
         }
         tracing::info!(deal = %task.key, why, ?wait, "the download is tried again");
-        pause(wait, stop).await?;
+        pause(engine, &task.key, wait, stop).await?;
     }
 }
 
@@ -205,6 +300,7 @@ async fn download(engine: &Engine, p: &Proposal, urls: &[HttpUrl]) -> Attempt {
     let Some(lease) = engine.arriving.lease(&p.key) else {
         return Attempt::Broken("another transfer has just ended".into());
     };
+    let stop = lease.transfer.stop.clone();
     let mut intake = engine.staging.intake(p.piece, p.format, true, lease);
     let mut from = intake.start().await;
     let mut hopeless = Vec::new();
@@ -226,7 +322,12 @@ async fn download(engine: &Engine, p: &Proposal, urls: &[HttpUrl]) -> Attempt {
             etag: None,
         };
         let Some(sink) = intake.sink() else { break };
-        match pull_http(&engine.http, &pull, sink).await {
+        let pulling = ranges::pull(&engine.http, &pull, engine.cfg.pull_ranges, sink);
+        let pulled = tokio::select! {
+            () = stop.cancelled() => break,
+            pulled = pulling => pulled,
+        };
+        match pulled {
             Ok(pulled) => from = pulled.end,
             // The intake gave up: it says why below.
             Err(DataError::Stopped) => break,
@@ -302,8 +403,8 @@ async fn offer(
 ) -> Result<(), Undone> {
     let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
     loop {
-        let checkpoint = engine.deals.get(&task.key)?.map(|r| r.checkpoint);
-        if checkpoint != Some(Checkpoint::Transferred) {
+        let waits = engine.deals.get(&task.key)?;
+        if !waits.is_some_and(|r| r.checkpoint == Checkpoint::Transferred && r.cancel.is_empty()) {
             return settle(engine, task).await;
         }
         let outcome = tokio::select! {
@@ -319,7 +420,7 @@ async fn offer(
         }
         let wait = e.retry_after().unwrap_or_else(|| backoff.next());
         tracing::info!(%e, ?wait, deal = %task.key, "the hand-off is tried again");
-        pause(wait.min(LONGEST_WAIT), stop).await?;
+        pause(engine, &task.key, wait.min(LONGEST_WAIT), stop).await?;
     }
 }
 

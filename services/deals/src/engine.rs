@@ -5,20 +5,24 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hub_proto::v1::{
-    AcquireRequest, AllocationRequest, IdentityRequest, PiecePhase, PieceState, PieceStatusRequest,
-    ReleaseRequest,
+    AcquireRequest, IdentityRequest, PiecePhase, PieceState, PieceStatusRequest, ReleaseRequest,
+    WithdrawRequest,
 };
 use hub_proto::{HubClient, HubError};
 use lotus_journal::{EffectId, JournalError, Machines, Map};
 use lotus_runtime::{Fault, trace};
-use lotus_types::{ActorId, Address, DealKey, Epoch, Kind, SectorSize};
+use lotus_types::{ActorId, Address, DealKey, Epoch, Kind, PieceInfo, SectorSize};
 use tokio::sync::{Notify, watch};
 use ulid::Ulid;
 
 use crate::DealsConfig;
+use crate::arriving::Arriving;
+use crate::filter::{Filter, Lists};
+use crate::history;
 use crate::machine::{Checkpoint, DealMachine, Event, HubView, Record};
 use crate::mk20::{self, Code, Deal, Refusal};
-use crate::staging::{Arriving, Staging};
+use crate::pieces::Pieces;
+use crate::staging::Staging;
 use crate::validate::{self, Rules};
 
 /// Where following the hub's events has got to: the next sequence number wanted.
@@ -38,10 +42,19 @@ pub(crate) struct Provider {
     pub(crate) height: Epoch,
 }
 
+/// What is kept in memory of a deal.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OpenDeal {
+    checkpoint: Checkpoint,
+    sector: Option<u64>,
+    /// Bytes with padding.
+    size: u64,
+}
+
 /// The deals that are not final, in memory: everything here is in the journal too.
 #[derive(Debug, Default)]
 pub(crate) struct Open {
-    pub(crate) deals: HashMap<DealKey, (Checkpoint, Option<u64>)>,
+    pub(crate) deals: HashMap<DealKey, OpenDeal>,
     allocations: HashMap<(u64, u64), DealKey>,
 }
 
@@ -60,7 +73,13 @@ pub(crate) struct Engine {
     /// Chain height, from the hub's head events and answers.
     pub(crate) height: watch::Sender<Epoch>,
     open: Mutex<Open>,
-    allowed: Vec<Address>,
+    pub(crate) lists: Lists,
+    /// Asks the operator's filter.
+    pub(crate) filter: Filter,
+    /// Told whose back-off is to end.
+    pub(crate) nudge: watch::Sender<Option<DealKey>>,
+    /// Pieces without a deal.
+    pub(crate) pieces: Pieces,
 }
 
 pub(crate) fn unix_ms() -> u64 {
@@ -84,7 +103,7 @@ pub(crate) fn journal_refusal(e: &JournalError) -> Refusal {
     Refusal::new(code, "the deal can not be recorded", "try again later").retry_after(60)
 }
 
-fn hub_refusal(e: &HubError) -> Refusal {
+pub(crate) fn hub_refusal(e: &HubError) -> Refusal {
     let wait = e.retry_after().map_or(10, |d| d.as_secs().max(1));
     match e.kind() {
         Kind::Capacity => Refusal::new(
@@ -112,21 +131,11 @@ impl Engine {
         hub: HubClient,
         deals: Machines<DealMachine>,
         staging: Staging,
+        pieces: Pieces,
         data_socket: String,
     ) -> Result<Self, Fault> {
-        let allowed = cfg
-            .allowed_clients
-            .iter()
-            .map(|text| {
-                mk20::parse_address(text).ok_or_else(|| {
-                    Fault::new(
-                        Kind::Config,
-                        format!("{text:?} in deals.allowed_clients is no address"),
-                        "list addresses such as t1…",
-                    )
-                })
-            })
-            .collect::<Result<_, _>>()?;
+        let lists = Lists::new(&cfg)?;
+        let filter = Filter::new(&cfg)?;
         let http = crate::source::client(cfg.allow_private_sources)?;
         let mut open = Open::default();
         for (key, record) in deals.all().map_err(|e| journal_fault(&e))? {
@@ -143,7 +152,10 @@ impl Engine {
             wake: Notify::new(),
             height: watch::Sender::new(Epoch(0)),
             open: Mutex::new(open),
-            allowed,
+            lists,
+            filter,
+            nudge: watch::Sender::new(None),
+            pieces,
         };
         let open = engine.open_deals();
         engine.staging.sweep(|key| {
@@ -162,7 +174,7 @@ impl Engine {
         let open = self.open();
         open.deals
             .iter()
-            .map(|(k, (c, s))| (k.clone(), *c, *s))
+            .map(|(k, d)| (k.clone(), d.checkpoint, d.sector))
             .collect()
     }
 
@@ -176,9 +188,12 @@ impl Engine {
     ) -> Result<Option<Record>, JournalError> {
         let (deals, key_in) = (self.deals.clone(), key.clone());
         let step = tokio::task::spawn_blocking(move || {
-            deals.apply(&key_in, &event, settles, |tx, _, _| match cursor {
-                Some(seq) => tx.put(&CURSOR, &NEXT_SEQ.to_owned(), &seq),
-                None => Ok(()),
+            deals.apply(&key_in, &event, settles, |tx, before, after| {
+                history::note(tx, &key_in, before, after, unix_ms())?;
+                match cursor {
+                    Some(seq) => tx.put(&CURSOR, &NEXT_SEQ.to_owned(), &seq),
+                    None => Ok(()),
+                }
             })
         })
         .await
@@ -243,14 +258,7 @@ impl Engine {
         {
             return same_deal(key, &known, deal);
         }
-        if !self.allowed.is_empty() && !self.allowed.contains(signer) {
-            return Err(Refusal::new(
-                Code::Unauthorized,
-                format!("{} is not among this provider's clients", key.client),
-                "ask the provider to add you to deals.allowed_clients",
-            )
-            .at("client"));
-        }
+        self.lists.admit(signer)?;
         let provider = self.provider().await.map_err(|e| hub_refusal(&e))?;
         let rules = Rules {
             provider: provider.actor,
@@ -259,38 +267,7 @@ impl Engine {
             cfg: &self.cfg,
         };
         let mut proposal = validate::validate(deal, signer, &rules)?;
-        let mine = self
-            .open()
-            .deals
-            .keys()
-            .filter(|k| k.client == key.client)
-            .count();
-        if mine >= self.cfg.max_open_deals_per_client {
-            return Err(Refusal::new(
-                Code::Overloaded,
-                format!("{mine} deals of this client are open"),
-                "wait until some of them are sealed",
-            )
-            .retry_after(600));
-        }
-        if let Some((_, id)) = proposal.allocation {
-            let request = AllocationRequest {
-                client: key.client.clone(),
-                id,
-            };
-            let found = match self
-                .hub
-                .chain()
-                .allocation(self.hub.request(request))
-                .await
-                .map_err(HubError::from)
-            {
-                Ok(a) => Some(a.into_inner()),
-                Err(e) if e.is_not_found() => None,
-                Err(e) => return Err(hub_refusal(&e)),
-            };
-            validate::check_allocation(&mut proposal, found.as_ref(), &rules)?;
-        }
+        self.admit(&mut proposal, &rules).await?;
         let reserved = self.open().reserve(&key, proposal.allocation);
         if let Err(holder) = reserved {
             return Err(Refusal::new(
@@ -314,6 +291,8 @@ impl Engine {
         proposal: validate::Proposal,
         deal: &Deal,
     ) -> Result<DealKey, Refusal> {
+        let wants_upload = proposal.source == validate::Source::Put;
+        let piece = proposal.piece;
         let credit = self
             .acquire(key, proposal.piece.size.get())
             .await
@@ -325,7 +304,12 @@ impl Engine {
             trace: trace::current(),
         };
         match self.apply(key, event, None, None).await {
-            Ok(Some(_)) => Ok(key.clone()),
+            Ok(Some(_)) => {
+                if wants_upload {
+                    self.adopt(key, &piece).await;
+                }
+                Ok(key.clone())
+            }
             // Another request with this id was faster.
             Ok(None) => match self.get(key)? {
                 Some(known) => same_deal(key.clone(), &known, deal),
@@ -339,6 +323,23 @@ impl Engine {
                 self.release(&credit).await;
                 Err(journal_refusal(&e))
             }
+        }
+    }
+
+    /// Takes a piece that was uploaded before its deal. If that fails the client uploads it.
+    async fn adopt(&self, key: &DealKey, piece: &PieceInfo) {
+        let Some(file) = self.pieces.file(piece) else {
+            return;
+        };
+        let (staging, owner) = (self.staging.clone(), key.clone());
+        let linked = tokio::task::spawn_blocking(move || staging.adopt(&owner, &file)).await;
+        match linked {
+            Ok(Ok(())) => match self.apply(key, Event::Uploaded, None, None).await {
+                Ok(_) => tracing::info!(deal = %key, "its piece is here already"),
+                Err(e) => tracing::warn!(%e, deal = %key, "the piece is not taken over"),
+            },
+            Ok(Err(e)) => tracing::warn!(%e, deal = %key, "the piece is not taken over"),
+            Err(e) => tracing::warn!(%e, deal = %key, "the piece is not taken over"),
         }
     }
 
@@ -387,6 +388,22 @@ impl Engine {
         })
     }
 
+    /// Takes an offer back. Returns the hub's view of the piece; `None` when it knows none.
+    pub(crate) async fn withdraw(&self, key: &DealKey) -> Result<Option<PieceState>, HubError> {
+        let request = WithdrawRequest {
+            key: Some(key.into()),
+        };
+        let mut pieces = self.hub.pieces();
+        let asked = pieces.withdraw(self.hub.request(request)).await;
+        match asked.map_err(HubError::from) {
+            Ok(state) => Ok(Some(state.into_inner())),
+            Err(e) if e.is_not_found() => Ok(None),
+            // It is in a sector, or on its way there: that is what it is then.
+            Err(e) if e.kind() == Kind::Data => self.hub_state(key).await,
+            Err(e) => Err(e),
+        }
+    }
+
     /// The hub's view of a deal's piece; `None` when it knows none.
     pub(crate) async fn hub_state(&self, key: &DealKey) -> Result<Option<PieceState>, HubError> {
         let request = PieceStatusRequest {
@@ -407,6 +424,14 @@ impl Engine {
 }
 
 impl Open {
+    /// Open deals of a client, and their bytes with padding.
+    pub(crate) fn of_client(&self, client: &str) -> (usize, u64) {
+        let own = self.deals.iter().filter(|(key, _)| key.client == client);
+        own.fold((0, 0), |(n, bytes), (_, deal)| {
+            (n + 1, deal.size.saturating_add(bytes))
+        })
+    }
+
     fn note(&mut self, key: &DealKey, record: &Record) {
         if record.checkpoint.is_final() {
             self.deals.remove(key);
@@ -416,8 +441,12 @@ impl Open {
                 return;
             }
         } else {
-            let sector = record.place.map(|(s, _)| s);
-            self.deals.insert(key.clone(), (record.checkpoint, sector));
+            let deal = OpenDeal {
+                checkpoint: record.checkpoint,
+                sector: record.place.map(|(s, _)| s),
+                size: record.proposal.piece.size.get(),
+            };
+            self.deals.insert(key.clone(), deal);
         }
         if let Some(allocation) = record.proposal.allocation {
             self.allocations.insert(allocation, key.clone());

@@ -14,6 +14,7 @@ use lotus_types::{DealKey, Epoch, Kind};
 
 use crate::engine::{CURSOR, Engine, NEXT_SEQ, journal_fault, unix_ms, view};
 use crate::machine::{Checkpoint, Event, HubView};
+use crate::validate::Source;
 
 /// Between two looks at the hub and the clock.
 const TICK: Duration = Duration::from_secs(1);
@@ -189,6 +190,9 @@ pub(crate) async fn ticks(
             Err(e) => health.set("deals.hub", Err(e.to_string())),
         }
         expire(&engine).await?;
+        if count.is_multiple_of(RECONCILE_TICKS) {
+            engine.pieces.expire(unix_ms()).await;
+        }
         metrics::gauge!("lotus_markets_open_deals_count").set(f64::from(
             u32::try_from(engine.open().deals.len()).unwrap_or(u32::MAX),
         ));
@@ -201,17 +205,23 @@ async fn expire(engine: &Engine) -> Result<(), Fault> {
     let height = *engine.height.borrow();
     let now = unix_ms();
     for (key, checkpoint, _) in engine.open_deals() {
-        if checkpoint != Checkpoint::Accepted || engine.arriving.received(&key).is_some() {
+        if checkpoint != Checkpoint::Accepted || engine.arriving.has(&key) {
             continue;
         }
         let Some(record) = engine.deals.get(&key).map_err(|e| journal_fault(&e))? else {
             continue;
         };
+        // What is uploaded in chunks is here, and is being checked.
+        if !record.awaits_bytes() {
+            continue;
+        }
         let start = record.proposal.start_epoch;
+        // Bringing disks takes longer than an upload.
+        let offline = record.proposal.source == Source::Offline;
         let waited = now.saturating_sub(record.accepted_unix_ms) / 1000;
         let why = if height >= start {
             format!("start epoch {start} has passed before the bytes came")
-        } else if waited > engine.cfg.upload_ttl_secs {
+        } else if !offline && waited > engine.cfg.upload_ttl_secs {
             format!("no bytes came within {} s", engine.cfg.upload_ttl_secs)
         } else {
             continue;

@@ -22,8 +22,12 @@ use tracing::Instrument as _;
 
 use crate::engine::Engine;
 use crate::machine::Record;
-use crate::mk20::{BASE, Code, Deal, Refusal};
-use crate::{auth, validate};
+use crate::mk20::{
+    Accepted, BASE, Code, Deal, Done, Refusal, StartUpload, StatusResponse, SupportedContracts,
+    SupportedProducts, SupportedSources, UploadStatus,
+};
+use crate::openapi::{self, Api, Operation};
+use crate::{auth, pdp, validate};
 
 /// Longest time for a request that carries no piece.
 const PATIENCE: Duration = Duration::from_secs(45);
@@ -33,49 +37,154 @@ const BODY_PATIENCE: Duration = Duration::from_secs(10);
 /// instead of a broken connection.
 const DRAIN_BYTES: usize = 64 << 20;
 const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+/// Chunks are small, and their uploads run in parallel: they have slots of their own.
+const CHUNKS: &str = "/market/mk20/uploads/";
 /// Clients whose request rates are remembered.
 const MAX_RATES: usize = 10_000;
 
-struct Shared {
-    engine: Arc<Engine>,
+pub(crate) struct Shared {
+    pub(crate) engine: Arc<Engine>,
     requests: Semaphore,
     transfers: Semaphore,
+    chunks: Semaphore,
     rates: Mutex<HashMap<IpAddr, Rate>>,
 }
 
-type App = State<Arc<Shared>>;
+pub(crate) type App = Arc<Shared>;
 
 /// The service's routes.
 pub(crate) fn router(engine: Arc<Engine>) -> Router {
     let shared = Arc::new(Shared {
         requests: Semaphore::new(engine.cfg.max_requests.get().into()),
         transfers: Semaphore::new(engine.cfg.max_transfers.get().into()),
+        chunks: Semaphore::new(engine.cfg.max_chunk_uploads.get().into()),
         rates: Mutex::default(),
         engine,
     });
-    let path = |p: &str| format!("{BASE}{p}");
-    Router::new()
-        .route(&path("/deal"), post(propose))
-        .route(&path("/status/{id}"), get(status))
-        .route(&path("/upload/{id}"), put(upload).post(finalize))
-        .route(&path("/products"), get(products))
-        .route(
-            &path("/sources"),
-            get(|| async { axum::Json(serde_json::json!({"sources": ["http", "put"]})) }),
-        )
-        .route(
-            &path("/contracts"),
-            get(|| async { axum::Json(serde_json::json!({"contracts": []})) }),
-        )
+    let (mut router, document) = pdp::routes(routes(Api::new())).finish();
+    let document: Bytes = document.to_string().into();
+    for path in openapi::PATHS {
+        let document = document.clone();
+        let json = [(header::CONTENT_TYPE, "application/json")];
+        router = router.route(path, get(|| async move { (json, document) }));
+    }
+    router
         .fallback(|| async {
             Refusal::new(
                 Code::NotFound,
                 "there is nothing at this path",
-                format!("deals are proposed with POST {BASE}/deal"),
+                format!(
+                    "see {}: deals are proposed with POST {BASE}/deal",
+                    openapi::PATHS[0]
+                ),
             )
         })
         .layer(middleware::from_fn_with_state(shared.clone(), admit))
         .with_state(shared)
+}
+
+fn routes(api: Api<App>) -> Api<App> {
+    let path = |p: &str| format!("{BASE}{p}");
+    let done = "It is done";
+    api.on(
+        &Method::POST,
+        &path("/deal"),
+        &Operation::new("Propose a deal")
+            .signed()
+            .takes::<Deal>(true)
+            .gives::<Accepted>(200, "The deal is accepted"),
+        post(propose),
+    )
+    .on(
+        &Method::POST,
+        &path("/update/{id}"),
+        &Operation::new("Fill in what a deal lacks; what it has is not replaced")
+            .signed()
+            .takes::<Deal>(true)
+            .gives::<Done>(200, "The deal has all of this"),
+        post(update),
+    )
+    .on(
+        &Method::GET,
+        &path("/status/{id}"),
+        &Operation::new("How far a deal is")
+            .signed()
+            .gives::<StatusResponse>(200, "How far it is"),
+        get(status),
+    )
+    .on(
+        &Method::PUT,
+        &path("/upload/{id}"),
+        &Operation::new("Upload the whole piece of a deal")
+            .signed()
+            .takes_bytes()
+            .gives::<Done>(200, "The piece is here and is what the deal says"),
+        put(upload),
+    )
+    .on(
+        &Method::POST,
+        &path("/upload/{id}"),
+        &Operation::new("Finish the upload of a whole piece")
+            .signed()
+            .takes::<Deal>(false)
+            .gives::<Done>(200, done),
+        post(finalize),
+    )
+    .on(
+        &Method::POST,
+        &path("/uploads/{id}"),
+        &Operation::new("Begin an upload in chunks")
+            .signed()
+            .takes::<StartUpload>(true)
+            .gives::<Done>(200, done),
+        post(start_chunks),
+    )
+    .on(
+        &Method::GET,
+        &path("/uploads/{id}"),
+        &Operation::new("Which chunks are here")
+            .signed()
+            .gives::<UploadStatus>(200, "Which chunks are here, and which are missing"),
+        get(chunk_status),
+    )
+    .on(
+        &Method::PUT,
+        &path("/uploads/{id}/{chunk}"),
+        &Operation::new("Upload one chunk; the first is 1, in any order, several at a time")
+            .signed()
+            .takes_bytes()
+            .gives::<Done>(200, "The chunk is here"),
+        put(put_chunk),
+    )
+    .on(
+        &Method::POST,
+        &path("/uploads/finalize/{id}"),
+        &Operation::new("Finish an upload in chunks: the piece is checked now")
+            .signed()
+            .takes::<Deal>(false)
+            .gives::<Done>(200, done),
+        post(finalize),
+    )
+    .on(
+        &Method::GET,
+        &path("/products"),
+        &Operation::new("What the provider does with pieces")
+            .gives::<SupportedProducts>(200, "Products"),
+        get(products),
+    )
+    .on(
+        &Method::GET,
+        &path("/sources"),
+        &Operation::new("Where pieces may come from").gives::<SupportedSources>(200, "Sources"),
+        get(sources),
+    )
+    .on(
+        &Method::GET,
+        &path("/contracts"),
+        &Operation::new("Market contracts that deals may belong to")
+            .gives::<SupportedContracts>(200, "Contracts: none"),
+        get(|| async { axum::Json(SupportedContracts { contracts: vec![] }) }),
+    )
 }
 
 impl IntoResponse for Refusal {
@@ -133,7 +242,7 @@ fn overloaded(what: &str) -> Refusal {
 
 /// Limits, the trace, and a record of every request.
 async fn admit(
-    State(shared): App,
+    State(shared): State<App>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     request: Request,
     next: Next,
@@ -146,7 +255,8 @@ async fn admit(
             return overloaded("too many requests from this address").into_response();
         }
         let response = if method == Method::PUT {
-            let Ok(_slot) = shared.transfers.try_acquire() else {
+            let slots = if path.starts_with(CHUNKS) { &shared.chunks } else { &shared.transfers };
+            let Ok(_slot) = slots.try_acquire() else {
                 return overloaded("too many uploads are running").retry_after(10).into_response();
             };
             next.run(request).await
@@ -200,7 +310,7 @@ fn content_type(headers: &HeaderMap, wanted: &str) -> Result<(), Refusal> {
 }
 
 /// A small body, within size and time.
-async fn small_body(shared: &Shared, body: Body) -> Result<Bytes, Refusal> {
+pub(crate) async fn small_body(shared: &Shared, body: Body) -> Result<Bytes, Refusal> {
     let limit = shared.engine.cfg.max_proposal_bytes;
     let read = axum::body::to_bytes(body, limit.saturating_add(1));
     match tokio::time::timeout(BODY_PATIENCE, read).await {
@@ -243,7 +353,10 @@ fn parse(body: &[u8]) -> Result<Deal, Refusal> {
     })
 }
 
-async fn propose(State(shared): App, request: Request) -> Result<Response, Refusal> {
+async fn propose(
+    State(shared): State<App>,
+    request: Request,
+) -> Result<axum::Json<Accepted>, Refusal> {
     let (parts, body) = request.into_parts();
     let client = signer(&parts.method, parts.uri.path(), &parts.headers)?;
     content_type(&parts.headers, "application/json")?;
@@ -251,10 +364,11 @@ async fn propose(State(shared): App, request: Request) -> Result<Response, Refus
     match shared.engine.propose(&deal, &client).await {
         Ok(key) => {
             tracing::info!(deal = %key, "proposal accepted");
-            Ok(axum::Json(
-                serde_json::json!({"code": 200, "identifier": key.id, "client": key.client}),
-            )
-            .into_response())
+            Ok(axum::Json(Accepted {
+                code: 200,
+                identifier: key.id.to_string(),
+                client: key.client,
+            }))
         }
         Err(refusal) => {
             tracing::info!(client = %crate::mk20::address_text(&client), refusal = refusal.error, field = refusal.field, "proposal refused");
@@ -276,10 +390,10 @@ fn lookup(
 }
 
 async fn status(
-    State(shared): App,
+    State(shared): State<App>,
     Path(id): Path<String>,
     request: Request,
-) -> Result<Response, Refusal> {
+) -> Result<axum::Json<StatusResponse>, Refusal> {
     let record = lookup(
         &shared,
         request.method(),
@@ -287,14 +401,14 @@ async fn status(
         request.headers(),
         &id,
     )?;
-    Ok(axum::Json(shared.engine.status(&record).await).into_response())
+    Ok(axum::Json(shared.engine.status(&record).await))
 }
 
 async fn upload(
-    State(shared): App,
+    State(shared): State<App>,
     Path(id): Path<String>,
     request: Request,
-) -> Result<Response, Refusal> {
+) -> Result<axum::Json<Done>, Refusal> {
     let (parts, body) = request.into_parts();
     let mut body = body.into_data_stream();
     let checked = lookup(
@@ -305,14 +419,31 @@ async fn upload(
         &id,
     )
     .and_then(|record| content_type(&parts.headers, "application/octet-stream").map(|()| record));
-    let announced = parts
-        .headers
-        .get(header::CONTENT_LENGTH)
-        .and_then(|v| v.to_str().ok()?.parse().ok());
+    let announced = content_length(&parts.headers);
     let outcome = match checked {
         Ok(record) => shared.engine.upload(&record, announced, &mut body).await,
         Err(refusal) => Err(refusal),
     };
+    drained(outcome, body).await?;
+    Ok(axum::Json(Done::OK))
+}
+
+/// `Content-Length`, if it says something.
+pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers
+        .get(header::CONTENT_LENGTH)?
+        .to_str()
+        .ok()?
+        .parse()
+        .ok()
+}
+
+/// Before a refusal the rest of the body is read, within limits, so that the client gets to see
+/// it.
+pub(crate) async fn drained(
+    outcome: Result<(), Refusal>,
+    mut body: axum::body::BodyDataStream,
+) -> Result<(), Refusal> {
     if outcome.is_err() {
         let drain = async {
             let mut left = DRAIN_BYTES;
@@ -325,14 +456,95 @@ async fn upload(
         };
         drop(tokio::time::timeout(DRAIN_PATIENCE, drain).await);
     }
-    outcome.map(|()| axum::Json(serde_json::json!({"code": 200})).into_response())
+    outcome
+}
+
+async fn start_chunks(
+    State(shared): State<App>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<axum::Json<Done>, Refusal> {
+    let (parts, body) = request.into_parts();
+    let path = parts.uri.path();
+    let record = lookup(&shared, &parts.method, path, &parts.headers, &id)?;
+    content_type(&parts.headers, "application/json")?;
+    let body = small_body(&shared, body).await?;
+    let want = serde_json::from_slice(&body).map_err(|e| {
+        Refusal::new(
+            Code::BadProposal,
+            format!("the body does not begin an upload: {e}"),
+            "send raw_size and chunk_size as JSON",
+        )
+    })?;
+    shared.engine.start_chunks(&record, want).await?;
+    Ok(axum::Json(Done::OK))
+}
+
+async fn chunk_status(
+    State(shared): State<App>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<axum::Json<UploadStatus>, Refusal> {
+    let path = request.uri().path();
+    let record = lookup(&shared, request.method(), path, request.headers(), &id)?;
+    Ok(axum::Json(shared.engine.chunk_status(&record)?))
+}
+
+async fn put_chunk(
+    State(shared): State<App>,
+    Path((id, chunk)): Path<(String, String)>,
+    request: Request,
+) -> Result<axum::Json<Done>, Refusal> {
+    let (parts, body) = request.into_parts();
+    let mut body = body.into_data_stream();
+    let checked = || {
+        let path = parts.uri.path();
+        let record = lookup(&shared, &parts.method, path, &parts.headers, &id)?;
+        content_type(&parts.headers, "application/octet-stream")?;
+        let chunk: u32 = chunk.parse().map_err(|_| {
+            Refusal::new(Code::BadProposal, "the chunk has no number", "count from 1")
+        })?;
+        Ok((record, chunk))
+    };
+    let announced = content_length(&parts.headers);
+    let outcome = match checked() {
+        Ok((record, chunk)) => {
+            let engine = &shared.engine;
+            engine.put_chunk(&record, chunk, announced, &mut body).await
+        }
+        Err(refusal) => Err(refusal),
+    };
+    drained(outcome, body).await?;
+    Ok(axum::Json(Done::OK))
+}
+
+/// What a deal has is not replaced, and ours lack nothing: a deal is accepted with its data and
+/// both products, or not at all.
+async fn update(
+    State(shared): State<App>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<axum::Json<Done>, Refusal> {
+    let (parts, body) = request.into_parts();
+    let path = parts.uri.path();
+    let record = lookup(&shared, &parts.method, path, &parts.headers, &id)?;
+    content_type(&parts.headers, "application/json")?;
+    let deal = parse(&small_body(&shared, body).await?)?;
+    if validate::digest(&deal) != record.proposal.digest {
+        return Err(Refusal::new(
+            Code::BadProposal,
+            "the deal has its data and products, and they are not replaced",
+            "propose a new deal for other terms",
+        ));
+    }
+    Ok(axum::Json(Done::OK))
 }
 
 async fn finalize(
-    State(shared): App,
+    State(shared): State<App>,
     Path(id): Path<String>,
     request: Request,
-) -> Result<Response, Refusal> {
+) -> Result<axum::Json<Done>, Refusal> {
     let (parts, body) = request.into_parts();
     let record = lookup(
         &shared,
@@ -349,11 +561,10 @@ async fn finalize(
         Some(parse(&body)?)
     };
     shared.engine.finalize(&record, again.as_ref()).await?;
-    Ok(axum::Json(serde_json::json!({"code": 200})).into_response())
+    Ok(axum::Json(Done::OK))
 }
 
-/// MK20's list of products, and what a client needs to make a proposal here.
-async fn products(State(shared): App) -> Result<Response, Refusal> {
+async fn products(State(shared): State<App>) -> Result<axum::Json<SupportedProducts>, Refusal> {
     let p = shared.engine.provider().await.map_err(|_| {
         Refusal::new(
             Code::Unavailable,
@@ -362,11 +573,23 @@ async fn products(State(shared): App) -> Result<Response, Refusal> {
         )
         .retry_after(10)
     })?;
-    Ok(axum::Json(serde_json::json!({
-        "products": ["ddo_v1", "retrieval_v1"],
-        "provider": p.actor.to_string(),
-        "sector_size": p.sector_size.bytes(),
-        "height": p.height,
+    Ok(axum::Json(SupportedProducts {
+        products: ["ddo_v1", "retrieval_v1"].map(str::to_owned).into(),
+        provider: p.actor.to_string(),
+        sector_size: p.sector_size.bytes(),
+        height: p.height.0,
     }))
-    .into_response())
+}
+
+async fn sources(State(shared): State<App>) -> axum::Json<SupportedSources> {
+    let cfg = &shared.engine.cfg;
+    let all = [
+        ("http", cfg.accept_online),
+        ("put", cfg.accept_online),
+        ("offline", cfg.accept_offline),
+    ];
+    let taken = all.iter().filter(|(_, taken)| *taken);
+    axum::Json(SupportedSources {
+        sources: taken.map(|(name, _)| (*name).to_owned()).collect(),
+    })
 }

@@ -5,21 +5,32 @@
 //! by download ([`source`] says from where not), are verified while they are written, and are
 //! pulled by the hub as a descriptor. When the hub has them the copy here is dropped.
 
+mod arriving;
 pub mod auth;
+mod chunks;
 mod config;
 mod effects;
 mod engine;
+mod filter;
 mod follow;
+mod history;
 mod http;
 pub mod machine;
 pub mod mk20;
+pub mod openapi;
+pub mod operator;
+pub mod pdp;
+mod pieces;
+mod ranges;
 mod service;
 mod source;
 mod staging;
 mod transfer;
 pub mod validate;
 
-pub use config::DealsConfig;
+pub use config::{DealsConfig, PiecesConfig};
+pub use filter::Question;
+pub use history::Step;
 pub use service::Deals;
 pub use source::SourceError;
 pub use staging::IntakeError;

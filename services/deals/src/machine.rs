@@ -71,6 +71,20 @@ pub struct Record {
     pub sealing_state: String,
     /// Why it failed, or what went wrong last.
     pub reason: String,
+    /// Every byte was uploaded in chunks, or was here before the deal; they are being checked.
+    #[serde(default)]
+    pub checking: bool,
+    /// Why the operator gives the deal up, while the hub is asked for its piece back; or empty.
+    #[serde(default)]
+    pub cancel: String,
+}
+
+impl Record {
+    /// Whether the deal still waits for its bytes.
+    #[must_use]
+    pub const fn awaits_bytes(&self) -> bool {
+        matches!(self.checkpoint, Checkpoint::Accepted) && !self.checking
+    }
 }
 
 /// The hub's view of the piece.
@@ -116,6 +130,8 @@ pub enum Event {
         /// W3C traceparent.
         trace: String,
     },
+    /// Every byte is on disk, and none of them is checked.
+    Uploaded,
     /// The bytes are here, complete, verified and on disk.
     Transferred,
     /// The bytes can not be had.
@@ -126,6 +142,11 @@ pub enum Event {
     Hub(HubView),
     /// The time for the transfer is over.
     TooLate(String),
+    /// The operator gives the deal up.
+    Cancel(String),
+    /// The operator wants a deal that failed before its hand-off to be tried once more, from
+    /// this time on, in Unix milliseconds.
+    Retry(u64),
 }
 
 /// What is to be done.
@@ -133,12 +154,16 @@ pub enum Event {
 pub enum Effect {
     /// Download the piece.
     Pull,
+    /// Check the bytes that are here.
+    Check,
     /// Hand it to the hub.
     Offer,
     /// Remove the staging copy.
     DropStaging,
     /// Give the credit back.
     ReleaseCredit,
+    /// Take the offer back from the hub.
+    Withdraw,
 }
 
 /// The machine.
@@ -171,7 +196,7 @@ fn create(event: &Event) -> Option<(Record, Vec<Effect>)> {
             trace,
         } => {
             let effects = match proposal.source {
-                Source::Put => vec![],
+                Source::Put | Source::Offline => vec![],
                 Source::Http(_) => vec![Effect::Pull],
             };
             let record = Record {
@@ -184,10 +209,15 @@ fn create(event: &Event) -> Option<(Record, Vec<Effect>)> {
                 place: None,
                 sealing_state: String::new(),
                 reason: String::new(),
+                checking: false,
+                cancel: String::new(),
             };
             Some((record, effects))
         }
-        Event::Transferred
+        Event::Uploaded
+        | Event::Transferred
+        | Event::Cancel(_)
+        | Event::Retry(_)
         | Event::TransferFailed(_)
         | Event::Refused(_)
         | Event::Hub(_)
@@ -199,11 +229,13 @@ fn advance(now: &Record, event: &Event) -> Option<(Record, Vec<Effect>)> {
     use Checkpoint::{
         Accepted, Active, AddedPiece, Expired, Failed, Offered, Sealing, Transferred,
     };
-    use Effect::{DropStaging, Offer, ReleaseCredit};
+    use Effect::{Check, DropStaging, Offer, Pull, ReleaseCredit, Withdraw};
     let to = |checkpoint, reason: &str, effects: Vec<Effect>| {
         let next = Record {
             checkpoint,
             reason: reason.to_owned(),
+            checking: false,
+            cancel: String::new(),
             ..now.clone()
         };
         Some((next, effects))
@@ -213,16 +245,52 @@ fn advance(now: &Record, event: &Event) -> Option<(Record, Vec<Effect>)> {
         (Accepted, Event::TransferFailed(why)) | (Transferred, Event::Refused(why)) => {
             to(Failed, why, vec![DropStaging, ReleaseCredit])
         }
-        (Accepted, Event::TooLate(why)) => to(Expired, why, vec![DropStaging, ReleaseCredit]),
+        (Accepted, Event::Uploaded) if !now.checking => {
+            let next = Record {
+                checking: true,
+                ..now.clone()
+            };
+            Some((next, vec![Check]))
+        }
+        (Accepted, Event::TooLate(why)) if !now.checking => {
+            to(Expired, why, vec![DropStaging, ReleaseCredit])
+        }
+        (Accepted, Event::Cancel(why)) => to(Failed, why, vec![DropStaging, ReleaseCredit]),
+        // The hub may have it already: its answer to the withdrawal decides.
+        (Transferred | Offered, Event::Cancel(why)) if now.cancel.is_empty() => {
+            let next = Record {
+                cancel: why.clone(),
+                ..now.clone()
+            };
+            Some((next, vec![Withdraw]))
+        }
+        // The hub never had it, so it can have it now.
+        (Failed | Expired, Event::Retry(at)) if now.place.is_none() && !now.stored => {
+            let next = Record {
+                checkpoint: Accepted,
+                accepted_unix_ms: *at,
+                reason: String::new(),
+                ..now.clone()
+            };
+            let effects = match now.proposal.source {
+                Source::Put | Source::Offline => vec![],
+                Source::Http(_) => vec![Pull],
+            };
+            Some((next, effects))
+        }
         // The hub decides from the hand-off on: it may have the piece although its answer is lost.
         (Transferred | Offered | AddedPiece | Sealing, Event::Hub(view)) => follow(now, view),
         // Late repeats are normal.
-        (_, Event::Accept { .. })
+        (_, Event::Accept { .. } | Event::Uploaded | Event::TooLate(_) | Event::Retry(_))
         | (Accepted, Event::Refused(_) | Event::Hub(_))
-        | (Transferred, Event::Transferred | Event::TransferFailed(_) | Event::TooLate(_))
+        | (Transferred, Event::Transferred | Event::TransferFailed(_))
         | (
             Offered | AddedPiece | Sealing | Active | Failed | Expired,
-            Event::Transferred | Event::TransferFailed(_) | Event::Refused(_) | Event::TooLate(_),
+            Event::Transferred | Event::TransferFailed(_) | Event::Refused(_),
+        )
+        | (
+            Transferred | Offered | AddedPiece | Sealing | Active | Failed | Expired,
+            Event::Cancel(_),
         )
         | (Active | Failed | Expired, Event::Hub(_)) => None,
     }
@@ -263,6 +331,8 @@ fn follow(now: &Record, view: &HubView) -> Option<(Record, Vec<Effect>)> {
             next.checkpoint = now.checkpoint.max(reached);
             next.stored = true;
             next.place = Some((*sector, *offset));
+            // Too late: a sector has it.
+            next.cancel.clear();
             if !state.is_empty() {
                 next.sealing_state.clone_from(state);
             }
@@ -271,14 +341,25 @@ fn follow(now: &Record, view: &HubView) -> Option<(Record, Vec<Effect>)> {
             next.checkpoint = Checkpoint::Active;
             next.stored = true;
             next.place = Some((*sector, *offset));
+            next.cancel.clear();
             "Proving".clone_into(&mut next.sealing_state);
         }
         HubView::Failed(why) => {
             next.checkpoint = Checkpoint::Failed;
-            next.reason.clone_from(why);
+            next.reason.clone_from(if now.cancel.is_empty() {
+                why
+            } else {
+                &now.cancel
+            });
+            next.cancel.clear();
             return Some((next, vec![Effect::DropStaging, Effect::ReleaseCredit]));
         }
         HubView::Unknown => {
+            if !now.cancel.is_empty() {
+                next.checkpoint = Checkpoint::Failed;
+                next.reason = std::mem::take(&mut next.cancel);
+                return Some((next, vec![Effect::DropStaging, Effect::ReleaseCredit]));
+            }
             return match (now.checkpoint, now.stored) {
                 // It has not got the offer yet: that effect is still pending.
                 (Checkpoint::Transferred, _) => None,

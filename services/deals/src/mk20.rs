@@ -6,6 +6,7 @@ use std::fmt;
 
 use cid::Cid;
 use lotus_types::Address;
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
@@ -13,7 +14,7 @@ use serde_json::Value;
 pub const BASE: &str = "/market/mk20";
 
 /// A deal proposal.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Deal {
     /// The client's name for the deal: a ULID.
     pub identifier: String,
@@ -28,9 +29,10 @@ pub struct Deal {
 }
 
 /// The piece and where it comes from.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DataSource {
     /// Piece CID, version 2.
+    #[schemars(with = "CidForms")]
     pub piece_cid: CidText,
     /// What the bytes are.
     #[serde(default)]
@@ -41,7 +43,7 @@ pub struct DataSource {
     /// The client uploads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_http_put: Option<Value>,
-    /// Not taken here.
+    /// The client brings the bytes to the provider, who imports them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_offline: Option<Value>,
     /// Not taken here.
@@ -50,7 +52,7 @@ pub struct DataSource {
 }
 
 /// Exactly one of them is set.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PieceFormat {
     /// A CAR, version 1 or 2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -64,14 +66,14 @@ pub struct PieceFormat {
 }
 
 /// Where the provider downloads from.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SourceHttp {
     /// Tried in order of priority.
     pub urls: Vec<HttpUrl>,
 }
 
 /// One place to download from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HttpUrl {
     /// `http` or `https`.
     pub url: String,
@@ -87,7 +89,7 @@ pub struct HttpUrl {
 }
 
 /// What the provider is to do.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Products {
     /// Seal and prove the piece (direct data onboarding).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -101,7 +103,7 @@ pub struct Products {
 }
 
 /// Direct data onboarding.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DdoV1 {
     /// The storage provider.
     pub provider: String,
@@ -132,7 +134,7 @@ pub struct DdoV1 {
 }
 
 /// How the piece is served.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RetrievalV1 {
     /// Index its blocks, so that they can be fetched by CID.
     #[serde(default)]
@@ -168,22 +170,27 @@ impl Serialize for CidText {
     }
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 struct Link<T> {
     #[serde(rename = "/")]
     cid: T,
 }
 
+/// A CID in text.
+#[derive(Deserialize, JsonSchema)]
+#[serde(untagged)]
+#[schemars(rename = "Cid")]
+enum CidForms {
+    /// As Go writes it.
+    Link(Link<String>),
+    /// Bare.
+    Text(String),
+}
+
 impl<'de> Deserialize<'de> for CidText {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Either {
-            Link(Link<String>),
-            Text(String),
-        }
-        Ok(match Either::deserialize(d)? {
-            Either::Link(Link { cid: s }) | Either::Text(s) => Self(s),
+        Ok(match CidForms::deserialize(d)? {
+            CidForms::Link(Link { cid: s }) | CidForms::Text(s) => Self(s),
         })
     }
 }
@@ -208,12 +215,16 @@ pub enum Code {
     UnsupportedSource = 422,
     /// The provider does not know this product.
     UnsupportedProduct = 423,
-    /// A field of a product is wrong.
+    /// A field of a product is wrong. For an upload in chunks: it has not begun.
     InvalidProduct = 425,
+    /// The provider's rules, or its own filter, refuse the deal.
+    Rejected = 426,
     /// No room or too many requests: come back later.
     Overloaded = 429,
     /// The data source contradicts itself, or the format is not taken.
     MalformedSource = 430,
+    /// The provider takes no deals now.
+    MarketDisabled = 440,
     /// The commitment is too short.
     DurationTooShort = 441,
     /// A fault on this side.
@@ -224,8 +235,53 @@ pub enum Code {
     InsufficientStorage = 507,
 }
 
+impl Code {
+    /// MK20 has one number for both. Source: Curio, market/mk20/types.go,
+    /// UploadStatusCodeUploadNotStarted.
+    pub const NOT_STARTED: Self = Self::InvalidProduct;
+
+    /// Each, with what it means.
+    pub const ALL: [(Self, &'static str); 17] = [
+        (Self::BadProposal, "The request is wrong in itself"),
+        (Self::Unauthorized, "Who asks is not who may"),
+        (Self::NotFound, "No such thing"),
+        (
+            Self::Conflict,
+            "It is not in a state for this, or the name is taken",
+        ),
+        (Self::TooLarge, "The body is too large"),
+        (Self::UnsupportedMedia, "The body has another content type"),
+        (Self::UnsupportedSource, "This data source is not taken"),
+        (
+            Self::UnsupportedProduct,
+            "The provider does not know this product",
+        ),
+        (
+            Self::InvalidProduct,
+            "A field of a product is wrong; an upload has not begun",
+        ),
+        (
+            Self::Rejected,
+            "The provider's rules or filter refuse the deal",
+        ),
+        (
+            Self::Overloaded,
+            "No room or too many requests: come back later",
+        ),
+        (
+            Self::MalformedSource,
+            "The data source contradicts itself, or the format is not taken",
+        ),
+        (Self::MarketDisabled, "The provider takes no deals now"),
+        (Self::DurationTooShort, "The commitment is too short"),
+        (Self::Internal, "A fault on the provider's side"),
+        (Self::Unavailable, "The hub or the filter does not answer"),
+        (Self::InsufficientStorage, "The disk is full"),
+    ];
+}
+
 /// A refusal, as the client gets it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, thiserror::Error)]
 #[error("{error}")]
 pub struct Refusal {
     /// HTTP status and MK20 code in one.
@@ -279,7 +335,7 @@ impl Refusal {
 
 /// Answer of `GET /status/{id}`: `ddo_v1` as MK20 has it, and `deal` with what an operator and a
 /// client want to see.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StatusResponse {
     /// MK20's own status.
     pub ddo_v1: ProductStatus,
@@ -288,7 +344,7 @@ pub struct StatusResponse {
 }
 
 /// MK20's status of one product.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ProductStatus {
     /// `accepted`, `uploading`, `processing`, `sealing`, `failed` or `complete`.
     pub status: String,
@@ -298,7 +354,7 @@ pub struct ProductStatus {
 }
 
 /// The state of a deal.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DealStatus {
     /// ULID.
     pub id: String,
@@ -331,6 +387,80 @@ pub struct DealStatus {
     pub end_epoch: i64,
     /// What is wrong, or what it waits for; empty when all is well.
     pub message: String,
+}
+
+/// Answer of `POST /deal`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Accepted {
+    /// 200.
+    pub code: u16,
+    /// The deal's ULID.
+    pub identifier: String,
+    /// Address of the client.
+    pub client: String,
+}
+
+/// Answer of a request that has nothing to tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Done {
+    /// 200.
+    pub code: u16,
+}
+
+impl Done {
+    /// All went well.
+    pub const OK: Self = Self { code: 200 };
+}
+
+/// Body of `POST /uploads/{id}`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct StartUpload {
+    /// Bytes of the whole piece.
+    pub raw_size: u64,
+    /// Bytes of each chunk but the last: a power of two.
+    pub chunk_size: u64,
+}
+
+/// Answer of `GET /uploads/{id}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct UploadStatus {
+    /// Chunks in all.
+    pub total_chunks: u32,
+    /// Chunks that are here.
+    pub uploaded: u32,
+    /// Chunks that are not.
+    pub missing: u32,
+    /// Which are here; the first is 1.
+    pub uploaded_chunks: Vec<u32>,
+    /// Which are not.
+    pub missing_chunks: Vec<u32>,
+}
+
+/// Answer of `GET /products`: MK20's list, and what a client needs to make a proposal here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SupportedProducts {
+    /// Names.
+    pub products: Vec<String>,
+    /// Actor id of the provider.
+    pub provider: String,
+    /// Bytes of a sector.
+    pub sector_size: u64,
+    /// Chain height.
+    pub height: i64,
+}
+
+/// Answer of `GET /sources`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SupportedSources {
+    /// Names.
+    pub sources: Vec<String>,
+}
+
+/// Answer of `GET /contracts`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SupportedContracts {
+    /// Addresses of market contracts.
+    pub contracts: Vec<String>,
 }
 
 /// Reads an address of either network prefix.

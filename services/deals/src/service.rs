@@ -15,6 +15,8 @@ use tokio::task::JoinSet;
 
 use crate::DealsConfig;
 use crate::engine::{Engine, journal_fault};
+use crate::operator::Operator;
+use crate::pieces::Pieces;
 use crate::staging::Staging;
 use crate::{effects, follow, http};
 
@@ -80,11 +82,15 @@ impl Deals {
         let hub = HubClient::connect(&self.hub, Self::NAME, &instance, trace::client_interceptor)
             .await
             .map_err(|e| Fault::new(e.kind(), e.to_string(), e.fix()))?;
+        let (folder, cfg) = (self.dir.join("pieces"), self.cfg.pieces.clone());
+        let pieces = Pieces::open(&folder, cfg, journal.clone())
+            .map_err(|e| Fault::new(e.kind(), e.to_string(), e.fix()))?;
         let engine = Engine::new(
             self.cfg.clone(),
             hub,
             Machines::new(journal),
             staging,
+            pieces,
             data_socket.display().to_string(),
         )?;
         Ok(Arc::new(engine))
@@ -102,11 +108,13 @@ impl Service for Deals {
         let data = FdServer::bind(&data_socket, Arc::new(Staged(engine.clone())))
             .map_err(|e| Fault::new(e.kind(), e.to_string(), e.fix()))?;
         let addr = listener.local_addr()?;
+        let operator = Operator::bind(&self.dir, engine.clone())?;
 
         // The descriptor server outlives the others, so that a hub that pulls can finish.
         let stop = CancellationToken::new();
         let mut tasks: JoinSet<Result<(), Fault>> = JoinSet::new();
         tasks.spawn(effects::run(engine.clone(), stop.clone()));
+        tasks.spawn(operator.serve(stop.clone()));
         tasks.spawn(follow::events(engine.clone(), stop.clone()));
         tasks.spawn(follow::ticks(
             engine.clone(),

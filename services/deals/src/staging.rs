@@ -1,14 +1,12 @@
 //! Staged pieces on disk. Bytes stream to a part file; commP and, for a CAR, every block are
 //! checked in the same pass. Only a complete, verified and synced piece gets its final name.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use lotus_car::{CarError, CarReader};
@@ -17,6 +15,7 @@ use lotus_types::{DealKey, Kind, PieceInfo};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use crate::arriving::{Lease, Transfer};
 use crate::validate::Format;
 
 /// Chunks in flight between network and disk, and between disk and CAR check.
@@ -128,9 +127,43 @@ impl Staging {
         self.piece(key).is_file()
     }
 
+    /// Where the chunks of an upload go until all of them are here.
+    pub(crate) fn chunks(&self, key: &DealKey) -> PathBuf {
+        self.path(key, "chunks")
+    }
+
+    /// Makes a file that a complete, unchecked piece is in a deal's own: no bytes are copied.
+    /// Whoever has the file keeps it.
+    pub(crate) fn adopt(&self, key: &DealKey, file: &Path) -> io::Result<()> {
+        let part = self.path(key, "part");
+        match fs::remove_file(&part) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        fs::hard_link(file, part)?;
+        File::open(&self.dir)?.sync_all()
+    }
+
+    /// Checks a piece whose bytes are all on disk, and gives it its name.
+    pub(crate) async fn check(
+        &self,
+        piece: PieceInfo,
+        format: Format,
+        lease: Lease,
+    ) -> Result<(), IntakeError> {
+        let key = &lease.key;
+        match fs::rename(self.chunks(key), self.path(key, "part")) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e.into()),
+            _ => {}
+        }
+        let mut intake = self.intake(piece, format, true, lease);
+        intake.start().await;
+        intake.finish().await
+    }
+
     /// Removes everything of a deal.
     pub(crate) fn remove(&self, key: &DealKey) -> io::Result<()> {
-        for path in [self.path(key, "part"), self.piece(key)] {
+        for path in [self.chunks(key), self.path(key, "part"), self.piece(key)] {
             match fs::remove_file(path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
                 _ => {}
@@ -175,60 +208,19 @@ impl Staging {
             format,
             resume,
         };
-        let received = lease.received.clone();
+        let transfer = lease.transfer.clone();
         let (started, start) = tokio::sync::oneshot::channel();
         let done = tokio::task::spawn_blocking(move || {
-            let out = job.run(chunks, &lease.received, started);
+            let out = job.run(chunks, &lease.transfer.received, started);
             drop(lease);
             out
         });
         Intake {
             sink: Some(sink),
             done,
-            received,
+            transfer,
             start,
         }
-    }
-}
-
-/// The deals whose bytes are arriving now. Clones share it.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Arriving(Arc<Mutex<HashMap<DealKey, Arc<AtomicU64>>>>);
-
-impl Arriving {
-    fn map(&self) -> MutexGuard<'_, HashMap<DealKey, Arc<AtomicU64>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The right to change the files of a deal; `None` while another transfer has it.
-    pub(crate) fn lease(&self, key: &DealKey) -> Option<Lease> {
-        match self.map().entry(key.clone()) {
-            Entry::Occupied(_) => None,
-            Entry::Vacant(free) => Some(Lease {
-                received: free.insert(Arc::default()).clone(),
-                arriving: self.clone(),
-                key: key.clone(),
-            }),
-        }
-    }
-
-    /// Bytes that are here of a deal whose bytes are arriving.
-    pub(crate) fn received(&self, key: &DealKey) -> Option<u64> {
-        self.map().get(key).map(|n| n.load(Ordering::Relaxed))
-    }
-}
-
-/// The right to change the files of one deal, and how many of its bytes are here.
-#[derive(Debug)]
-pub(crate) struct Lease {
-    received: Arc<AtomicU64>,
-    arriving: Arriving,
-    key: DealKey,
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.arriving.map().remove(&self.key);
     }
 }
 
@@ -237,7 +229,7 @@ impl Drop for Lease {
 pub(crate) struct Intake {
     sink: Option<mpsc::Sender<Bytes>>,
     done: JoinHandle<Result<(), IntakeError>>,
-    received: Arc<AtomicU64>,
+    transfer: Arc<Transfer>,
     start: tokio::sync::oneshot::Receiver<u64>,
 }
 
@@ -254,7 +246,7 @@ impl Intake {
 
     /// Bytes taken so far.
     pub(crate) fn received(&self) -> u64 {
-        self.received.load(Ordering::Relaxed)
+        self.transfer.received.load(Ordering::Relaxed)
     }
 
     /// No more bytes come: checks them and gives the piece its name.
@@ -320,7 +312,7 @@ impl Job {
                 want: self.piece.raw_size,
                 received,
             };
-            pass.begin(self.resume)?;
+            pass.begin(self.resume, &chunks)?;
             // Nobody listens when the transfer was given up already.
             started.send(pass.len).ok();
             while let Some(chunk) = chunks.blocking_recv() {
@@ -370,7 +362,7 @@ struct Pass<'a> {
 
 impl Pass<'_> {
     /// Takes over what an earlier process left, or starts empty.
-    fn begin(&mut self, resume: bool) -> Result<(), IntakeError> {
+    fn begin(&mut self, resume: bool, chunks: &mpsc::Receiver<Bytes>) -> Result<(), IntakeError> {
         let left = self.file.metadata()?.len();
         if left == 0 {
             return Ok(());
@@ -383,7 +375,8 @@ impl Pass<'_> {
         loop {
             let mut buf = vec![0; 256 << 10];
             let n = left.read(&mut buf)?;
-            if n == 0 {
+            // Closed while it starts: nobody waits for it any more.
+            if n == 0 || chunks.is_closed() {
                 return Ok(());
             }
             buf.truncate(n);

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
+use lotus_runtime::CancellationToken;
 use lotus_types::Kind;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::engine::{Engine, journal_refusal};
 use crate::machine::{Checkpoint, Event, Record};
@@ -12,16 +15,99 @@ use crate::mk20::{self, Code, Deal, DealStatus, ProductStatus, Refusal, StatusRe
 use crate::staging::IntakeError;
 use crate::validate::{self, Source};
 
+/// Least bytes per second of an upload on the average, once the idle time has passed: whoever is
+/// slower only keeps others out.
+const LEAST_RATE: u64 = 1_024;
+
+/// Sends a body on, as fast as it is taken. Returns why it broke off; `None` when it came to its
+/// end, or when nobody takes it any more.
+pub(crate) async fn pump<E: std::fmt::Display>(
+    mut body: impl Stream<Item = Result<Bytes, E>> + Unpin,
+    sink: &mpsc::Sender<Bytes>,
+    idle: Duration,
+    stop: &CancellationToken,
+) -> Option<String> {
+    let began = Instant::now();
+    let mut came = 0u64;
+    loop {
+        let next = tokio::select! {
+            () = stop.cancelled() => return Some("the deal was given up".into()),
+            next = tokio::time::timeout(idle, body.next()) => next,
+        };
+        match next {
+            Ok(Some(Ok(chunk))) => {
+                came = came.saturating_add(chunk.len() as u64);
+                let waiting = Instant::now();
+                if sink.send(chunk).await.is_err() {
+                    return None;
+                }
+                let passed = waiting.duration_since(began);
+                if passed > idle && came / passed.as_secs().max(1) < LEAST_RATE {
+                    return Some(format!("less than {LEAST_RATE} bytes per second came"));
+                }
+            }
+            Ok(None) => return None,
+            Ok(Some(Err(e))) => return Some(e.to_string()),
+            Err(_) => return Some(format!("no byte for {} s", idle.as_secs())),
+        }
+    }
+}
+
 impl Engine {
-    /// Takes the bytes of a deal. When this returns the piece is on disk, complete and verified.
+    /// Takes the bytes of a deal from its client. When this returns the piece is on disk, complete
+    /// and verified.
     pub(crate) async fn upload<E: std::fmt::Display>(
         &self,
         record: &Record,
         announced: Option<u64>,
-        mut body: impl Stream<Item = Result<Bytes, E>> + Unpin,
+        body: impl Stream<Item = Result<Bytes, E>> + Unpin,
+    ) -> Result<(), Refusal> {
+        awaits_upload(record)?;
+        if self.chunked(&record.proposal.key)?.is_some() {
+            return Err(Refusal::new(
+                Code::Conflict,
+                "an upload in chunks has begun for this deal",
+                "go on with it at /market/mk20/uploads/{id}",
+            ));
+        }
+        self.take_bytes(record, announced, body).await
+    }
+
+    /// Takes the bytes of an offline deal from the operator, and goes on with the deal.
+    pub(crate) async fn import<E: std::fmt::Display>(
+        &self,
+        record: &Record,
+        announced: Option<u64>,
+        body: impl Stream<Item = Result<Bytes, E>> + Unpin,
     ) -> Result<(), Refusal> {
         let p = &record.proposal;
-        awaits_upload(record)?;
+        if p.source != Source::Offline || !record.awaits_bytes() {
+            return Err(Refusal::new(
+                Code::Conflict,
+                format!(
+                    "the deal is {} and its source is {}",
+                    record.checkpoint.name(),
+                    p.source.name()
+                ),
+                "import data for offline deals that wait for it",
+            ));
+        }
+        if !self.staging.has(&p.key) {
+            self.take_bytes(record, announced, body).await?;
+        }
+        self.apply(&p.key, Event::Transferred, None, None)
+            .await
+            .map_err(|e| journal_refusal(&e))?;
+        Ok(())
+    }
+
+    async fn take_bytes<E: std::fmt::Display>(
+        &self,
+        record: &Record,
+        announced: Option<u64>,
+        body: impl Stream<Item = Result<Bytes, E>> + Unpin,
+    ) -> Result<(), Refusal> {
+        let p = &record.proposal;
         if let Some(len) = announced
             && len != p.piece.raw_size
         {
@@ -43,27 +129,12 @@ impl Engine {
             .retry_after(5)
         })?;
         let idle = Duration::from_secs(self.cfg.transfer_idle_secs.max(1));
+        let stop = lease.transfer.stop.clone();
         let intake = self.staging.intake(p.piece, p.format, false, lease);
-        let mut broken = None;
-        while let Some(sink) = intake.sink() {
-            match tokio::time::timeout(idle, body.next()).await {
-                Ok(Some(Ok(chunk))) => {
-                    if sink.send(chunk).await.is_err() {
-                        // The intake gave up: finish() says why.
-                        break;
-                    }
-                }
-                Ok(None) => break,
-                Ok(Some(Err(e))) => {
-                    broken = Some(e.to_string());
-                    break;
-                }
-                Err(_) => {
-                    broken = Some(format!("no byte for {} s", idle.as_secs()));
-                    break;
-                }
-            }
-        }
+        let broken = match intake.sink() {
+            Some(sink) => pump(body, sink, idle, &stop).await,
+            None => None,
+        };
         let outcome = intake.finish().await;
         match (outcome, broken) {
             (Ok(()), _) => Ok(()),
@@ -99,7 +170,11 @@ impl Engine {
             ));
         }
         match record.checkpoint {
+            Checkpoint::Accepted if record.checking => Ok(()),
             Checkpoint::Accepted if p.source != Source::Put => awaits_upload(record),
+            Checkpoint::Accepted if self.chunked(&p.key)?.is_some() => {
+                self.finish_chunks(record).await
+            }
             Checkpoint::Accepted if !self.staging.has(&p.key) => Err(Refusal::new(
                 Code::BadProposal,
                 "the upload is not complete",
@@ -116,14 +191,24 @@ impl Engine {
         }
     }
 
-    /// What there is to say about a deal, with the hub's present view.
-    pub(crate) async fn status(&self, record: &Record) -> StatusResponse {
+    /// Bytes of a deal that are here while it waits for them.
+    pub(crate) fn received(&self, record: &Record) -> u64 {
+        let key = &record.proposal.key;
+        if record.checkpoint != Checkpoint::Accepted {
+            return 0;
+        }
+        let chunks = || self.chunked(key).ok().flatten().map(|u| u.received());
+        self.arriving.received(key).or_else(chunks).unwrap_or(0)
+    }
+
+    /// What is known here about a deal.
+    pub(crate) fn known(&self, record: &Record) -> DealStatus {
         let p = &record.proposal;
-        let arrived = self.arriving.received(&p.key).unwrap_or(0);
+        let arrived = self.received(record);
         let on_disk = record.checkpoint >= Checkpoint::Transferred
             && record.checkpoint <= Checkpoint::Active
             || self.staging.has(&p.key);
-        let mut deal = DealStatus {
+        DealStatus {
             id: p.key.id.to_string(),
             client: p.key.client.clone(),
             checkpoint: record.checkpoint.name().into(),
@@ -139,7 +224,13 @@ impl Engine {
             start_epoch: p.start_epoch.0,
             end_epoch: p.end_epoch.0,
             message: record.reason.clone(),
-        };
+        }
+    }
+
+    /// What there is to say about a deal, with the hub's present view.
+    pub(crate) async fn status(&self, record: &Record) -> StatusResponse {
+        let p = &record.proposal;
+        let mut deal = self.known(record);
         if matches!(
             record.checkpoint,
             Checkpoint::Offered | Checkpoint::AddedPiece | Checkpoint::Sealing
@@ -175,10 +266,14 @@ impl Engine {
     }
 }
 
-fn awaits_upload(record: &Record) -> Result<(), Refusal> {
+pub(crate) fn awaits_upload(record: &Record) -> Result<(), Refusal> {
     let conflict = |error: &str, fix: &str| Err(Refusal::new(Code::Conflict, error, fix));
     match (record.checkpoint, &record.proposal.source) {
-        (Checkpoint::Accepted, Source::Put) => Ok(()),
+        (Checkpoint::Accepted, Source::Put) if !record.checking => Ok(()),
+        (Checkpoint::Accepted, Source::Offline) => conflict(
+            "this is an offline deal: the provider imports its bytes",
+            "bring them to the provider, or propose a deal with source_http_put to upload",
+        ),
         (Checkpoint::Accepted, Source::Http(_)) => conflict(
             "this deal's bytes are downloaded from its source_http",
             "propose a deal with source_http_put to upload",
@@ -203,7 +298,7 @@ fn over(record: &Record) -> Refusal {
     )
 }
 
-fn intake_refusal(e: &IntakeError) -> Refusal {
+pub(crate) fn intake_refusal(e: &IntakeError) -> Refusal {
     let code = match e {
         IntakeError::DiskFull => Code::InsufficientStorage,
         IntakeError::Io(_) => Code::Internal,
@@ -224,6 +319,7 @@ fn intake_refusal(e: &IntakeError) -> Refusal {
 
 fn product_status(record: &Record) -> &'static str {
     match record.checkpoint {
+        Checkpoint::Accepted if record.checking => "processing",
         Checkpoint::Accepted if record.proposal.source == Source::Put => "uploading",
         Checkpoint::Accepted => "accepted",
         Checkpoint::Transferred | Checkpoint::Offered | Checkpoint::AddedPiece => "processing",

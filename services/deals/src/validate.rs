@@ -5,7 +5,6 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use cid::Cid;
 use fvm_shared::address::Protocol;
-use hub_proto::v1::AllocationResponse;
 use lotus_types::{
     ActorId, Address, BadPieceCid, DealKey, Epoch, EpochDelta, PaddedSize, PieceCid, PieceInfo,
     SectorSize,
@@ -17,6 +16,10 @@ use ulid::Ulid;
 use crate::DealsConfig;
 use crate::mk20::{self, Code, DataSource, DdoV1, Deal, HttpUrl, Refusal, RetrievalV1};
 use crate::source;
+
+mod allocation;
+
+pub use allocation::check_allocation;
 
 /// Shortest commitment without an allocation: 180 days of 2,880 epochs.
 /// Source: builtin-actors, runtime/src/runtime/policy.rs, MIN_SECTOR_EXPIRATION; MK20 ddo_v1.
@@ -58,6 +61,20 @@ pub enum Source {
     Put,
     /// This service downloads them, from the first of these that works.
     Http(Vec<HttpUrl>),
+    /// The operator imports them from a file.
+    Offline,
+}
+
+impl Source {
+    /// MK20's name of it.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Put => "put",
+            Self::Http(_) => "http",
+            Self::Offline => "offline",
+        }
+    }
 }
 
 /// A proposal that passed every check.
@@ -304,7 +321,7 @@ fn source_of(data: &DataSource, cfg: &DealsConfig) -> Result<Source, Refusal> {
         data.source_aggregate.is_some(),
     ];
     let count = set.into_iter().filter(|s| *s).count();
-    let fix = "set exactly one of source_http and source_http_put";
+    let fix = "set exactly one of source_http, source_http_put and source_offline";
     if count == 0 {
         return Err(Refusal::new(Code::BadProposal, "the data has no source", fix).at("data"));
     }
@@ -317,17 +334,15 @@ fn source_of(data: &DataSource, cfg: &DealsConfig) -> Result<Source, Refusal> {
         if data.source_http_put.is_some() {
             return Ok(Source::Put);
         }
-        let field = if data.source_offline.is_some() {
-            "source_offline"
-        } else {
-            "source_aggregate"
-        };
+        if data.source_offline.is_some() {
+            return Ok(Source::Offline);
+        }
         return Err(Refusal::new(
             Code::UnsupportedSource,
-            format!("{field} is not taken here"),
+            "source_aggregate is not taken here",
             fix,
         )
-        .at(&format!("data.{field}")));
+        .at("data.source_aggregate"));
     };
     let bad = |error: String, fix: &str| {
         Err(Refusal::new(Code::MalformedSource, error, fix).at("data.source_http.urls"))
@@ -533,63 +548,6 @@ fn retrieval(r: Option<&RetrievalV1>, format: Format) -> Result<Retrieval, Refus
         );
     }
     Ok((*r).into())
-}
-
-/// Checks the proposal against its allocation, and fills in the allocation's client. `None`: the
-/// chain has no such allocation.
-pub fn check_allocation(
-    proposal: &mut Proposal,
-    allocation: Option<&AllocationResponse>,
-    rules: &Rules<'_>,
-) -> Result<(), Refusal> {
-    let Some((_, id)) = proposal.allocation else {
-        return Ok(());
-    };
-    let bad = |error: String, fix: &str| {
-        Err(Refusal::new(Code::InvalidProduct, error, fix).at("products.ddo_v1.allocation_id"))
-    };
-    let Some(a) = allocation else {
-        return bad(
-            format!("{} has no allocation {id}", proposal.key.client),
-            "name an allocation of the client that is not claimed yet",
-        );
-    };
-    let duration = (proposal.end_epoch - proposal.start_epoch).0;
-    if a.provider != rules.provider.0 {
-        return bad(
-            format!(
-                "allocation {id} is for t0{}, this is {}",
-                a.provider, rules.provider
-            ),
-            "allocate to this provider",
-        );
-    }
-    if a.piece_cid.parse() != Ok(proposal.piece.cid) || a.piece_size != proposal.piece.size.get() {
-        return bad(
-            format!(
-                "allocation {id} is for piece {} of {} bytes",
-                a.piece_cid, a.piece_size
-            ),
-            "propose that piece, or name another allocation",
-        );
-    }
-    if a.expiration <= rules.height.0 || proposal.start_epoch.0 > a.expiration {
-        return bad(
-            format!("allocation {id} expires at {}", a.expiration),
-            "start before it expires, or make a new allocation",
-        );
-    }
-    if duration < a.term_min || duration > a.term_max {
-        return bad(
-            format!(
-                "allocation {id} is for {} to {} epochs, not {duration}",
-                a.term_min, a.term_max
-            ),
-            "choose a duration within the allocation's terms",
-        );
-    }
-    proposal.allocation = Some((a.client, id));
-    Ok(())
 }
 
 #[cfg(test)]

@@ -100,6 +100,10 @@ fn the_happy_path_offers_once_and_drops_the_copy_once() {
     );
     let (_, effects) = drive(Source::Http(vec![]), &path);
     assert_eq!(effects, [Effect::Pull, Effect::Offer, Effect::DropStaging]);
+    let again = [Event::TransferFailed("gone".into()), Event::Retry(7)];
+    let (now, effects) = drive(Source::Http(vec![]), &again);
+    assert_eq!(effects.first(), effects.last(), "pulled anew: {effects:?}");
+    assert_eq!((now.accepted_unix_ms, now.reason.as_str()), (7, ""));
 }
 
 #[test]
@@ -109,6 +113,7 @@ fn the_table() {
     let failed = || Event::Hub(HubView::Failed("bad".into()));
     let unknown = || Event::Hub(HubView::Unknown);
     let stored = || Event::Hub(HubView::Stored);
+    let cancel = || Event::Cancel("enough".into());
     // (events after acceptance, checkpoint, reason, effects of the last event)
     let end = vec![Effect::DropStaging, Effect::ReleaseCredit];
     let table: Vec<(Vec<Event>, Checkpoint, &str, Vec<Effect>)> = vec![
@@ -165,6 +170,69 @@ fn the_table() {
         ),
         (vec![t(), active(), failed()], Active, "", vec![]),
         (vec![Event::Hub(HubView::Stored)], Accepted, "", vec![]),
+        (vec![Event::Uploaded], Accepted, "", vec![Effect::Check]),
+        (vec![Event::Uploaded, Event::Uploaded], Accepted, "", vec![]),
+        (
+            vec![Event::Uploaded, Event::TooLate("late".into())],
+            Accepted,
+            "",
+            vec![],
+        ),
+        (
+            vec![Event::Uploaded, t()],
+            Transferred,
+            "",
+            vec![Effect::Offer],
+        ),
+        (vec![cancel()], Failed, "enough", end.clone()),
+        (
+            vec![Event::Uploaded, cancel()],
+            Failed,
+            "enough",
+            end.clone(),
+        ),
+        // The hub may have it: it is asked, once.
+        (vec![t(), cancel()], Transferred, "", vec![Effect::Withdraw]),
+        (vec![t(), cancel(), cancel()], Transferred, "", vec![]),
+        (
+            vec![t(), cancel(), unknown()],
+            Failed,
+            "enough",
+            end.clone(),
+        ),
+        (vec![t(), cancel(), failed()], Failed, "enough", end.clone()),
+        (
+            vec![t(), cancel(), placed("WaitDeals")],
+            AddedPiece,
+            "",
+            vec![Effect::DropStaging],
+        ),
+        (
+            vec![t(), cancel(), placed("WaitDeals"), failed()],
+            Failed,
+            "bad",
+            end.clone(),
+        ),
+        (
+            vec![t(), placed("WaitDeals"), cancel()],
+            AddedPiece,
+            "",
+            vec![],
+        ),
+        (
+            vec![Event::TooLate("late".into()), Event::Retry(7)],
+            Accepted,
+            "",
+            vec![],
+        ),
+        (vec![t(), failed(), Event::Retry(7)], Accepted, "", vec![]),
+        (
+            vec![t(), stored(), failed(), Event::Retry(7)],
+            Failed,
+            "bad",
+            vec![],
+        ),
+        (vec![Event::Retry(7)], Accepted, "", vec![]),
         (vec![accept(Source::Put)], Accepted, "", vec![]),
     ];
     for (events, checkpoint, reason, effects) in table {
@@ -183,6 +251,9 @@ fn the_table() {
         failed(),
         Event::TooLate(String::new()),
         Event::Refused(String::new()),
+        Event::Uploaded,
+        Event::Cancel(String::new()),
+        Event::Retry(7),
     ] {
         assert!(
             DealMachine::step(None, &e).is_none(),
@@ -194,6 +265,9 @@ fn the_table() {
 fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         Just(accept(Source::Put)),
+        Just(Event::Uploaded),
+        Just(Event::Cancel("c".into())),
+        Just(Event::Retry(7)),
         Just(Event::Transferred),
         Just(Event::TransferFailed("t".into())),
         Just(Event::Refused("r".into())),
@@ -217,7 +291,13 @@ proptest! {
         for e in &events {
             let before = now.clone();
             let Some((next, effects)) = DealMachine::step(Some(&now), e) else { continue };
-            prop_assert!(!before.checkpoint.is_final(), "{before:?} {e:?}");
+            if before.checkpoint.is_final() {
+                // The operator alone brings a deal back, and only one that the hub never had.
+                prop_assert!(matches!(e, Event::Retry(_)), "{before:?} {e:?}");
+                prop_assert!(!before.stored && before.place.is_none());
+                prop_assert_ne!(before.checkpoint, Checkpoint::Active);
+                dropped = false;
+            }
             dropped |= effects.contains(&Effect::DropStaging);
             if effects.contains(&Effect::Offer) {
                 prop_assert!(!dropped, "an offer needs the copy: {e:?}");
@@ -226,6 +306,11 @@ proptest! {
             if dropped && !next.checkpoint.is_final() {
                 prop_assert!(next.stored, "{next:?}");
             }
+            prop_assert!(!next.checking || next.checkpoint == Checkpoint::Accepted);
+            prop_assert!(
+                next.cancel.is_empty()
+                    || matches!(next.checkpoint, Checkpoint::Transferred | Checkpoint::Offered)
+            );
             if next.checkpoint == Checkpoint::Failed || next.checkpoint == Checkpoint::Expired {
                 prop_assert!(!next.reason.is_empty());
                 prop_assert!(effects.contains(&Effect::ReleaseCredit));

@@ -3,6 +3,7 @@ use lotus_types::{Commitment, PaddedSize, PieceCid};
 use ulid::Ulid;
 
 use super::*;
+use crate::arriving::Arriving;
 
 fn key() -> DealKey {
     DealKey {
@@ -146,6 +147,59 @@ async fn a_broken_download_goes_on_where_it_stopped() {
     assert!(staging.has(&key()));
     staging.sweep(|_| false).unwrap();
     assert!(!staging.has(&key()));
+}
+
+#[tokio::test]
+async fn bytes_that_are_here_are_checked_before_they_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let staging = Staging::open(dir.path()).unwrap();
+    let car = car();
+    let arriving = Arriving::default();
+    let check = async |bytes: &[u8], format| {
+        fs::write(staging.chunks(&key()), bytes).unwrap();
+        let lease = arriving.lease(&key()).unwrap();
+        staging.check(piece_of(&car), format, lease).await
+    };
+    let mut wrong = car.clone();
+    wrong[3] ^= 1;
+    let e = check(&wrong, Format::Raw).await.unwrap_err();
+    assert!(matches!(e, IntakeError::WrongPiece { .. }), "{e}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    check(&car, Format::Car).await.unwrap();
+    assert_eq!(fs::read(staging.piece(&key())).unwrap(), car);
+    staging.remove(&key()).unwrap();
+
+    // A piece that others have too: its removal here takes it from nobody.
+    let other = dir.path().join("other");
+    fs::write(&other, &car).unwrap();
+    staging.adopt(&key(), &other).unwrap();
+    staging.adopt(&key(), &other).unwrap();
+    let lease = arriving.lease(&key()).unwrap();
+    let checked = staging.check(piece_of(&car), Format::Car, lease).await;
+    checked.unwrap();
+    staging.remove(&key()).unwrap();
+    assert_eq!(fs::read(other).unwrap(), car);
+}
+
+#[test]
+fn whole_transfers_and_chunks_keep_each_other_out() {
+    let arriving = Arriving::default();
+    let one = arriving.chunk(&key(), 1).unwrap();
+    let two = arriving.chunk(&key(), 2).unwrap();
+    assert!(arriving.chunk(&key(), 1).is_none());
+    assert!(arriving.lease(&key()).is_none() && arriving.has(&key()));
+    arriving.stop(&key());
+    assert!(one.stop.is_cancelled() && two.stop.is_cancelled());
+    drop(one);
+    assert!(arriving.lease(&key()).is_none());
+    drop(two);
+    let whole = arriving.lease(&key()).unwrap();
+    assert!(arriving.chunk(&key(), 1).is_none() && arriving.lease(&key()).is_none());
+    assert_eq!(arriving.all().len(), 1);
+    arriving.stop(&key());
+    assert!(whole.transfer.stop.is_cancelled());
+    drop(whole);
+    assert!(!arriving.has(&key()));
 }
 
 #[tokio::test]

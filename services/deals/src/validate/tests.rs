@@ -1,3 +1,4 @@
+use hub_proto::v1::AllocationResponse;
 use lotus_types::Commitment;
 use serde_json::{Value, json};
 
@@ -230,14 +231,14 @@ fn each_wrong_field_has_its_own_refusal() {
             "more than one",
         ),
         (
-            "offline",
+            "aggregate source",
             {
                 let mut v = with("data.source_http_put", Value::Null);
-                v["data"]["source_offline"] = json!({});
+                v["data"]["source_aggregate"] = json!({});
                 v
             },
             422,
-            "data.source_offline",
+            "data.source_aggregate",
             "not taken",
         ),
         (

@@ -224,8 +224,21 @@ impl v1::pieces_server::Pieces for FakeHub {
             )),
         }
     }
-    async fn withdraw(&self, _: Request<v1::WithdrawRequest>) -> Answer<v1::PieceState> {
-        Err(Status::unimplemented("not used"))
+    async fn withdraw(&self, r: Request<v1::WithdrawRequest>) -> Answer<v1::PieceState> {
+        self.up()?;
+        let key = name(r.into_inner().key.as_ref().unwrap());
+        let mut s = self.state();
+        let Some(piece) = s.pieces.get_mut(&key) else {
+            return Err(with_code(
+                Code::NotFound,
+                Kind::Data,
+                "no such piece",
+                "offer it",
+                None,
+            ));
+        };
+        piece.set_phase(v1::PiecePhase::Withdrawn);
+        Ok(Response::new(piece.clone()))
     }
     async fn list(&self, _: Request<v1::ListPiecesRequest>) -> Answer<v1::ListPiecesResponse> {
         Err(Status::unimplemented("not used"))

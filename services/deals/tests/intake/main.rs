@@ -3,7 +3,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod api;
+mod bytes;
 mod hub;
+mod orders;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -183,14 +186,17 @@ impl Net {
     }
 }
 
+/// Sends a request, and checks the answer against the description that the service gives.
 async fn answer(request: reqwest::RequestBuilder) -> (u16, Value) {
-    let response = request.send().await.unwrap();
+    let (client, request) = request.build_split();
+    let request = request.unwrap();
+    let (method, url) = (request.method().clone(), request.url().clone());
+    let response = client.execute(request).await.unwrap();
     let code = response.status().as_u16();
     let text = response.text().await.unwrap();
-    (
-        code,
-        serde_json::from_str(&text).unwrap_or(Value::String(text)),
-    )
+    let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
+    api::check(&client, &method, &url, code, &body).await;
+    (code, body)
 }
 
 fn data(seed: u8, len: usize) -> Vec<u8> {
@@ -345,8 +351,8 @@ async fn requests_that_are_wrong_are_told_so() {
     let huge = format!("{{\"identifier\": \"{}\"}}", "x".repeat(5000));
     let (code, error) = refused(answer(post().header("content-type", json_type).body(huge)).await);
     assert_eq!((code, error.contains("4096")), (413, true), "{error}");
-    let (code, _) = answer(net.request("GET", "/nothing")).await;
-    assert_eq!(code, 404);
+    let nothing = net.request("GET", "/nothing").send().await.unwrap();
+    assert_eq!(nothing.status(), 404);
     let (code, _) = answer(net.request("GET", "/status/nope")).await;
     assert_eq!(code, 400);
     let (code, _) = answer(net.request("GET", &format!("/status/{id}"))).await;
