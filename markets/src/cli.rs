@@ -6,6 +6,7 @@ use lotus_runtime::{Fault, signals, telemetry};
 
 use crate::client::{self, ClientCommand};
 use crate::config::Repo;
+use crate::deals_cli::{self, DealsCommand};
 use crate::index::{self, IndexCommand};
 use crate::{MarketsConfig, host, needs, registry};
 
@@ -19,6 +20,8 @@ Examples:
   lotus-markets run                                   run every service
   lotus-markets run --services=indexing,retrieval     run these two
   lotus-markets index find CID                        which pieces hold a block
+  lotus-markets storage-deals list --open             deals that are not over
+  lotus-markets storage-deals import-data --dir ./cars
   lotus-markets client pack ./data -o data.car        pack a folder as a CAR
   lotus-markets client deal --provider-url http://127.0.0.1:7780 --car data.car
   lotus-markets client status --provider-url http://127.0.0.1:7780 DEAL_ID --watch"
@@ -64,6 +67,9 @@ enum Command {
     /// The index of blocks: how large it is, which piece holds a block, whether it is sound.
     #[command(subcommand)]
     Index(IndexCommand),
+    /// Storage deals, for the provider's operator: list, import data, cancel, retry.
+    #[command(subcommand)]
+    StorageDeals(DealsCommand),
     /// Act as a client of a storage provider: pack data, make deals, follow them, fetch.
     #[command(subcommand)]
     Client(ClientCommand),
@@ -110,6 +116,7 @@ pub fn start(args: Args) -> Result<(), Fault> {
             Ok(())
         }
         Command::Index(command) => runtime()?.block_on(index::run(command)),
+        Command::StorageDeals(command) => runtime()?.block_on(deals_cli::run(command)),
         Command::Client(command) => runtime()?.block_on(client::run(command)),
     }
 }

@@ -6,6 +6,7 @@
 mod cli;
 mod client;
 mod config;
+mod deals_cli;
 mod host;
 mod index;
 mod needs;
