@@ -2,8 +2,7 @@
 //! Every piece is in one sector all the same, and no message has its effect twice.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::process::Stdio;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use lotus_actors::miner::PROVE_REPLICA_UPDATES3;
 use lotus_e2e::history::{History, Landed};
@@ -11,13 +10,11 @@ use lotus_e2e::{Failed, Net, secs};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde::Serialize;
-use tokio::process::Command;
 
 use crate::boundaries::{Boundaries, boundaries};
+use crate::die;
 use crate::pieces;
 
-/// A hub that writes nothing for so long waits for the chain.
-const QUIET: Duration = secs(4);
 /// The last write of a life, counted from its start and from when it is ready: a hub that starts
 /// goes on with its sectors at once, and a deal that comes later takes some twenty writes.
 const WRITES: (u32, u32) = (6, 20);
@@ -108,7 +105,7 @@ struct Run {
 
 pub(crate) async fn run(options: &Options, seed: u64) -> Result<Report, Failed> {
     let start = Instant::now();
-    strace().await?;
+    die::strace().await?;
     let mut config = pieces::config();
     // Its writes, two for each block, would take most of the deaths. `--mining` kills it.
     let mining = "LOTUS_MINER__MINING__ENABLED";
@@ -243,7 +240,7 @@ impl Run {
                 if let Some(pid) = died {
                     kills += 1;
                     *dead = pid;
-                    deaths.insert(unix_ms());
+                    deaths.insert(die::unix_ms());
                 }
                 // Proven sectors go on writing, for their deadlines.
                 if died.is_none() || kills % 10 == 0 {
@@ -309,7 +306,7 @@ impl Run {
                 let moment = moments.random_range(0..3_000);
                 tokio::time::sleep(Duration::from_millis(moment)).await;
                 *dead = net.kill9("hub").await?;
-                deaths.insert(unix_ms());
+                deaths.insert(die::unix_ms());
                 history.read(&node).await?;
             }
             Ok::<(), Failed>(())
@@ -362,22 +359,6 @@ enum Order {
     Pledge,
 }
 
-fn unix_ms() -> u64 {
-    let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Whether the tool is there by which a process dies just as it writes.
-async fn strace() -> Result<(), Failed> {
-    let there = Command::new("strace").arg("--version").output().await;
-    if there.is_ok_and(|out| out.status.success()) {
-        return Ok(());
-    }
-    Err(Failed::new(
-        "strace is needed to kill the hub at a write: apt-get install strace",
-    ))
-}
-
 async fn deals(
     net: &Net,
     first: usize,
@@ -404,28 +385,7 @@ async fn at_rest(net: &Net, pieces: usize, available: usize) -> bool {
 /// Starts the hub, however often it died, and waits until it is ready. Returns its pid.
 /// `before` is the pid of the one that died, which the supervisor may not have noticed yet.
 async fn up(net: &Net, before: u32) -> Result<u32, Failed> {
-    started(net, before, true).await
-}
-
-/// As [`up`], but with `ready` false a hub that has just been started will do.
-async fn started(net: &Net, before: u32, ready: bool) -> Result<u32, Failed> {
-    let root = net.root().display().to_string();
-    let ask = ["start", "hub", "--repo", &root];
-    net.wait("the hub to be ready", secs(60), async |n| {
-        let hub = n.process("hub").await.ok()?;
-        if let Some(pid) = hub
-            .pid
-            .filter(|pid| *pid != before && (hub.ready || !ready))
-        {
-            return Some(pid);
-        }
-        if hub.state == "backoff" {
-            // It may have been started in between, which is an error of the command.
-            drop(n.run("lotus-supervisor", &ask).await);
-        }
-        None
-    })
-    .await
+    die::started(net, "hub", before, true).await
 }
 
 /// Lets the hub die as it enters an `fdatasync`, one of the first of its life: the write itself is
@@ -433,39 +393,14 @@ async fn started(net: &Net, before: u32, ready: bool) -> Result<u32, Failed> {
 /// pid that it had.
 async fn die_at_write(net: &Net, before: u32, moments: &mut StdRng) -> Result<Option<u32>, Failed> {
     let ready = moments.random();
-    let pid = started(net, before, ready).await?;
+    let pid = die::started(net, "hub", before, ready).await?;
     let last = match (ready, moments.random()) {
         (false, _) => WRITES.0,
         (true, false) => WRITES.1,
         (true, true) => SOON,
     };
     let which = moments.random_range(1..=last);
-    let strace = Command::new("strace")
-        .args([
-            "-f",
-            "-qq",
-            "-o",
-            "/dev/null",
-            "-e",
-            "trace=fsync,fdatasync",
-        ])
-        .args([
-            "-e",
-            &format!("inject=fsync,fdatasync:signal=SIGKILL:when={which}"),
-        ])
-        .args(["-p", &pid.to_string()])
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output();
-    let Ok(out) = tokio::time::timeout(QUIET, strace).await else {
-        return Ok(None);
-    };
-    let out = out.map_err(|e| Failed::at("strace", e))?;
-    if !out.status.success() {
-        let why = String::from_utf8_lossy(&out.stderr);
-        return Err(Failed(format!("strace: {}: {why}", out.status)));
-    }
-    Ok(Some(pid))
+    Ok(die::at_write(pid, which).await?.then_some(pid))
 }
 
 struct Chain {

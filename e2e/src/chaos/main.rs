@@ -3,7 +3,9 @@
 
 mod boundaries;
 mod crash;
+mod die;
 mod kills;
+mod markets;
 mod mining;
 mod node;
 mod pieces;
@@ -35,6 +37,8 @@ struct Args {
     crash: crash::Options,
     #[command(flatten)]
     node: node::Options,
+    #[command(flatten)]
+    markets: markets::Options,
 }
 
 #[derive(Debug, clap::Args)]
@@ -53,6 +57,10 @@ struct Kind {
     /// The full node misbehaves while sectors are sealed
     #[arg(long = "node")]
     node: bool,
+    /// The deal service dies at writes of its journal, until it did at every step of a deal, and
+    /// at random moments
+    #[arg(long = "markets")]
+    markets: bool,
 }
 
 fn main() -> ExitCode {
@@ -72,6 +80,9 @@ fn main() -> ExitCode {
             show(&report, report.ok, args.json)
         } else if args.kind.crash {
             let report = crash::run(&args.crash, seed).await?;
+            show(&report, report.ok, args.json)
+        } else if args.kind.markets {
+            let report = markets::run(&args.markets, seed).await?;
             show(&report, report.ok, args.json)
         } else if args.kind.node {
             let report = node::run(&args.node, seed).await?;
