@@ -1,6 +1,6 @@
 //! Programs of others against a storage provider of ours: `cargo xtask peers`.
 //!
-//! Each peer is a folder in `e2e/peers` and a test of its name in `e2e/tests/peers.rs`. A peer
+//! Each peer is a folder in `e2e/peers` and a test of its name in a file of `e2e/tests`. A peer
 //! whose tools are not installed is skipped, loudly.
 
 use std::path::Path;
@@ -16,18 +16,32 @@ struct Peer {
     name: &'static str,
     /// What it is.
     what: &'static str,
+    /// File of its test in `e2e/tests`.
+    tests: &'static str,
     /// Programs that it needs, each with what installs it.
     tools: &'static [(&'static str, &'static str)],
 }
 
-const PEERS: [Peer; 1] = [Peer {
-    name: "lotus-client",
-    what: "client library for Lotus' API (npm: @filecoin-shipyard/lotus-client-rpc)",
-    tools: &[
-        ("node", "apt-get install nodejs"),
-        ("npm", "apt-get install npm"),
-    ],
-}];
+/// What runs programs from npm.
+const NODE: &[(&str, &str)] = &[
+    ("node", "apt-get install nodejs"),
+    ("npm", "apt-get install npm"),
+];
+
+const PEERS: [Peer; 2] = [
+    Peer {
+        name: "lotus-client",
+        what: "client library for Lotus' API (npm: @filecoin-shipyard/lotus-client-rpc)",
+        tests: "peers",
+        tools: NODE,
+    },
+    Peer {
+        name: "synapse",
+        what: "client library of Filecoin Onchain Cloud (npm: @filoz/synapse-core)",
+        tests: "peers_pieces",
+        tools: NODE,
+    },
+];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -135,7 +149,14 @@ fn missing(peer: &Peer) -> String {
 
 fn run(root: &Path, target: &Path, peer: &Peer) -> Result<(), Failed> {
     let test = peer.name.replace('-', "_");
-    let args = ["test", "--release", "--workspace", "--test", "peers", &test];
+    let args = [
+        "test",
+        "--release",
+        "--workspace",
+        "--test",
+        peer.tests,
+        &test,
+    ];
     let args = args.into_iter().chain(["--", "--ignored", "--exact"]);
     sh::run_quietly(root, "cargo", args, ("LOTUS_PEERS", &target.join("peers")))
 }

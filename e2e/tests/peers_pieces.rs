@@ -1,0 +1,98 @@
+//! Pieces by the client library of Filecoin Onchain Cloud: uploaded here, then stored by a deal,
+//! and fetched back. `cargo xtask peers` runs this.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use lotus_e2e::{Net, NetConfig, secs};
+use serde_json::Value;
+use tokio::process::Command;
+
+/// Runs a program to its end and returns what it printed.
+async fn run(command: &mut Command) -> String {
+    let running = command.stdin(Stdio::null()).kill_on_drop(true).output();
+    let done = tokio::time::timeout(secs(180), running).await;
+    let out = done.expect("it ends in time").unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(out.status.success(), "{command:?}: {}", text(&out.stderr));
+    text(&out.stdout)
+}
+
+/// The peer's folder, installed into the folder that `cargo xtask peers` names.
+async fn installed() -> PathBuf {
+    let root = std::env::var("LOTUS_PEERS").expect("run this with `cargo xtask peers`");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/synapse");
+    let dir = Path::new(&root).join("synapse");
+    std::fs::create_dir_all(&dir).unwrap();
+    for name in ["package.json", "package-lock.json", "pieces.mjs"] {
+        std::fs::copy(source.join(name), dir.join(name)).unwrap();
+    }
+    run(Command::new("npm")
+        .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"])
+        .current_dir(&dir))
+    .await;
+    dir
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs node and npm: cargo xtask peers"]
+async fn synapse() {
+    let dir = installed().await;
+    let config = NetConfig {
+        services: vec!["deals".into(), "retrieval".into()],
+        ..NetConfig::default()
+    };
+    let net = Net::start(&config).await.unwrap();
+    net.ready(secs(120)).await.unwrap();
+    let url = net.spoke_url("deals").unwrap();
+    let file = net.root().join("piece").display().to_string();
+    let done = run(Command::new("node")
+        .arg("pieces.mjs")
+        .env("SERVICE_URL", &url)
+        .env("PIECE_FILE", &file)
+        .current_dir(&dir))
+    .await;
+    let done: Value = serde_json::from_str(&done).unwrap();
+    assert_eq!(done["found"], done["streamed"]);
+    assert_eq!(done["size"], 1_000_000);
+    let words = |name: &str| done[name].as_str().unwrap().to_lowercase();
+    assert!(words("notfound").contains("is not here"), "{done}");
+    assert!(words("refused").contains("the bytes are piece"), "{done}");
+
+    // Our own name for the same bytes.
+    let named = ["client", "piece-cid", &file, "--json"];
+    let named: Value =
+        serde_json::from_str(&net.run("lotus-markets", &named).await.unwrap()).unwrap();
+    assert_eq!(named["piece_cid_v2"], done["streamed"]);
+
+    // A deal for it has its bytes already: nothing is uploaded.
+    let key = net.root().join("key").display().to_string();
+    let words = ["client", "deal", "--provider-url", &url, "--key", &key];
+    let deal = [&words[..], &["--car", &file, "--format", "raw", "--json"]].concat();
+    let deal: Value =
+        serde_json::from_str(&net.run("lotus-markets", &deal).await.unwrap()).unwrap();
+    let id = deal["deal_id"].as_str().unwrap();
+    let repo = net.root().join("markets").display().to_string();
+    net.wait("the piece in a sector", secs(120), async |n| {
+        let show = ["storage-deals", "status", id, "--json", "--repo", &repo];
+        let now = n.run("lotus-markets", &show).await.ok()?;
+        let now: Value = serde_json::from_str(&now).ok()?;
+        now["sector"].is_u64().then_some(())
+    })
+    .await
+    .unwrap();
+    let retrieval = net.spoke_url("retrieval").unwrap();
+    let http = lotus_runtime::http_client().build().unwrap();
+    let piece = format!("{retrieval}/piece/{}", named["piece_cid"].as_str().unwrap());
+    let back = net
+        .wait("the piece to be served", secs(60), async |_| {
+            let answer = http.get(&piece).send().await.ok()?;
+            answer.error_for_status().ok()?.bytes().await.ok()
+        })
+        .await
+        .unwrap();
+    assert!(back == std::fs::read(&file).unwrap(), "the same bytes");
+    net.stop().await.unwrap();
+}
