@@ -267,6 +267,8 @@ pub async fn run(
         sectors: sealer.clone(),
         safety: sealer.clone(),
         node: node.clone(),
+        sender: sender.clone(),
+        confidence: cfg.messages.confidence_epochs,
         stop: stop.clone(),
     };
     let data_socket = FdServer::bind(&repo.data_socket(), unsealed.clone())

@@ -66,7 +66,7 @@ const MEASURED: [(&str, &str); 1] = [("miner", "markets")];
 
 /// Heavy dependencies and the one folder that may use each, so that replacing one is a change
 /// in one place. Its client half and its server half count as two.
-const OWNERS: [(&str, &[&str]); 19] = [
+const OWNERS: [(&str, &[&str]); 21] = [
     ("bellperson", &["libs/proofs"]),
     ("filecoin-proofs", &["libs/proofs"]),
     ("filecoin-proofs-api", &["libs/proofs"]),
@@ -81,6 +81,8 @@ const OWNERS: [(&str, &[&str]); 19] = [
     ("fil_actors_shared", &["libs/actors"]),
     ("jsonrpsee", &["libs/node-client", "miner/lotus-api"]),
     ("jsonwebtoken", &["libs/tokens"]),
+    ("libp2p", &["libs/p2p"]),
+    ("libp2p-stream", &["libs/p2p"]),
     ("opentelemetry-otlp", &["libs/runtime"]),
     ("metrics-exporter-prometheus", &["libs/runtime"]),
     ("config", &["libs/settings"]),

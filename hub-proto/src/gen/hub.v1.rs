@@ -490,6 +490,93 @@ pub struct AllocationResponse {
     #[prost(int64, tag = "7")]
     pub expiration: i64,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MarketClientRequest {
+    /// An address in any form.
+    #[prost(string, tag = "1")]
+    pub client: ::prost::alloc::string::String,
+    /// Padded size of the piece.
+    #[prost(uint64, tag = "2")]
+    pub piece_size: u64,
+}
+/// Amounts are attoFIL as decimal text.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MarketClientResponse {
+    /// The client's address in key form.
+    #[prost(string, tag = "1")]
+    pub key: ::prost::alloc::string::String,
+    /// Funds in the market that are bound to no deal.
+    #[prost(string, tag = "2")]
+    pub available: ::prost::alloc::string::String,
+    /// Least collateral of the provider for such a piece.
+    #[prost(string, tag = "3")]
+    pub collateral_min: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PublishRequest {
+    /// CBOR of signed deal proposals (the market actor's ClientDealProposal), 1 to 256.
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub deals: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Raised to send the same deals once more, after another message took the nonce of the last one.
+    #[prost(uint32, tag = "2")]
+    pub attempt: u32,
+    /// Milliseconds to wait for the chain; the hub bounds it.
+    #[prost(uint64, tag = "3")]
+    pub wait_ms: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PublishState {
+    /// The message.
+    #[prost(string, tag = "1")]
+    pub cid: ::prost::alloc::string::String,
+    /// It is on chain, at the confidence of the hub's settings.
+    #[prost(bool, tag = "2")]
+    pub landed: bool,
+    #[prost(int64, tag = "3")]
+    pub height: i64,
+    /// 0 when it had success.
+    #[prost(int64, tag = "4")]
+    pub exit_code: i64,
+    /// The name of the exit code; empty for 0.
+    #[prost(string, tag = "5")]
+    pub exit_name: ::prost::alloc::string::String,
+    /// One for each deal, in order, when it had success.
+    #[prost(message, repeated, tag = "6")]
+    pub outcomes: ::prost::alloc::vec::Vec<PublishOutcome>,
+    /// Another message took its nonce: it will never be on chain.
+    #[prost(bool, tag = "7")]
+    pub replaced: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PublishOutcome {
+    /// The deal's id on chain; absent when the actor refused the deal.
+    #[prost(uint64, optional, tag = "1")]
+    pub deal_id: ::core::option::Option<u64>,
+}
+/// Prices are attoFIL per GiB and epoch, as decimal text.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SignAskRequest {
+    #[prost(string, tag = "1")]
+    pub price: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub verified_price: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "3")]
+    pub min_piece_size: u64,
+    #[prost(uint64, tag = "4")]
+    pub max_piece_size: u64,
+    #[prost(int64, tag = "5")]
+    pub timestamp: i64,
+    #[prost(int64, tag = "6")]
+    pub expiry: i64,
+    #[prost(uint64, tag = "7")]
+    pub seq_no: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SignAskResponse {
+    /// CBOR of the signature, over the CBOR of the ask.
+    #[prost(bytes = "vec", tag = "1")]
+    pub signature: ::prost::alloc::vec::Vec<u8>,
+}
 /// Goes in the details of every error status.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ErrorDetail {
@@ -2897,6 +2984,55 @@ pub mod chain_client {
                 .insert(GrpcMethod::new("hub.v1.Chain", "Allocation"));
             self.inner.unary(req, path, codec).await
         }
+        /// What the built-in market says of a client and a piece. Feature "market". NOT_FOUND when the
+        /// chain does not know the client.
+        pub async fn market_client(
+            &mut self,
+            request: impl tonic::IntoRequest<super::MarketClientRequest>,
+        ) -> std::result::Result<tonic::Response<super::MarketClientResponse>, tonic::Status>
+        {
+            self.inner.ready().await.map_err(|e| {
+                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
+            })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hub.v1.Chain/MarketClient");
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("hub.v1.Chain", "MarketClient"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Publishes deals: the one message that a spoke may have sent. The same deals in the same order
+        /// are one message, however often this is called; it is journaled before the answer. Feature
+        /// "market".
+        pub async fn publish(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PublishRequest>,
+        ) -> std::result::Result<tonic::Response<super::PublishState>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| {
+                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
+            })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hub.v1.Chain/Publish");
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("hub.v1.Chain", "Publish"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Signs the provider's ask with the worker's key. Feature "market".
+        pub async fn sign_ask(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SignAskRequest>,
+        ) -> std::result::Result<tonic::Response<super::SignAskResponse>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| {
+                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
+            })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hub.v1.Chain/SignAsk");
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("hub.v1.Chain", "SignAsk"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -2921,6 +3057,24 @@ pub mod chain_server {
             &self,
             request: tonic::Request<super::AllocationRequest>,
         ) -> std::result::Result<tonic::Response<super::AllocationResponse>, tonic::Status>;
+        /// What the built-in market says of a client and a piece. Feature "market". NOT_FOUND when the
+        /// chain does not know the client.
+        async fn market_client(
+            &self,
+            request: tonic::Request<super::MarketClientRequest>,
+        ) -> std::result::Result<tonic::Response<super::MarketClientResponse>, tonic::Status>;
+        /// Publishes deals: the one message that a spoke may have sent. The same deals in the same order
+        /// are one message, however often this is called; it is journaled before the answer. Feature
+        /// "market".
+        async fn publish(
+            &self,
+            request: tonic::Request<super::PublishRequest>,
+        ) -> std::result::Result<tonic::Response<super::PublishState>, tonic::Status>;
+        /// Signs the provider's ask with the worker's key. Feature "market".
+        async fn sign_ask(
+            &self,
+            request: tonic::Request<super::SignAskRequest>,
+        ) -> std::result::Result<tonic::Response<super::SignAskResponse>, tonic::Status>;
     }
     /// Reads of the chain that a spoke needs, relayed.
     #[derive(Debug)]
@@ -3056,6 +3210,118 @@ pub mod chain_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = AllocationSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hub.v1.Chain/MarketClient" => {
+                    #[allow(non_camel_case_types)]
+                    struct MarketClientSvc<T: Chain>(pub Arc<T>);
+                    impl<T: Chain> tonic::server::UnaryService<super::MarketClientRequest> for MarketClientSvc<T> {
+                        type Response = super::MarketClientResponse;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::MarketClientRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut =
+                                async move { <T as Chain>::market_client(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = MarketClientSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hub.v1.Chain/Publish" => {
+                    #[allow(non_camel_case_types)]
+                    struct PublishSvc<T: Chain>(pub Arc<T>);
+                    impl<T: Chain> tonic::server::UnaryService<super::PublishRequest> for PublishSvc<T> {
+                        type Response = super::PublishState;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PublishRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as Chain>::publish(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PublishSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hub.v1.Chain/SignAsk" => {
+                    #[allow(non_camel_case_types)]
+                    struct SignAskSvc<T: Chain>(pub Arc<T>);
+                    impl<T: Chain> tonic::server::UnaryService<super::SignAskRequest> for SignAskSvc<T> {
+                        type Response = super::SignAskResponse;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SignAskRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as Chain>::sign_ask(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SignAskSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

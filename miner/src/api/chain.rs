@@ -1,6 +1,9 @@
 use hub_proto::status;
 use hub_proto::v1::chain_server::Chain;
-use hub_proto::v1::{AllocationRequest, AllocationResponse, HeadChanged, HeadRequest};
+use hub_proto::v1::{
+    AllocationRequest, AllocationResponse, HeadChanged, HeadRequest, MarketClientRequest,
+    MarketClientResponse, PublishRequest, PublishState, SignAskRequest, SignAskResponse,
+};
 use lotus_node_client::NodeError;
 use lotus_node_client::api::TipSetKey;
 use lotus_node_client::json::parse_address;
@@ -46,9 +49,24 @@ impl Chain for Api {
             expiration: a.expiration.0,
         }))
     }
+
+    async fn market_client(
+        &self,
+        request: Request<MarketClientRequest>,
+    ) -> Answer<MarketClientResponse> {
+        self.market_client_of(request).await
+    }
+
+    async fn publish(&self, request: Request<PublishRequest>) -> Answer<PublishState> {
+        self.publish_deals(request).await
+    }
+
+    async fn sign_ask(&self, request: Request<SignAskRequest>) -> Answer<SignAskResponse> {
+        self.sign_storage_ask(request).await
+    }
 }
 
-fn from_node_or_unknown(e: &NodeError, address: &str) -> Status {
+pub(super) fn from_node_or_unknown(e: &NodeError, address: &str) -> Status {
     if e.is_unknown_actor() {
         return not_found(
             format!("the chain does not know {address}"),
@@ -58,7 +76,7 @@ fn from_node_or_unknown(e: &NodeError, address: &str) -> Status {
     from_node(e)
 }
 
-fn address(text: &str) -> Result<Address, Status> {
+pub(super) fn address(text: &str) -> Result<Address, Status> {
     parse_address(text).map_err(|_| {
         let short: String = text.chars().take(100).collect();
         invalid(

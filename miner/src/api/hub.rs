@@ -60,6 +60,7 @@ impl Hub for Api {
                 "lease".into(),
                 "events".into(),
                 "proving".into(),
+                "market".into(),
             ],
             data_socket: if on_this_host {
                 self.data_socket.display().to_string()

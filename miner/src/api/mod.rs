@@ -2,6 +2,7 @@
 
 mod chain;
 mod hub;
+mod market;
 mod pieces;
 mod sectors;
 mod unsealed;
@@ -25,6 +26,7 @@ use hub_proto::v1::unsealed_server::UnsealedServer;
 use hub_proto::v1::{ProvingState, SafeToRestartResponse, SectorInfo};
 use hub_proto::{status, with_code};
 use lotus_journal::JournalError;
+use lotus_messages::Sender;
 use lotus_node_client::{Node, NodeError};
 use lotus_runtime::{Fault, addr_file, trace};
 use lotus_types::{ActorId, Generation, Kind, SectorSize};
@@ -106,6 +108,10 @@ pub struct Api {
     pub safety: Arc<dyn Safety>,
     /// The chain.
     pub node: Node,
+    /// Sends messages.
+    pub sender: Sender,
+    /// Epochs that must lie on a message before a spoke is told that it landed.
+    pub confidence: u64,
     /// Ends streams.
     pub stop: CancellationToken,
 }

@@ -12,8 +12,10 @@ use hub_proto::v1::{
     SafeToRestartResponse, SectorInfo, Source, UnixSource, Use, WithdrawRequest, source,
 };
 use hub_proto::{HubClient, HubConfig, HubError};
+use lotus_chain::Follower;
 use lotus_dataplane::{DataError, FdServer, OpenToken};
 use lotus_journal::{Journal, JournalError};
+use lotus_messages::{MessagesConfig, Sender};
 use lotus_miner::api::{Api, Listeners, Safety, SectorBook};
 use lotus_miner::capacity::Capacity;
 use lotus_miner::config::{ApiConfig, PiecesConfig};
@@ -23,7 +25,7 @@ use lotus_miner::pieces::machine::{self, Place};
 use lotus_miner::pieces::{NoPlace, PieceRunner, Pieces, Placer, SectorFate};
 use lotus_miner::repo::Repo;
 use lotus_miner::unsealed::{Unsealed, Unsealer};
-use lotus_node_client::FullNode;
+use lotus_node_client::{FullNode, Node};
 use lotus_runtime::trace;
 use lotus_types::{ActorId, Kind, PieceInfo, SectorSize};
 use tokio::sync::watch;
@@ -168,6 +170,10 @@ impl Hub {
         let capacity = Arc::new(capacity);
         let handover = Handover::new(pieces.clone(), capacity.clone());
         let raw = unsealed.clone();
+        let node: Node = Arc::new(NoNode);
+        let (follower, _) = Follower::new(node.clone());
+        let settings = MessagesConfig::default();
+        let (sender, _) = Sender::new(journal.clone(), node.clone(), &follower, settings);
         let api = Api {
             actor: ActorId(1000),
             sector_size: size,
@@ -181,7 +187,9 @@ impl Hub {
             events,
             sectors: sectors.clone(),
             safety: sectors.clone(),
-            node: Arc::new(NoNode),
+            node,
+            sender,
+            confidence: 1,
             stop: stop.clone(),
         };
         let api_cfg = ApiConfig {

@@ -6,6 +6,7 @@
 mod full_disk;
 mod handover;
 mod harness;
+mod market;
 mod restart;
 
 use std::collections::HashMap;

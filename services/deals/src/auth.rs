@@ -5,6 +5,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bls_signatures::Serialize as _;
 use fvm_shared::address::Protocol;
+use fvm_shared::crypto::signature::{Signature as Signed, SignatureType};
 use jiff::{Timestamp, ToSpan as _};
 use k256::ecdsa::{RecoveryId, Signature, VerifyingKey};
 use lotus_types::Address;
@@ -146,7 +147,16 @@ pub fn verify(
     }
 }
 
-fn holds(address: &Address, signature: &[u8], message: &[u8; 32]) -> bool {
+/// Whether the key of an address made a signature over bytes, as Lotus verifies it.
+pub(crate) fn signed_by(address: &Address, signature: &Signed, message: &[u8]) -> bool {
+    let kind = match signature.sig_type {
+        SignatureType::Secp256k1 => Protocol::Secp256k1,
+        SignatureType::BLS => Protocol::BLS,
+    };
+    kind == address.protocol() && holds(address, &signature.bytes, message)
+}
+
+fn holds(address: &Address, signature: &[u8], message: &[u8]) -> bool {
     match address.protocol() {
         Protocol::Secp256k1 => secp256k1_signer(signature, message).as_ref() == Some(address),
         Protocol::BLS => bls_holds(&address.payload_bytes(), signature, message),
@@ -155,7 +165,7 @@ fn holds(address: &Address, signature: &[u8], message: &[u8; 32]) -> bool {
 }
 
 /// As Lotus verifies: the key is recovered from the signature over the BLAKE2b-256 hash.
-fn secp256k1_signer(signature: &[u8], message: &[u8; 32]) -> Option<Address> {
+fn secp256k1_signer(signature: &[u8], message: &[u8]) -> Option<Address> {
     let (rs, v) = signature.split_first_chunk::<64>()?;
     let [v] = v else { return None };
     let mut recovery = *v;
@@ -173,7 +183,7 @@ fn secp256k1_signer(signature: &[u8], message: &[u8; 32]) -> Option<Address> {
     Address::new_secp256k1(key.to_encoded_point(false).as_bytes()).ok()
 }
 
-fn bls_holds(public_key: &[u8], signature: &[u8], message: &[u8; 32]) -> bool {
+fn bls_holds(public_key: &[u8], signature: &[u8], message: &[u8]) -> bool {
     let (Ok(key), Ok(signature)) = (
         bls_signatures::PublicKey::from_bytes(public_key),
         bls_signatures::Signature::from_bytes(signature),

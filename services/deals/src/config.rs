@@ -1,5 +1,5 @@
 use std::net::SocketAddr;
-use std::num::NonZeroU16;
+use std::num::{NonZeroU8, NonZeroU16};
 
 use lotus_runtime::Needs;
 use serde::{Deserialize, Serialize};
@@ -75,6 +75,63 @@ pub struct DealsConfig {
     pub max_chunk_uploads: NonZeroU16,
     /// Uploads of pieces without a deal.
     pub pieces: PiecesConfig,
+    /// Deals by proposal.
+    pub mk12: Mk12Config,
+}
+
+/// `[deals.mk12]`: deals by proposal, market protocol 1.2 of Boost. They are published on chain
+/// before they are sealed, which costs fees.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Mk12Config {
+    /// Take them: over libp2p, and over HTTP at `/market/mk12`.
+    pub enabled: bool,
+    /// TCP address of the libp2p listener. Port 0 picks a free one; `run/deals-p2p.addr` has the
+    /// multiaddress in use.
+    pub listen: SocketAddr,
+    /// libp2p connections at the same time.
+    pub max_connections: u32,
+    /// libp2p connections of one peer.
+    pub max_connections_per_peer: u32,
+    /// Least price, in attoFIL per GiB and epoch.
+    pub price_attofil: String,
+    /// Least price of verified data, in attoFIL per GiB and epoch.
+    pub verified_price_attofil: String,
+    /// Smallest piece, in padded bytes.
+    pub min_piece_bytes: u64,
+    /// Largest piece, in padded bytes; 0 for a whole sector.
+    pub max_piece_bytes: u64,
+    /// The provider's collateral may be this many times the least that the chain asks for.
+    pub max_collateral_multiplier: u32,
+    /// Most deals of one message.
+    pub max_deals_per_publish: NonZeroU8,
+    /// Seconds after its acceptance at which a deal whose bytes are here is published, even if
+    /// fewer wait than fit one message.
+    pub publish_period_secs: u64,
+    /// Multiaddresses of the retrieval gateway, as clients are told them: `/dns/NAME/tcp/443/https`.
+    pub retrieval_addresses: Vec<String>,
+}
+
+impl Default for Mk12Config {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            listen: ([127, 0, 0, 1], 7781).into(),
+            max_connections: 256,
+            max_connections_per_peer: 4,
+            price_attofil: "0".into(),
+            verified_price_attofil: "0".into(),
+            // Boost, storagemarket/storedask, DefaultMinPieceSize.
+            min_piece_bytes: 256,
+            max_piece_bytes: 0,
+            // Boost, node/config/def.go, MaxProviderCollateralMultiplier.
+            max_collateral_multiplier: 2,
+            // Boost, node/config/def.go, MaxDealsPerPublishMsg and PublishMsgPeriod.
+            max_deals_per_publish: NonZeroU8::new(8).expect("8 is not zero"),
+            publish_period_secs: 3_600,
+            retrieval_addresses: Vec::new(),
+        }
+    }
 }
 
 /// `[deals.pieces]`: pieces that are uploaded at `/pdp/piece`, by whoever comes, before there is a
@@ -123,6 +180,7 @@ impl Default for DealsConfig {
             pull_ports: vec![80, 443],
             pull_ranges: limit(5),
             allowed_clients: Vec::new(),
+            mk12: Mk12Config::default(),
             denied_clients: Vec::new(),
             accept_online: true,
             accept_offline: true,
@@ -147,6 +205,10 @@ impl DealsConfig {
     pub fn needs(&self) -> Needs {
         let mut needs = Needs::default().socket("deals", self.listen).names();
         needs.connect.extend(&self.pull_ports);
+        // The library binds its socket itself, so nobody can hand one over.
+        if self.mk12.enabled {
+            needs.bind.push(self.mk12.listen.port());
+        }
         needs.url(&self.filter_url)
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use hub_proto::HubError;
 use hub_proto::v1::{DealTerms, OfferRequest, Source as OfferSource, UnixSource, Use, source::At};
+use lotus_actors::{actors, encode};
 use lotus_dataplane::{DataError, HttpPull};
 use lotus_journal::{JournalError, Pending};
 use lotus_runtime::{Backoff, CancellationToken, Fault, trace};
@@ -404,12 +405,13 @@ async fn offer(
     let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
     loop {
         let waits = engine.deals.get(&task.key)?;
-        if !waits.is_some_and(|r| r.checkpoint == Checkpoint::Transferred && r.cancel.is_empty()) {
+        let waiting = [Checkpoint::Transferred, Checkpoint::PublishConfirmed];
+        if !waits.is_some_and(|r| waiting.contains(&r.checkpoint) && r.cancel.is_empty()) {
             return settle(engine, task).await;
         }
         let outcome = tokio::select! {
             () = stop.cancelled() => return Err(Undone::Stopped),
-            outcome = offer_once(engine, &record.proposal) => outcome,
+            outcome = offer_once(engine, record) => outcome,
         };
         let e = match outcome {
             Ok(now) => return finish(engine, task, Event::Hub(now)).await,
@@ -424,7 +426,8 @@ async fn offer(
     }
 }
 
-async fn offer_once(engine: &Engine, p: &Proposal) -> Result<HubView, HubError> {
+async fn offer_once(engine: &Engine, record: &Record) -> Result<HubView, HubError> {
+    let p = &record.proposal;
     // After a lost answer or a crash the hub may have it already, and no credit is needed.
     if let Some(known) = engine.hub_state(&p.key).await? {
         return Ok(view(&known));
@@ -439,7 +442,7 @@ async fn offer_once(engine: &Engine, p: &Proposal) -> Result<HubView, HubError> 
         });
     }
     let credit = engine.acquire(&p.key, p.piece.size.get()).await?;
-    let request = offer_request(p, credit, &engine.data_socket);
+    let request = offer_request(record, credit, &engine.data_socket);
     let state = engine
         .hub
         .pieces()
@@ -448,9 +451,16 @@ async fn offer_once(engine: &Engine, p: &Proposal) -> Result<HubView, HubError> 
     Ok(view(&state.into_inner()))
 }
 
-fn offer_request(p: &Proposal, credit: String, data_socket: &str) -> OfferRequest {
+fn offer_request(record: &Record, credit: String, data_socket: &str) -> OfferRequest {
+    let p = &record.proposal;
     let (allocation_client, allocation_id) = p.allocation.unwrap_or_default();
-    let (notify_address, notify_payload) = p.notify.clone().unwrap_or_default();
+    // The market actor activates a published deal when it is told its id (FIP-0076).
+    let deal_id = record.published.as_ref().and_then(|p| p.deal_id);
+    let notify = match deal_id {
+        Some(id) => Some((actors::MARKET.to_string(), encode(&id))),
+        None => p.notify.clone(),
+    };
+    let (notify_address, notify_payload) = notify.unwrap_or_default();
     OfferRequest {
         key: Some((&p.key).into()),
         piece_cid: p.piece.cid_v2().to_string(),

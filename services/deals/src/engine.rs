@@ -9,7 +9,7 @@ use hub_proto::v1::{
     WithdrawRequest,
 };
 use hub_proto::{HubClient, HubError};
-use lotus_journal::{EffectId, JournalError, Machines, Map};
+use lotus_journal::{EffectId, JournalError, Machines, Map, Step, Tx};
 use lotus_runtime::{Fault, trace};
 use lotus_types::{ActorId, Address, DealKey, Epoch, Kind, PieceInfo, SectorSize};
 use tokio::sync::{Notify, watch};
@@ -20,6 +20,7 @@ use crate::arriving::Arriving;
 use crate::filter::{Filter, Lists};
 use crate::history;
 use crate::machine::{Checkpoint, DealMachine, Event, HubView, Record};
+use crate::mk12::Mk12;
 use crate::mk20::{self, Code, Deal, Refusal};
 use crate::pieces::Pieces;
 use crate::staging::Staging;
@@ -72,6 +73,8 @@ pub(crate) struct Engine {
     pub(crate) wake: Notify,
     /// Chain height, from the hub's head events and answers.
     pub(crate) height: watch::Sender<Epoch>,
+    /// What MK1.2 deals need.
+    pub(crate) mk12: Mk12,
     open: Mutex<Open>,
     pub(crate) lists: Lists,
     /// Asks the operator's filter.
@@ -137,6 +140,7 @@ impl Engine {
         let lists = Lists::new(&cfg)?;
         let filter = Filter::new(&cfg)?;
         let http = crate::source::client(cfg.allow_private_sources)?;
+        let mk12 = Mk12::new(&cfg.mk12)?;
         let mut open = Open::default();
         for (key, record) in deals.all().map_err(|e| journal_fault(&e))? {
             open.note(&key, &record);
@@ -151,6 +155,7 @@ impl Engine {
             data_socket,
             wake: Notify::new(),
             height: watch::Sender::new(Epoch(0)),
+            mk12,
             open: Mutex::new(open),
             lists,
             filter,
@@ -186,33 +191,82 @@ impl Engine {
         settles: Option<EffectId>,
         cursor: Option<u64>,
     ) -> Result<Option<Record>, JournalError> {
-        let (deals, key_in) = (self.deals.clone(), key.clone());
-        let step = tokio::task::spawn_blocking(move || {
-            deals.apply(&key_in, &event, settles, |tx, before, after| {
-                history::note(tx, &key_in, before, after, unix_ms())?;
-                match cursor {
-                    Some(seq) => tx.put(&CURSOR, &NEXT_SEQ.to_owned(), &seq),
-                    None => Ok(()),
-                }
-            })
+        self.apply_with(key, event, settles, move |tx| match cursor {
+            Some(seq) => tx.put(&CURSOR, &NEXT_SEQ.to_owned(), &seq),
+            None => Ok(()),
         })
         .await
-        .map_err(|e| JournalError::Encode {
-            table: "deals",
-            why: e.to_string(),
-        })??;
+    }
+
+    /// Applies an event to a deal, durably, and wakes the runner. `also` is written with it.
+    pub(crate) async fn apply_with(
+        &self,
+        key: &DealKey,
+        event: Event,
+        settles: Option<EffectId>,
+        also: impl FnOnce(&mut Tx) -> Result<(), JournalError> + Send + 'static,
+    ) -> Result<Option<Record>, JournalError> {
+        let (deals, key_in) = (self.deals.clone(), key.clone());
+        let step = blocking(move || {
+            deals.apply(&key_in, &event, settles, |tx, before, after| {
+                history::note(tx, &key_in, before, after, unix_ms())?;
+                also(tx)
+            })
+        })
+        .await?;
         let Some(step) = step else { return Ok(None) };
+        self.noted(key, &step);
+        Ok(Some(step.after))
+    }
+
+    /// Applies events to deals in one transaction, and wakes the runner. `also` is written with
+    /// them.
+    pub(crate) async fn apply_all(
+        &self,
+        events: Vec<(DealKey, Event)>,
+        also: impl FnOnce(&mut Tx) -> Result<(), JournalError> + Send + 'static,
+    ) -> Result<(), JournalError> {
+        let journal = self.deals.journal().clone();
+        let steps = blocking(move || {
+            journal.write(|tx| {
+                let mut steps = Vec::with_capacity(events.len());
+                for (key, event) in events {
+                    let step = Machines::<DealMachine>::apply_in(
+                        tx,
+                        &key,
+                        &event,
+                        None,
+                        |tx, before, after| history::note(tx, &key, before, after, unix_ms()),
+                    )?;
+                    steps.extend(step.map(|s| (key, s)));
+                }
+                also(tx)?;
+                Ok(steps)
+            })
+        })
+        .await?;
+        for (key, step) in &steps {
+            self.noted(key, step);
+        }
+        Ok(())
+    }
+
+    /// Makes a step known outside of the journal.
+    fn noted(&self, key: &DealKey, step: &Step<DealMachine>) {
         self.open().note(key, &step.after);
-        if step.before.as_ref().map(|b| b.checkpoint) != Some(step.after.checkpoint) {
-            let to = step.after.checkpoint.name();
-            tracing::info!(deal = %key, checkpoint = to, sector = ?step.after.place.map(|p| p.0), reason = step.after.reason, "deal");
+        let after = &step.after;
+        if step.before.as_ref().map(|b| b.checkpoint) != Some(after.checkpoint) {
+            let to = after.checkpoint.name();
+            tracing::info!(deal = %key, checkpoint = to, sector = ?after.place.map(|p| p.0), reason = after.reason, "deal");
             metrics::counter!("lotus_markets_deal_checkpoints_total", "checkpoint" => to)
                 .increment(1);
+            if after.checkpoint == Checkpoint::Transferred {
+                self.mk12.ready.notify_one();
+            }
         }
         if !step.effects.is_empty() {
             self.wake.notify_one();
         }
-        Ok(Some(step.after))
     }
 
     pub(crate) async fn provider(&self) -> Result<Provider, HubError> {
@@ -421,6 +475,18 @@ impl Engine {
             Err(e) => Err(e),
         }
     }
+}
+
+/// Runs a journal call on a thread that may block.
+async fn blocking<R: Send + 'static>(
+    f: impl FnOnce() -> Result<R, JournalError> + Send + 'static,
+) -> Result<R, JournalError> {
+    tokio::task::spawn_blocking(f)
+        .await
+        .map_err(|e| JournalError::Encode {
+            table: "deals",
+            why: e.to_string(),
+        })?
 }
 
 impl Open {

@@ -347,6 +347,7 @@ mod tests {
             end_epoch: Epoch(20),
             allocation: None,
             notify: None,
+            signed: None,
             retrieval: Retrieval {
                 index: false,
                 announce_payload: false,

@@ -16,6 +16,7 @@ mod follow;
 mod history;
 mod http;
 pub mod machine;
+pub mod mk12;
 pub mod mk20;
 pub mod openapi;
 pub mod operator;
@@ -28,7 +29,7 @@ mod staging;
 mod transfer;
 pub mod validate;
 
-pub use config::{DealsConfig, PiecesConfig};
+pub use config::{DealsConfig, Mk12Config, PiecesConfig};
 pub use filter::Question;
 pub use history::Step;
 pub use service::Deals;

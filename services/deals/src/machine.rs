@@ -13,6 +13,10 @@ pub enum Checkpoint {
     Accepted,
     /// The bytes are here, complete and verified.
     Transferred,
+    /// The message that publishes the deal is under way (MK1.2).
+    Published,
+    /// The deal is on chain (MK1.2).
+    PublishConfirmed,
     /// The hub has journaled the hand-off, and pulls.
     Offered,
     /// The piece has a place in a sector.
@@ -40,6 +44,8 @@ impl Checkpoint {
         match self {
             Self::Accepted => "Accepted",
             Self::Transferred => "Transferred",
+            Self::Published => "Published",
+            Self::PublishConfirmed => "PublishConfirmed",
             Self::Offered => "Offered",
             Self::AddedPiece => "AddedPiece",
             Self::Sealing => "Sealing",
@@ -71,6 +77,9 @@ pub struct Record {
     pub sealing_state: String,
     /// Why it failed, or what went wrong last.
     pub reason: String,
+    /// The deal on chain (MK1.2), once the message that publishes it is under way.
+    #[serde(default)]
+    pub published: Option<Publication>,
     /// Every byte was uploaded in chunks, or was here before the deal; they are being checked.
     #[serde(default)]
     pub checking: bool,
@@ -85,6 +94,15 @@ impl Record {
     pub const fn awaits_bytes(&self) -> bool {
         matches!(self.checkpoint, Checkpoint::Accepted) && !self.checking
     }
+}
+
+/// A deal that is published.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Publication {
+    /// CID of the message.
+    pub cid: String,
+    /// The deal's id on chain, once it has one.
+    pub deal_id: Option<u64>,
 }
 
 /// The hub's view of the piece.
@@ -142,6 +160,17 @@ pub enum Event {
     Hub(HubView),
     /// The time for the transfer is over.
     TooLate(String),
+    /// The hub sends the message with this CID, which publishes the deal.
+    Published(String),
+    /// The deal is on chain.
+    PublishConfirmed {
+        /// CID of the message.
+        cid: String,
+        /// The deal's id.
+        deal_id: u64,
+    },
+    /// The chain does not take the deal.
+    PublishFailed(String),
     /// The operator gives the deal up.
     Cancel(String),
     /// The operator wants a deal that failed before its hand-off to be tried once more, from
@@ -209,6 +238,7 @@ fn create(event: &Event) -> Option<(Record, Vec<Effect>)> {
                 place: None,
                 sealing_state: String::new(),
                 reason: String::new(),
+                published: None,
                 checking: false,
                 cancel: String::new(),
             };
@@ -221,13 +251,17 @@ fn create(event: &Event) -> Option<(Record, Vec<Effect>)> {
         | Event::TransferFailed(_)
         | Event::Refused(_)
         | Event::Hub(_)
-        | Event::TooLate(_) => None,
+        | Event::TooLate(_)
+        | Event::Published(_)
+        | Event::PublishConfirmed { .. }
+        | Event::PublishFailed(_) => None,
     }
 }
 
 fn advance(now: &Record, event: &Event) -> Option<(Record, Vec<Effect>)> {
     use Checkpoint::{
-        Accepted, Active, AddedPiece, Expired, Failed, Offered, Sealing, Transferred,
+        Accepted, Active, AddedPiece, Expired, Failed, Offered, PublishConfirmed, Published,
+        Sealing, Transferred,
     };
     use Effect::{Check, DropStaging, Offer, Pull, ReleaseCredit, Withdraw};
     let to = |checkpoint, reason: &str, effects: Vec<Effect>| {
@@ -240,10 +274,36 @@ fn advance(now: &Record, event: &Event) -> Option<(Record, Vec<Effect>)> {
         };
         Some((next, effects))
     };
+    let published = |checkpoint, cid: &str, deal_id, effects| {
+        let publication = Publication {
+            cid: cid.to_owned(),
+            deal_id,
+        };
+        let next = Record {
+            checkpoint,
+            reason: String::new(),
+            published: Some(publication),
+            ..now.clone()
+        };
+        (next != *now).then_some((next, effects))
+    };
+    let by_proposal = now.proposal.signed.is_some();
+    // It may be on its way to the chain already, and what is there stays there.
+    let is_publishing = by_proposal && now.checkpoint == Transferred;
     match (now.checkpoint, event) {
+        // A deal by proposal waits here until it is on chain.
+        (Accepted, Event::Transferred) if by_proposal => to(Transferred, "", vec![]),
         (Accepted, Event::Transferred) => to(Transferred, "", vec![Offer]),
-        (Accepted, Event::TransferFailed(why)) | (Transferred, Event::Refused(why)) => {
+        (Accepted, Event::TransferFailed(why))
+        | (Transferred | PublishConfirmed, Event::Refused(why))
+        | (Transferred | Published, Event::PublishFailed(why)) => {
             to(Failed, why, vec![DropStaging, ReleaseCredit])
+        }
+        (Transferred | Published, Event::Published(cid)) if by_proposal => {
+            published(Published, cid, None, vec![])
+        }
+        (Transferred | Published, Event::PublishConfirmed { cid, deal_id }) if by_proposal => {
+            published(PublishConfirmed, cid, Some(*deal_id), vec![Offer])
         }
         (Accepted, Event::Uploaded) if !now.checking => {
             let next = Record {
@@ -257,7 +317,7 @@ fn advance(now: &Record, event: &Event) -> Option<(Record, Vec<Effect>)> {
         }
         (Accepted, Event::Cancel(why)) => to(Failed, why, vec![DropStaging, ReleaseCredit]),
         // The hub may have it already: its answer to the withdrawal decides.
-        (Transferred | Offered, Event::Cancel(why)) if now.cancel.is_empty() => {
+        (Transferred | Offered, Event::Cancel(why)) if now.cancel.is_empty() && !is_publishing => {
             let next = Record {
                 cancel: why.clone(),
                 ..now.clone()
@@ -265,7 +325,9 @@ fn advance(now: &Record, event: &Event) -> Option<(Record, Vec<Effect>)> {
             Some((next, vec![Withdraw]))
         }
         // The hub never had it, so it can have it now.
-        (Failed | Expired, Event::Retry(at)) if now.place.is_none() && !now.stored => {
+        (Failed | Expired, Event::Retry(at))
+            if now.place.is_none() && !now.stored && now.published.is_none() =>
+        {
             let next = Record {
                 checkpoint: Accepted,
                 accepted_unix_ms: *at,
@@ -279,18 +341,38 @@ fn advance(now: &Record, event: &Event) -> Option<(Record, Vec<Effect>)> {
             Some((next, effects))
         }
         // The hub decides from the hand-off on: it may have the piece although its answer is lost.
-        (Transferred | Offered | AddedPiece | Sealing, Event::Hub(view)) => follow(now, view),
+        (Transferred | PublishConfirmed | Offered | AddedPiece | Sealing, Event::Hub(view)) => {
+            follow(now, view)
+        }
         // Late repeats are normal.
         (_, Event::Accept { .. } | Event::Uploaded | Event::TooLate(_) | Event::Retry(_))
-        | (Accepted, Event::Refused(_) | Event::Hub(_))
-        | (Transferred, Event::Transferred | Event::TransferFailed(_))
         | (
-            Offered | AddedPiece | Sealing | Active | Failed | Expired,
-            Event::Transferred | Event::TransferFailed(_) | Event::Refused(_),
+            Accepted,
+            Event::Refused(_)
+            | Event::Hub(_)
+            | Event::Published(_)
+            | Event::PublishConfirmed { .. }
+            | Event::PublishFailed(_),
         )
         | (
-            Transferred | Offered | AddedPiece | Sealing | Active | Failed | Expired,
-            Event::Cancel(_),
+            Transferred | Published | PublishConfirmed,
+            Event::Transferred
+            | Event::TransferFailed(_)
+            | Event::Published(_)
+            | Event::PublishConfirmed { .. }
+            | Event::Cancel(_),
+        )
+        | (Published, Event::Hub(_) | Event::Refused(_))
+        | (PublishConfirmed, Event::PublishFailed(_))
+        | (
+            Offered | AddedPiece | Sealing | Active | Failed | Expired,
+            Event::Transferred
+            | Event::TransferFailed(_)
+            | Event::Refused(_)
+            | Event::Published(_)
+            | Event::PublishConfirmed { .. }
+            | Event::PublishFailed(_)
+            | Event::Cancel(_),
         )
         | (Active | Failed | Expired, Event::Hub(_)) => None,
     }
@@ -362,10 +444,14 @@ fn follow(now: &Record, view: &HubView) -> Option<(Record, Vec<Effect>)> {
             }
             return match (now.checkpoint, now.stored) {
                 // It has not got the offer yet: that effect is still pending.
-                (Checkpoint::Transferred, _) => None,
+                (Checkpoint::Transferred | Checkpoint::PublishConfirmed, _) => None,
                 // It lost the offer, and the bytes are still here.
                 (_, false) => {
-                    next.checkpoint = Checkpoint::Transferred;
+                    next.checkpoint = if now.published.is_some() {
+                        Checkpoint::PublishConfirmed
+                    } else {
+                        Checkpoint::Transferred
+                    };
                     next.place = None;
                     Some((next, vec![Effect::Offer]))
                 }

@@ -334,10 +334,20 @@ async fn cancel(
         "" => "cancelled by the provider".to_owned(),
         reason => format!("cancelled by the provider: {reason}"),
     };
-    engine
+    let done = engine
         .apply(&key, Event::Cancel(why), None, None)
         .await
         .map_err(|e| journal_refusal(&e))?;
+    if done.is_none() && record.proposal.signed.is_some() && record.cancel.is_empty() {
+        return Err(Refusal::new(
+            Code::Conflict,
+            format!(
+                "the deal is {}: it is on chain, or on its way there",
+                record.checkpoint.name()
+            ),
+            "let it be sealed: a published deal that is not costs its collateral",
+        ));
+    }
     engine.arriving.stop(&key);
     engine.nudge.send_replace(Some(key));
     Ok(axum::Json(Done::OK))
@@ -359,7 +369,11 @@ async fn retry(
                 "follow its sector with `lotus-miner sectors status`",
             );
         }
-        Checkpoint::Accepted | Checkpoint::Transferred | Checkpoint::Offered => {
+        Checkpoint::Accepted
+        | Checkpoint::Transferred
+        | Checkpoint::Published
+        | Checkpoint::PublishConfirmed
+        | Checkpoint::Offered => {
             // It waits for its next attempt.
             engine.nudge.send_replace(Some(key));
             return Ok(axum::Json(Done::OK));
@@ -394,7 +408,7 @@ async fn retry(
     match retried.map_err(|e| journal_refusal(&e))? {
         Some(_) => Ok(axum::Json(Done::OK)),
         None => no(
-            "its piece was handed over before".into(),
+            "its piece was handed over before, or it is on chain".into(),
             "the client must propose a new deal",
         ),
     }

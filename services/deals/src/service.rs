@@ -18,7 +18,7 @@ use crate::engine::{Engine, journal_fault};
 use crate::operator::Operator;
 use crate::pieces::Pieces;
 use crate::staging::Staging;
-use crate::{effects, follow, http};
+use crate::{effects, follow, http, mk12};
 
 /// Open connections; more wait in the listener's queue.
 const MAX_CONNECTIONS: usize = 1_024;
@@ -121,7 +121,18 @@ impl Service for Deals {
             cx.health.clone(),
             stop.clone(),
         ));
-        let serving = serve(listener, http::router(engine), self.limits(), stop.clone());
+        let mut routes = http::router(engine.clone());
+        if self.cfg.mk12.enabled {
+            let host = mk12::net::bind(&engine, &self.dir).await?;
+            let at = host.address();
+            tracing::info!(%at, "deals are taken over libp2p");
+            addr_file::write(&self.run_dir, "deals-p2p", &at.to_string())?;
+            tasks.spawn(mk12::net::run(host, engine.clone(), stop.clone()));
+            routes = routes.merge(mk12::http::router(engine.clone()));
+        }
+        // Deals that were accepted are published even if no more are.
+        tasks.spawn(mk12::publish::run(engine, stop.clone()));
+        let serving = serve(listener, routes, self.limits(), stop.clone());
         tasks.spawn(async {
             serving.await;
             Ok(())

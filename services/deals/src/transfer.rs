@@ -322,7 +322,11 @@ fn product_status(record: &Record) -> &'static str {
         Checkpoint::Accepted if record.checking => "processing",
         Checkpoint::Accepted if record.proposal.source == Source::Put => "uploading",
         Checkpoint::Accepted => "accepted",
-        Checkpoint::Transferred | Checkpoint::Offered | Checkpoint::AddedPiece => "processing",
+        Checkpoint::Transferred
+        | Checkpoint::Published
+        | Checkpoint::PublishConfirmed
+        | Checkpoint::Offered
+        | Checkpoint::AddedPiece => "processing",
         Checkpoint::Sealing => "sealing",
         Checkpoint::Active => "complete",
         Checkpoint::Failed | Checkpoint::Expired => "failed",

@@ -14,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 use ulid::Ulid;
 
 use crate::DealsConfig;
+use crate::mk12::check::Signed;
 use crate::mk20::{self, Code, DataSource, DdoV1, Deal, HttpUrl, Refusal, RetrievalV1};
 use crate::source;
 
@@ -100,6 +101,9 @@ pub struct Proposal {
     pub retrieval: Retrieval,
     /// SHA-256 of the proposal, to tell a repeat from another deal under the same id.
     pub digest: [u8; 32],
+    /// What a deal by proposal (MK1.2) has beyond that.
+    #[serde(default)]
+    pub signed: Option<Box<Signed>>,
 }
 
 /// How the piece is to be served.
@@ -203,6 +207,7 @@ pub fn validate(deal: &Deal, signer: &Address, rules: &Rules<'_>) -> Result<Prop
         notify,
         retrieval,
         digest: digest(deal),
+        signed: None,
     })
 }
 

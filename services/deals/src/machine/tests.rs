@@ -28,6 +28,7 @@ fn proposal(source: Source) -> Proposal {
             announce_piece: false,
         },
         digest: [0; 32],
+        signed: None,
     }
 }
 
@@ -318,4 +319,121 @@ proptest! {
             now = next;
         }
     }
+}
+
+/// A deal by proposal, through the events.
+fn drive_signed(events: &[Event]) -> (Record, Vec<Effect>) {
+    let mut p = proposal(Source::Http(vec![]));
+    p.signed = Some(Box::new(crate::mk12::check::Signed {
+        deal: vec![1],
+        offline: false,
+        transfer_size: 1000,
+    }));
+    let accept = Event::Accept {
+        proposal: Box::new(p),
+        unix_ms: 1,
+        credit: "c".into(),
+        trace: String::new(),
+    };
+    let (mut now, mut effects) = DealMachine::step(None, &accept).unwrap();
+    for e in events {
+        if let Some((next, more)) = DealMachine::step(Some(&now), e) {
+            now = next;
+            effects.extend(more);
+        }
+    }
+    (now, effects)
+}
+
+#[test]
+fn a_deal_by_proposal_is_on_chain_before_it_is_handed_over() {
+    let confirmed = || Event::PublishConfirmed {
+        cid: "m".into(),
+        deal_id: 5,
+    };
+    let sent = || Event::Published("m".into());
+    let path = [
+        Event::Transferred,
+        sent(),
+        // The same news twice, and the hub's before the hand-off.
+        sent(),
+        Event::Hub(HubView::Stored),
+        confirmed(),
+        confirmed(),
+        Event::Hub(HubView::Unknown),
+        Event::Hub(HubView::Taken),
+        Event::Hub(HubView::Stored),
+        placed("PreCommit1"),
+        active(),
+    ];
+    let names: Vec<_> = (0..=path.len())
+        .map(|n| drive_signed(&path[..n]).0.checkpoint.name())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "Accepted",
+            "Transferred",
+            "Published",
+            "Published",
+            "Published",
+            "PublishConfirmed",
+            "PublishConfirmed",
+            "PublishConfirmed",
+            "Offered",
+            "Offered",
+            "Sealing",
+            "Active"
+        ]
+    );
+    let (end, effects) = drive_signed(&path);
+    assert_eq!(effects, [Effect::Pull, Effect::Offer, Effect::DropStaging]);
+    assert_eq!(end.published.unwrap().deal_id, Some(5));
+    // Confirmed without having been seen under way: the hub was quick.
+    let (quick, _) = drive_signed(&[Event::Transferred, confirmed()]);
+    assert_eq!(quick.checkpoint, Checkpoint::PublishConfirmed);
+    // The hub lost the offer: it is handed over again, not published again.
+    let lost = [
+        Event::Transferred,
+        confirmed(),
+        Event::Hub(HubView::Taken),
+        Event::Hub(HubView::Unknown),
+    ];
+    let (again, effects) = drive_signed(&lost);
+    assert_eq!(again.checkpoint, Checkpoint::PublishConfirmed);
+    assert_eq!(effects, [Effect::Pull, Effect::Offer, Effect::Offer]);
+}
+
+#[test]
+fn a_deal_that_the_chain_refuses_ends() {
+    let failed = || Event::PublishFailed("no funds".into());
+    for path in [
+        vec![Event::Transferred, failed()],
+        vec![Event::Transferred, Event::Published("m".into()), failed()],
+    ] {
+        let (end, effects) = drive_signed(&path);
+        assert_eq!(
+            (end.checkpoint, end.reason.as_str()),
+            (Checkpoint::Failed, "no funds")
+        );
+        assert_eq!(
+            effects,
+            [Effect::Pull, Effect::DropStaging, Effect::ReleaseCredit]
+        );
+    }
+    // Once it is on chain it can not fail to be published; and others are never published.
+    let (confirmed, _) = drive_signed(&[
+        Event::Transferred,
+        Event::PublishConfirmed {
+            cid: "m".into(),
+            deal_id: 5,
+        },
+        failed(),
+    ]);
+    assert_eq!(confirmed.checkpoint, Checkpoint::PublishConfirmed);
+    let (other, _) = drive(
+        Source::Put,
+        &[Event::Transferred, Event::Published("m".into())],
+    );
+    assert_eq!(other.checkpoint, Checkpoint::Transferred);
 }

@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use fvm_shared::crypto::signature::Signature;
 use hub_proto::v1::{self, event::What, source::At};
 use hub_proto::{status, with_code};
 use lotus_types::Kind;
@@ -30,6 +31,10 @@ pub(crate) struct State {
     pub(crate) full: bool,
     /// Pieces calls answer "unavailable".
     pub(crate) down: bool,
+    /// What was to be published, in order of the calls.
+    pub(crate) publishes: Vec<v1::PublishRequest>,
+    /// What is said of it.
+    pub(crate) published: v1::PublishState,
     events: Vec<v1::Event>,
     followers: Vec<UnboundedSender<Result<v1::Event, Status>>>,
 }
@@ -275,5 +280,30 @@ impl v1::chain_server::Chain for FakeHub {
             "make one",
             None,
         ))
+    }
+
+    async fn market_client(
+        &self,
+        r: Request<v1::MarketClientRequest>,
+    ) -> Answer<v1::MarketClientResponse> {
+        Ok(Response::new(v1::MarketClientResponse {
+            key: r.into_inner().client,
+            available: "1000".into(),
+            collateral_min: "0".into(),
+        }))
+    }
+
+    async fn publish(&self, r: Request<v1::PublishRequest>) -> Answer<v1::PublishState> {
+        self.up()?;
+        let mut s = self.state();
+        s.publishes.push(r.into_inner());
+        Ok(Response::new(s.published.clone()))
+    }
+
+    async fn sign_ask(&self, r: Request<v1::SignAskRequest>) -> Answer<v1::SignAskResponse> {
+        let signature = Signature::new_bls(vec![u8::try_from(r.into_inner().seq_no).unwrap(); 96]);
+        Ok(Response::new(v1::SignAskResponse {
+            signature: lotus_actors::encode(&signature),
+        }))
     }
 }

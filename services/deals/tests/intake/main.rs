@@ -6,6 +6,7 @@
 mod api;
 mod bytes;
 mod hub;
+mod mk12;
 mod orders;
 
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ use hub_proto::HubConfig;
 use hub_proto::v1::PiecePhase;
 use jiff::Timestamp;
 use k256::ecdsa::SigningKey;
-use lotus_deals::{Deals, DealsConfig, auth, mk20};
+use lotus_deals::{Deals, DealsConfig, Mk12Config, auth, mk20};
 use lotus_runtime::telemetry::{self, TelemetryConfig};
 use lotus_runtime::{CancellationToken, Cx, Fault, Health, Service as _, addr_file};
 use lotus_types::Address;
@@ -75,6 +76,11 @@ impl Net {
         let mut cfg = DealsConfig {
             listen: ([127, 0, 0, 1], 0).into(),
             pull_backoff_secs: 0,
+            mk12: Mk12Config {
+                listen: ([127, 0, 0, 1], 0).into(),
+                publish_period_secs: 0,
+                ..Mk12Config::default()
+            },
             ..DealsConfig::default()
         };
         (self.change)(&mut cfg);
