@@ -7,6 +7,7 @@ pub mod demo;
 pub mod download;
 pub mod history;
 mod net;
+pub mod peers;
 pub mod sectors;
 mod watch;
 

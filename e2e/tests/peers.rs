@@ -3,43 +3,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::path::Path;
 
-use lotus_e2e::{Net, NetConfig, secs};
+use lotus_e2e::{Net, NetConfig, peers, secs};
 use serde_json::{Value, json};
 use tokio::process::Command;
-
-/// A peer's folder, installed into the folder that `cargo xtask peers` names.
-async fn installed(peer: &str) -> PathBuf {
-    let root = std::env::var("LOTUS_PEERS").expect("run this with `cargo xtask peers`");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("peers")
-        .join(peer);
-    let dir = Path::new(&root).join(peer);
-    std::fs::create_dir_all(&dir).unwrap();
-    for entry in std::fs::read_dir(source).unwrap() {
-        let entry = entry.unwrap();
-        if entry.file_type().unwrap().is_file() {
-            std::fs::copy(entry.path(), dir.join(entry.file_name())).unwrap();
-        }
-    }
-    run(Command::new("npm")
-        .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"])
-        .current_dir(&dir))
-    .await;
-    dir
-}
-
-/// Runs a program to its end and returns what it printed.
-async fn run(command: &mut Command) -> String {
-    let running = command.stdin(Stdio::null()).kill_on_drop(true).output();
-    let done = tokio::time::timeout(secs(180), running).await;
-    let out = done.expect("it ends in time").unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(out.status.success(), "{command:?}: {}", text(&out.stderr));
-    text(&out.stdout)
-}
 
 /// One of the hub's commands, as JSON.
 async fn hub(net: &Net, args: &[&str]) -> Value {
@@ -52,7 +20,10 @@ async fn hub(net: &Net, args: &[&str]) -> Value {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs node and npm: cargo xtask peers"]
 async fn lotus_client() {
-    let dir = installed("lotus-client").await;
+    let dir = peers::npm("lotus-client").await;
+    let Some(dir) = peers::installed("lotus-client", dir) else {
+        return;
+    };
     let config = NetConfig {
         services: vec!["deals".into()],
         ..NetConfig::default()
@@ -73,11 +44,11 @@ async fn lotus_client() {
     let info = hub(&net, &["auth", "api-info", "--perm", "admin"]).await;
     let text = |v: &Value| v.as_str().unwrap().to_owned();
     let api = format!("{}:{}", text(&info["token"]), text(&info["address"]));
-    let read = run(Command::new("node")
-        .arg("read.mjs")
+    let mut node = Command::new("node");
+    node.arg("read.mjs")
         .env("MINER_API_INFO", api)
-        .current_dir(&dir))
-    .await;
+        .current_dir(&dir);
+    let read = peers::run(&mut node, peers::RUN).await.unwrap();
     let read: Value = serde_json::from_str(&read).unwrap();
 
     let chain = hub(&net, &["sectors", "status", &number, "--on-chain-info"]).await;

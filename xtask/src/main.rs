@@ -58,9 +58,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
-    /// Run the programs of others, from `e2e/peers`, against a storage provider of ours. They come
-    /// from their package registries.
+    /// Run the programs of others against a storage provider of ours: clients, servers and test
+    /// suites, which come from their package registries. One whose tools are missing is skipped.
     Peers {
+        /// Run only these, by name
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
         /// Print counts and a list as JSON.
         #[arg(long)]
         json: bool,
@@ -111,7 +114,7 @@ fn main() -> ExitCode {
             args,
         } => test_groth16(&root, porep, args),
         Command::Test { args, .. } => test(&root, args),
-        Command::Peers { json } => run_peers(&root, json),
+        Command::Peers { only, json } => run_peers(&root, &only, json),
         Command::Ci { no_test } => ci(&root, no_test),
         Command::Gen => gen_all(&root),
     };
@@ -218,9 +221,10 @@ fn run_tests(root: &Path, args: Vec<OsString>) -> Result<(), Failed> {
     done
 }
 
-fn run_peers(root: &Path, json: bool) -> Result<(), Failed> {
+fn run_peers(root: &Path, only: &[String], json: bool) -> Result<(), Failed> {
+    peers::check(only)?;
     build(root)?;
-    peers::peers(root, &target(root)?, json)
+    peers::peers(root, &target(root)?, only, json)
 }
 
 fn ci(root: &Path, no_test: bool) -> Result<(), Failed> {

@@ -1,7 +1,7 @@
 //! Programs of others against a storage provider of ours: `cargo xtask peers`.
 //!
-//! Each peer is a folder in `e2e/peers` and a test of its name in a file of `e2e/tests`. A peer
-//! whose tools are not installed is skipped, loudly.
+//! Each peer is a test of its name in `e2e/tests/peers*.rs`, which installs what it needs of the
+//! peer itself. A peer whose tools are not installed is skipped, loudly.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -12,34 +12,71 @@ use crate::{Failed, sh};
 
 /// A program of others.
 struct Peer {
-    /// Name of its folder, and with `_` of its test.
+    /// Its name, and with `_` that of its test.
     name: &'static str,
     /// What it is.
     what: &'static str,
-    /// File of its test in `e2e/tests`.
-    tests: &'static str,
-    /// Programs that it needs, each with what installs it.
-    tools: &'static [(&'static str, &'static str)],
+    /// The file of `e2e/tests` that its test is in.
+    file: &'static str,
+    /// Programs that it needs.
+    tools: &'static [Tool],
 }
 
-/// What runs programs from npm.
-const NODE: &[(&str, &str)] = &[
-    ("node", "apt-get install nodejs"),
-    ("npm", "apt-get install npm"),
-];
+/// A program that a peer needs.
+struct Tool {
+    name: &'static str,
+    /// What it is asked for its version with.
+    version: &'static str,
+    /// What installs it.
+    install: &'static str,
+}
 
-const PEERS: [Peer; 2] = [
+const NODE: Tool = Tool {
+    name: "node",
+    version: "--version",
+    install: "apt-get install nodejs",
+};
+const NPM: Tool = Tool {
+    name: "npm",
+    version: "--version",
+    install: "apt-get install npm",
+};
+const GO: Tool = Tool {
+    name: "go",
+    version: "version",
+    install: "Go 1.26.5 or newer from https://go.dev/dl",
+};
+
+const PEERS: [Peer; 5] = [
     Peer {
         name: "lotus-client",
         what: "client library for Lotus' API (npm: @filecoin-shipyard/lotus-client-rpc)",
-        tests: "peers",
-        tools: NODE,
+        file: "peers",
+        tools: &[NODE, NPM],
     },
     Peer {
         name: "synapse",
         what: "client library of Filecoin Onchain Cloud (npm: @filoz/synapse-core)",
-        tests: "peers_pieces",
-        tools: NODE,
+        file: "peers_pieces",
+        tools: &[NODE, NPM],
+    },
+    Peer {
+        name: "gateway-conformance",
+        what: "test suite of the trustless gateway (github.com/ipfs/gateway-conformance v0.13.2)",
+        file: "peers_gateway",
+        tools: &[GO],
+    },
+    Peer {
+        name: "lassie",
+        what: "retrieval client (github.com/filecoin-project/lassie v0.25.0), over HTTP",
+        file: "peers_gateway",
+        tools: &[GO],
+    },
+    Peer {
+        name: "kubo",
+        what: "IPFS node (github.com/ipfs/kubo v0.42.0), over TLS and HTTP/2",
+        file: "peers_gateway",
+        tools: &[GO],
     },
 ];
 
@@ -56,7 +93,7 @@ struct Row {
     name: &'static str,
     what: &'static str,
     outcome: Outcome,
-    /// Of a skip: what to install.
+    /// Of a skip: what to install, or why it cannot be. Of a failure: the command.
     #[serde(skip_serializing_if = "String::is_empty")]
     detail: String,
 }
@@ -86,23 +123,36 @@ impl Report {
     }
 }
 
-/// Runs every peer. The binaries must be built. With `json` nothing but the report goes to the
-/// standard output.
-pub(crate) fn peers(root: &Path, target: &Path, json: bool) -> Result<(), Failed> {
-    let rows = PEERS.iter().map(|peer| {
+/// Fails if a name is that of no peer.
+pub(crate) fn check(only: &[String]) -> Result<(), Failed> {
+    match only.iter().find(|n| !PEERS.iter().any(|p| p.name == **n)) {
+        None => Ok(()),
+        Some(name) => {
+            let names: Vec<&str> = PEERS.iter().map(|p| p.name).collect();
+            let names = names.join(", ");
+            Err(Failed::new(format!(
+                "no peer is called {name:?}; there are {names}"
+            )))
+        }
+    }
+}
+
+/// Runs every peer, or `only` those. The binaries must be built. With `json` nothing but the
+/// report goes to the standard output.
+pub(crate) fn peers(root: &Path, target: &Path, only: &[String], json: bool) -> Result<(), Failed> {
+    let asked = |p: &&Peer| only.is_empty() || only.iter().any(|n| n == p.name);
+    let rows = PEERS.iter().filter(asked).map(|peer| {
         let detail = missing(peer);
-        let outcome = if detail.is_empty() {
-            run(root, target, peer).map_or_else(
-                |Failed(why)| {
-                    eprintln!("xtask: {why}");
-                    Outcome::Failed
-                },
-                |()| Outcome::Passed,
-            )
+        let (outcome, detail) = if detail.is_empty() {
+            run(root, target, peer)
         } else {
-            eprintln!("SKIPPED {}: {detail}", peer.name);
-            Outcome::Skipped
+            (Outcome::Skipped, detail)
         };
+        match outcome {
+            Outcome::Passed => {}
+            Outcome::Failed => eprintln!("FAILED {}: {detail}", peer.name),
+            Outcome::Skipped => eprintln!("SKIPPED {}: {detail}", peer.name),
+        }
         Row {
             name: peer.name,
             what: peer.what,
@@ -134,29 +184,44 @@ pub(crate) fn peers(root: &Path, target: &Path, json: bool) -> Result<(), Failed
 
 /// What must be installed first; empty when nothing.
 fn missing(peer: &Peer) -> String {
-    let there = |tool: &str| {
-        let mut command = Command::new(tool);
-        command.arg("--version").stdin(Stdio::null());
+    let there = |tool: &Tool| {
+        let mut command = Command::new(tool.name);
+        command.arg(tool.version).stdin(Stdio::null());
         command.stdout(Stdio::null()).stderr(Stdio::null());
         command.status().is_ok_and(|s| s.success())
     };
-    let missing = peer.tools.iter().filter(|(tool, _)| !there(tool));
+    let missing = peer.tools.iter().filter(|tool| !there(tool));
     let lines: Vec<String> = missing
-        .map(|(tool, install)| format!("{tool} is missing: {install}"))
+        .map(|tool| format!("{} is missing: {}", tool.name, tool.install))
         .collect();
     lines.join("; ")
 }
 
-fn run(root: &Path, target: &Path, peer: &Peer) -> Result<(), Failed> {
+/// Runs its test, which installs the peer, or notes why that is not possible.
+fn run(root: &Path, target: &Path, peer: &Peer) -> (Outcome, String) {
+    let folder = target.join("peers");
+    let note = folder.join(format!("{}.skipped", peer.name));
+    let ran = std::fs::create_dir_all(&folder).and_then(|()| match std::fs::remove_file(&note) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    });
     let test = peer.name.replace('-', "_");
-    let args = [
-        "test",
-        "--release",
-        "--workspace",
-        "--test",
-        peer.tests,
-        &test,
-    ];
-    let args = args.into_iter().chain(["--", "--ignored", "--exact"]);
-    sh::run_quietly(root, "cargo", args, ("LOTUS_PEERS", &target.join("peers")))
+    let args = ["test", "--release", "--workspace", "--test", peer.file];
+    let args = args
+        .into_iter()
+        .chain([&*test, "--", "--ignored", "--exact"]);
+    let ran = ran
+        .map_err(Failed::from)
+        .and_then(|()| sh::run_quietly(root, "cargo", args, ("LOTUS_PEERS", &folder)));
+    match (ran, std::fs::read_to_string(note)) {
+        (Err(Failed(why)), _) => (Outcome::Failed, why),
+        (Ok(()), Ok(why)) => {
+            let first = why.lines().next().unwrap_or_default();
+            let last = why.lines().last().filter(|l| *l != first);
+            let detail = [Some("it cannot be installed"), Some(first), last];
+            let detail: Vec<&str> = detail.into_iter().flatten().collect();
+            (Outcome::Skipped, detail.join(": "))
+        }
+        (Ok(()), Err(_)) => (Outcome::Passed, String::new()),
+    }
 }
