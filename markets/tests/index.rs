@@ -3,6 +3,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
@@ -31,14 +32,9 @@ impl Markets {
     fn new(hub: &FakeHub, dir: &Path) -> Self {
         let repo = dir.join("repo");
         std::fs::create_dir_all(&repo).unwrap();
-        let config = toml::toml! {
-            [indexing]
-            listen = "127.0.0.1:0"
-        };
-        let hub = toml::Value::try_from(hub.config()).unwrap();
-        let mut config = toml::Value::from(config);
-        config.as_table_mut().unwrap().insert("hub".into(), hub);
-        std::fs::write(repo.join("config.toml"), config.to_string()).unwrap();
+        let addr = hub.config().addr;
+        let config = format!("[hub]\naddr = {addr:?}\n[indexing]\nlisten = \"127.0.0.1:0\"\n");
+        std::fs::write(repo.join("config.toml"), config).unwrap();
         Self {
             repo,
             service: None,
@@ -52,6 +48,13 @@ impl Markets {
         let log = std::fs::File::create(self.repo.join("log")).unwrap();
         command.stdout(log.try_clone().unwrap()).stderr(log);
         self.service = Some(command.spawn().unwrap());
+        // A command that opened the files now would keep them from the service.
+        let socket = self.repo.join("indexing/control.sock");
+        let began = Instant::now();
+        while UnixStream::connect(&socket).is_err() {
+            assert!(began.elapsed() < DEADLINE, "no service");
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     fn kill(&mut self) {
@@ -101,7 +104,13 @@ impl Markets {
             if want.as_object().unwrap().iter().all(fits) {
                 return;
             }
-            assert!(began.elapsed() < DEADLINE, "{stats} and not {want}");
+            let said = String::from_utf8_lossy(&out.stderr);
+            let log = || std::fs::read_to_string(self.repo.join("log")).unwrap_or_default();
+            assert!(
+                began.elapsed() < DEADLINE,
+                "{stats} and not {want}: {said}\n{}",
+                log()
+            );
             thread::sleep(Duration::from_millis(50));
         }
     }

@@ -277,8 +277,15 @@ async fn get_stats(State(c): Shared) -> Result<Json<IndexStats>, Failed> {
 
 async fn get_find(
     State(c): Shared,
-    UrlPath(cid): UrlPath<Cid>,
+    UrlPath(text): UrlPath<String>,
 ) -> Result<Json<Vec<Holder>>, Failed> {
+    let cid = Cid::try_from(text.as_str()).map_err(|e| {
+        Fault::new(
+            Kind::Data,
+            format!("{text:?} is no CID: {e}"),
+            "ask with a CID in text form",
+        )
+    })?;
     blocking(move || find(&c.index, &cid)).await
 }
 
