@@ -4,6 +4,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use lotus_car::{CarError, CarReader};
 use lotus_segments::{Segments, SegmentsError, Stats};
@@ -27,6 +28,8 @@ const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const OLD: &str = "entries";
 
 const CURSOR: &str = "cursor";
+/// Time for another process to close the index: a command that only looks has it for a moment.
+const LOCK_WAIT: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 3000 });
 /// Places returned for one multihash.
 const MAX_HOLDERS: usize = 16;
 /// Places looked at to find them: some are of pieces that go at this moment.
@@ -484,11 +487,18 @@ impl PieceIndex {
 
 /// Opens the table of pieces; one of the format before this is dropped, or refused.
 fn database(path: &Path, drop_old: bool) -> Result<Database, IndexError> {
-    let create = || {
-        Database::create(path).map_err(|e| match e {
-            redb::DatabaseError::DatabaseAlreadyOpen => IndexError::Locked { path: path.into() },
-            e => e.into(),
-        })
+    let began = Instant::now();
+    let create = || loop {
+        match Database::create(path) {
+            Ok(db) => return Ok(db),
+            Err(redb::DatabaseError::DatabaseAlreadyOpen) if began.elapsed() < LOCK_WAIT => {
+                std::thread::sleep(LOCK_WAIT / 50);
+            }
+            Err(redb::DatabaseError::DatabaseAlreadyOpen) => {
+                return Err(IndexError::Locked { path: path.into() });
+            }
+            Err(e) => return Err(e.into()),
+        }
     };
     let mut db = create()?;
     let old = db.begin_read()?.list_tables()?.any(|t| t.name() == OLD);
