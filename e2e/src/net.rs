@@ -105,7 +105,7 @@ impl Default for NetConfig {
                 ]
                 .map(|(k, v)| (k.to_owned(), v.to_owned())),
             ),
-            spoke_env: ["DEALS", "RETRIEVAL", "INDEXING"]
+            spoke_env: ["DEALS", "DEALS__MK12", "RETRIEVAL", "INDEXING"]
                 .into_iter()
                 .map(|s| {
                     (

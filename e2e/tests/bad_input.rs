@@ -230,6 +230,7 @@ fn full_disk(net: &Net) {
             format!("unix:{}", net.root().join("miner/run/hub.sock").display()),
         )
         .env("LOTUS_MARKETS__DEALS__LISTEN", "127.0.0.1:0")
+        .env("LOTUS_MARKETS__DEALS__MK12__LISTEN", "127.0.0.1:0")
         .spawn()
         .unwrap();
     let deadline = std::time::Instant::now() + secs(30);
