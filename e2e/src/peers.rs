@@ -38,8 +38,8 @@ pub fn installed(peer: &str, done: Result<PathBuf, Failed>) -> Option<PathBuf> {
     }
 }
 
-/// The folder of a peer in `e2e/peers` that comes from npm, installed.
-pub async fn npm(peer: &str) -> Result<PathBuf, Failed> {
+/// A copy of the folder of a peer in `e2e/peers`.
+fn copied(peer: &str) -> Result<PathBuf, Failed> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("peers")
         .join(peer);
@@ -51,6 +51,24 @@ pub async fn npm(peer: &str) -> Result<PathBuf, Failed> {
             std::fs::copy(entry.path(), dir.join(entry.file_name()))?;
         }
     }
+    Ok(dir)
+}
+
+/// The program in the folder of a peer in `e2e/peers` that is written in Go, built.
+pub async fn go_here(peer: &str) -> Result<PathBuf, Failed> {
+    let dir = copied(peer)?;
+    let exe = dir.join("peer");
+    let mut build = Command::new("go");
+    build
+        .args(["build", "-mod=mod", "-o", "peer", "."])
+        .current_dir(&dir);
+    run(&mut build, INSTALL).await?;
+    Ok(exe)
+}
+
+/// The folder of a peer in `e2e/peers` that comes from npm, installed.
+pub async fn npm(peer: &str) -> Result<PathBuf, Failed> {
+    let dir = copied(peer)?;
     let mut npm = Command::new("npm");
     npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"])
         .current_dir(&dir);

@@ -4,13 +4,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use lotus_actors::market::{ADD_BALANCE, AddBalanceParams};
 use lotus_actors::{actors, encode};
-use lotus_e2e::{Net, NetConfig, secs};
+use lotus_e2e::{Net, NetConfig, peers, secs};
 use lotus_node_client::api::{Message, TipSetKey};
 use lotus_node_client::json::parse_address;
 use lotus_types::{Address, TokenAmount};
@@ -19,58 +17,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 use tokio::task::JoinSet;
 
-/// Time to fetch and build a Go program on busy cores.
-const INSTALL: Duration = secs(1_200);
 /// Time for a deal to be sealed.
 const SEALED: Duration = secs(400);
-
-/// The wrapper around boostly, built in the folder that `cargo xtask peers` names. Nothing, with
-/// a note there, when its modules cannot be had: that is no failure of ours.
-async fn built() -> Option<PathBuf> {
-    let root =
-        PathBuf::from(std::env::var("LOTUS_PEERS").expect("run this with `cargo xtask peers`"));
-    let dir = root.join("boostly");
-    let exe = dir.join("boostly-peer");
-    if exe.is_file() {
-        return Some(exe);
-    }
-    std::fs::create_dir_all(&dir).unwrap();
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/boostly");
-    for name in ["go.mod", "main.go"] {
-        std::fs::copy(source.join(name), dir.join(name)).unwrap();
-    }
-    let mut build = Command::new("go");
-    build
-        .args(["build", "-mod=mod", "-o", "boostly-peer", "."])
-        .current_dir(&dir);
-    match run(&mut build, INSTALL).await {
-        Ok(_) => Some(exe),
-        Err(why) => {
-            eprintln!("SKIPPED boostly: it cannot be built: {why}");
-            std::fs::write(root.join("boostly.skipped"), why).unwrap();
-            None
-        }
-    }
-}
-
-/// Runs a program to its end and returns what it printed.
-async fn run(command: &mut Command, limit: Duration) -> Result<String, String> {
-    let running = command.stdin(Stdio::null()).kill_on_drop(true).output();
-    let out = tokio::time::timeout(limit, running)
-        .await
-        .map_err(|_| format!("it did not end within {limit:?}"))?
-        .map_err(|e| e.to_string())?;
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    if out.status.success() {
-        return Ok(text(&out.stdout));
-    }
-    Err(format!(
-        "{}\n{}{}",
-        out.status,
-        text(&out.stdout),
-        text(&out.stderr)
-    ))
-}
 
 /// Gives a file out over HTTP. The first connection breaks off half way.
 async fn file_server(bytes: Vec<u8>, tasks: &mut JoinSet<()>) -> u16 {
@@ -142,9 +90,11 @@ async fn add_balance(net: &Net, client: Address) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs Go and its module registry: cargo xtask peers"]
+#[ignore = "needs go: cargo xtask peers"]
 async fn boostly() {
-    let Some(peer) = built().await else { return };
+    let Some(peer) = peers::installed("boostly", peers::go_here("boostly").await) else {
+        return;
+    };
     let files = tempfile::tempdir().unwrap();
     std::fs::create_dir(files.path().join("data")).unwrap();
     let data: Vec<u8> = (0..900_000u32).map(|n| (n % 251) as u8).collect();
@@ -228,7 +178,7 @@ async fn boostly() {
             command.args([*name, value]);
         }
         command.args(["--price", price]);
-        let out = run(&mut command, SEALED + secs(30)).await;
+        let out = peers::run(&mut command, SEALED + secs(30)).await;
         let out = out.unwrap_or_else(|e| panic!("{e}\n{}", net.logs()));
         serde_json::from_str::<Value>(&out).unwrap()
     };

@@ -3,43 +3,23 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use cid::Cid;
 use lotus_car::{CarWriter, section_prefix};
+use lotus_e2e::peers;
 use lotus_piece_index::PieceIndex;
 use lotus_types::{Commitment, PieceCid};
 use multihash_codetable::{Code, MultihashDigest};
-
-/// Builds the Go program of a peer's folder in the folder that `cargo xtask peers` names.
-fn built(peer: &str) -> PathBuf {
-    let root = std::env::var("LOTUS_PEERS").expect("run this with `cargo xtask peers`");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("peers")
-        .join(peer);
-    let program = Path::new(&root).join(peer).join("peer");
-    run(Command::new("go")
-        .args(["build", "-o"])
-        .arg(&program)
-        .arg(".")
-        .current_dir(source));
-    program
-}
-
-fn run(command: &mut Command) -> String {
-    let out = command.stdin(Stdio::null()).output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(out.status.success(), "{command:?}: {}", text(&out.stderr));
-    text(&out.stdout)
-}
+use tokio::process::Command;
 
 /// The lists of what pieces hold are CARv2 indexes that go-car reads, with the offsets that it would
 /// find itself.
-#[test]
+#[tokio::test]
 #[ignore = "needs go: cargo xtask peers"]
-fn go_car() {
-    let reader = built("go-car");
+async fn go_car() {
+    let Some(reader) = peers::installed("go-car", peers::go_here("go-car").await) else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let index = PieceIndex::open(&dir.path().join("index.redb")).unwrap();
     for (n, blocks) in [0u32, 1, 7, 40_000].into_iter().enumerate() {
@@ -63,7 +43,9 @@ fn go_car() {
         assert_eq!(index.add_car(&piece, &car[..]).unwrap(), u64::from(blocks));
 
         let list = index.sidecar_path(&piece);
-        let printed = run(Command::new(&reader).arg(&list));
+        let printed = peers::run(Command::new(&reader).arg(&list), peers::RUN)
+            .await
+            .unwrap();
         let read: BTreeMap<&str, usize> = printed
             .lines()
             .map(|line| line.split_once(' ').unwrap())

@@ -3,43 +3,16 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
-
-use lotus_e2e::{Net, NetConfig, secs};
+use lotus_e2e::{Net, NetConfig, peers, secs};
 use serde_json::Value;
 use tokio::process::Command;
-
-/// Runs a program to its end and returns what it printed.
-async fn run(command: &mut Command) -> String {
-    let running = command.stdin(Stdio::null()).kill_on_drop(true).output();
-    let done = tokio::time::timeout(secs(180), running).await;
-    let out = done.expect("it ends in time").unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(out.status.success(), "{command:?}: {}", text(&out.stderr));
-    text(&out.stdout)
-}
-
-/// The peer's folder, installed into the folder that `cargo xtask peers` names.
-async fn installed() -> PathBuf {
-    let root = std::env::var("LOTUS_PEERS").expect("run this with `cargo xtask peers`");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/synapse");
-    let dir = Path::new(&root).join("synapse");
-    std::fs::create_dir_all(&dir).unwrap();
-    for name in ["package.json", "package-lock.json", "pieces.mjs"] {
-        std::fs::copy(source.join(name), dir.join(name)).unwrap();
-    }
-    run(Command::new("npm")
-        .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"])
-        .current_dir(&dir))
-    .await;
-    dir
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs node and npm: cargo xtask peers"]
 async fn synapse() {
-    let dir = installed().await;
+    let Some(dir) = peers::installed("synapse", peers::npm("synapse").await) else {
+        return;
+    };
     let config = NetConfig {
         services: vec!["deals".into(), "retrieval".into()],
         ..NetConfig::default()
@@ -48,12 +21,10 @@ async fn synapse() {
     net.ready(secs(120)).await.unwrap();
     let url = net.spoke_url("deals").unwrap();
     let file = net.root().join("piece").display().to_string();
-    let done = run(Command::new("node")
-        .arg("pieces.mjs")
-        .env("SERVICE_URL", &url)
-        .env("PIECE_FILE", &file)
-        .current_dir(&dir))
-    .await;
+    let mut script = Command::new("node");
+    script.arg("pieces.mjs").current_dir(&dir);
+    script.env("SERVICE_URL", &url).env("PIECE_FILE", &file);
+    let done = peers::run(&mut script, peers::RUN).await.unwrap();
     let done: Value = serde_json::from_str(&done).unwrap();
     assert_eq!(done["found"], done["streamed"]);
     assert_eq!(done["size"], 1_000_000);

@@ -47,7 +47,7 @@ const GO: Tool = Tool {
     install: "Go 1.26.5 or newer from https://go.dev/dl",
 };
 
-const PEERS: [Peer; 5] = [
+const PEERS: [Peer; 7] = [
     Peer {
         name: "lotus-client",
         what: "client library for Lotus' API (npm: @filecoin-shipyard/lotus-client-rpc)",
@@ -59,6 +59,18 @@ const PEERS: [Peer; 5] = [
         what: "client library of Filecoin Onchain Cloud (npm: @filoz/synapse-core)",
         file: "peers_pieces",
         tools: &[NODE, NPM],
+    },
+    Peer {
+        name: "boostly",
+        what: "client of deals by proposal, MK1.2 (github.com/filecoin-shipyard/boostly), over libp2p",
+        file: "peers_deals",
+        tools: &[GO],
+    },
+    Peer {
+        name: "go-car",
+        what: "CAR library (github.com/ipld/go-car), on our indexes of pieces",
+        file: "peers_indexing",
+        tools: &[GO],
     },
     Peer {
         name: "gateway-conformance",
