@@ -143,14 +143,19 @@ fn joined(toml: &str) -> Vec<String> {
     lines
 }
 
-/// The struct of this name, that of the binary's own crate first.
+/// Folders of what several binaries have.
+const SHARED: [&str; 3] = ["services", "hub-proto", "libs"];
+
+/// The struct of this name: that of the binary's own folder, else a shared one.
 fn fields<'a>(
     structs: &'a HashMap<(String, String), Fields>,
     folder: &str,
     name: &str,
 ) -> Option<&'a Fields> {
-    let own = structs.get(&(folder.to_owned(), name.to_owned()));
-    own.or_else(|| structs.iter().find(|((_, n), _)| n == name).map(|(_, f)| f))
+    let folders = [folder].into_iter().chain(SHARED);
+    folders
+        .filter_map(|f| structs.get(&(f.to_owned(), name.to_owned())))
+        .next()
 }
 
 /// Every struct that refuses unknown keys, by top folder and name.
