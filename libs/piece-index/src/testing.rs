@@ -20,6 +20,9 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Code, Request, Response, Status};
 
+/// Longest that the end of a hub takes.
+const STOP: Duration = Duration::from_secs(20);
+
 /// A hub with pieces. Its socket and data socket lie in a folder of its own.
 #[derive(Debug)]
 pub struct FakeHub {
@@ -106,10 +109,15 @@ impl FakeHub {
         self.runtime = Some(runtime);
     }
 
-    /// Ends it as a crash would; the pieces stay.
+    /// Ends it as a crash would; the pieces stay. Nothing of it listens when this returns.
+    ///
+    /// # Panics
+    /// When its thread panicked.
     pub fn stop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
+            // A runtime can not be waited for on a thread of another one.
+            let ended = std::thread::spawn(move || runtime.shutdown_timeout(STOP));
+            ended.join().expect("the fake hub ends");
         }
     }
 
