@@ -4,8 +4,9 @@
 //! The proof is the hub's own (`lotus-miner proving compute windowed-post`), made by its prove
 //! worker of real sectors, and timed by the hub, which tells the guard only milliseconds before and
 //! not epochs, as it does of a deadline.
-//! The clients stand for clients elsewhere, so their own work gets what nobody else wants of the
-//! processor; once the proof is also measured with clients that compete for it.
+//! The clients are on the same cores too, and what they do with the answers is not squeezed; so the
+//! guard is also measured with clients whose own work gets what nobody else wants of the processor,
+//! as if they were elsewhere.
 //! A round is some proofs on the quiet machine and as many under load, right after each other.
 
 mod load;
@@ -123,25 +124,19 @@ pub(crate) async fn run(options: Options) -> Result<Report, Failed> {
         bench.both("guard on", Clients::Elsewhere).await?,
     );
     let here = bench.both("guard on, clients here", Clients::Here).await?;
-    all.insert("guard_on_clients_here", here);
+    all.insert("guard_on_clients_elsewhere", here);
     bench.squeezed()?;
 
     let mut off = cfg.clone();
     off.guard.insert("enabled".into(), false.into());
     bench.net.again(&off).await?;
-    all.insert(
-        "guard_off",
-        bench.both("guard off", Clients::Elsewhere).await?,
-    );
+    all.insert("guard_off", bench.both("guard off", Clients::Here).await?);
 
     match lotus_e2e::binary("lotus-miner-all-in-one").map(|f| f.is_file().then_some(f)) {
         Ok(Some(exe)) => {
             let cfg = all_in_one(&cfg, &exe, &bench.net)?;
             bench.net.again(&cfg).await?;
-            all.insert(
-                "all_in_one",
-                bench.both("all in one", Clients::Elsewhere).await?,
-            );
+            all.insert("all_in_one", bench.both("all in one", Clients::Here).await?);
         }
         _ => {
             let build = "cargo build --release --workspace --features lotus-miner/all-in-one \
@@ -157,7 +152,7 @@ pub(crate) async fn run(options: Options) -> Result<Report, Failed> {
     for (i, disk) in Disk::ALL.into_iter().enumerate() {
         let suffix = disk.suffix();
         // Spokes and hub are the same with and without the guard while nobody calls.
-        let supervised = ["guard_on", "guard_on_clients_here", "guard_off"];
+        let supervised = ["guard_on", "guard_on_clients_elsewhere", "guard_off"];
         let supervised = supervised.map(|k| &all[k][i].quiet);
         let quiet = median(&supervised.map(Clone::clone).concat());
         figures.insert(format!("quiet_ms{suffix}"), quiet);
@@ -412,7 +407,10 @@ impl Report {
             ("quiet, ms", "quiet_ms"),
             ("guard off, by quiet", "guard_off_ratio"),
             ("guard on, by quiet", "guard_on_ratio"),
-            ("the same, clients compete", "guard_on_clients_here_ratio"),
+            (
+                "the same, clients elsewhere",
+                "guard_on_clients_elsewhere_ratio",
+            ),
             ("all in one, by quiet", "all_in_one_ratio"),
             ("requests/s, guard off", "guard_off_requests_per_second"),
             ("requests/s, guard on", "guard_on_requests_per_second"),
