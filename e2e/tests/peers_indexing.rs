@@ -1,7 +1,5 @@
 //! Programs of others against the index: see `peers.rs`.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::collections::BTreeMap;
 
 use cid::Cid;

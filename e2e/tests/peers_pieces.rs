@@ -1,8 +1,6 @@
 //! Pieces by the client library of Filecoin Onchain Cloud: uploaded here, then stored by a deal,
 //! and fetched back. `cargo xtask peers` runs this.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use lotus_e2e::{Net, NetConfig, peers, secs};
 use serde_json::Value;
 use tokio::process::Command;
