@@ -1,7 +1,7 @@
 //! Checks of the workspace as a whole: which crate may use which, who owns a heavy dependency,
 //! which licences come along, and whether generated files are fresh.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -19,6 +19,7 @@ struct Metadata {
 struct Package {
     id: String,
     name: String,
+    version: String,
     license: Option<String>,
     license_file: Option<String>,
     manifest_path: String,
@@ -159,7 +160,9 @@ pub(crate) fn workspace(root: &Path) -> Result<(), Failed> {
             }
         }
     }
-    for package in &metadata.packages {
+    let built = built(root)?;
+    let comes = |p: &&Package| built.contains(&format!("{} v{}", p.name, p.version));
+    for package in metadata.packages.iter().filter(comes) {
         let fine = package.license.as_deref().is_some_and(licence_ok);
         if !fine && package.license_file.is_none() {
             wrong.push(format!(
@@ -173,6 +176,18 @@ pub(crate) fn workspace(root: &Path) -> Result<(), Failed> {
     } else {
         Err(Failed::new(wrong.join("\n       ")))
     }
+}
+
+/// Packages that are built for anything here, as `NAME vVERSION`. `cargo metadata` names more:
+/// optional ones that a feature would only add to.
+fn built(root: &Path) -> Result<BTreeSet<String>, Failed> {
+    let words = "tree --workspace --locked --edges all --target all --prefix none --format {p}";
+    let tree = sh::output(root, Path::new("cargo"), words.split(' '))?;
+    let package = |line: &str| {
+        let mut words = line.split(' ');
+        Some(format!("{} {}", words.next()?, words.next()?))
+    };
+    Ok(tree.lines().filter_map(package).collect())
 }
 
 fn layer(dir: &str) -> Option<usize> {
