@@ -95,25 +95,34 @@ fn load_from<C: Serialize + DeserializeOwned + Default>(
             .ok()
             .and_then(|mut t| t.remove("v"))
             .filter(|v| !v.is_str());
-        builder = match parsed {
-            Some(toml::Value::Integer(i)) => builder.set_override(&key, i),
-            Some(toml::Value::Float(f)) => builder.set_override(&key, f),
-            Some(toml::Value::Boolean(b)) => builder.set_override(&key, b),
-            Some(toml::Value::Array(a)) if a.iter().all(toml::Value::is_str) => {
-                let items: Vec<String> = a
-                    .iter()
-                    .filter_map(|v| v.as_str().map(str::to_owned))
-                    .collect();
-                builder.set_override(&key, items)
-            }
-            _ => builder.set_override(&key, value.trim_matches('"').to_owned()),
-        }
-        .map_err(|e| wrong(format!("{name}: {e}")))?;
+        let value = match parsed {
+            Some(parsed) => value_of(parsed),
+            None => value.trim_matches('"').to_owned().into(),
+        };
+        builder = builder
+            .set_override(&key, value)
+            .map_err(|e| wrong(format!("{name}: {e}")))?;
     }
     builder
         .build()
         .and_then(config::Config::try_deserialize)
         .map_err(|e| wrong(e.to_string()))
+}
+
+/// A value of TOML as the configuration library has it.
+fn value_of(value: toml::Value) -> config::Value {
+    match value {
+        toml::Value::String(s) => s.into(),
+        toml::Value::Integer(i) => i.into(),
+        toml::Value::Float(f) => f.into(),
+        toml::Value::Boolean(b) => b.into(),
+        toml::Value::Datetime(d) => d.to_string().into(),
+        toml::Value::Array(all) => all.into_iter().map(value_of).collect::<Vec<_>>().into(),
+        toml::Value::Table(all) => {
+            let entries = all.into_iter().map(|(k, v)| (k, value_of(v)));
+            entries.collect::<config::Map<_, _>>().into()
+        }
+    }
 }
 
 /// Every key with its default, as TOML.
@@ -133,6 +142,7 @@ mod tests {
         listen: String,
         drain_secs: u64,
         peers: Vec<String>,
+        ports: Vec<u16>,
         on: bool,
     }
     impl Default for Api {
@@ -141,6 +151,7 @@ mod tests {
                 listen: "127.0.0.1:1".into(),
                 drain_secs: 30,
                 peers: vec![],
+                ports: vec![],
                 on: false,
             }
         }
@@ -175,6 +186,7 @@ mod tests {
             ("T__API__DRAIN_SECS", "7"),
             ("T__API__LISTEN", "[::1]:9"),
             ("T__API__PEERS", "[\"a\", \"b\"]"),
+            ("T__API__PORTS", "[80, 443]"),
             ("T__API__ON", "true"),
             ("OTHER__API__DRAIN_SECS", "99"),
         ]);
@@ -182,6 +194,7 @@ mod tests {
         assert_eq!(c.api.drain_secs, 7);
         assert_eq!(c.api.listen, "[::1]:9");
         assert_eq!(c.api.peers, ["a", "b"]);
+        assert_eq!(c.api.ports, [80, 443]);
         assert!(c.api.on);
     }
 
