@@ -119,12 +119,9 @@ pub(crate) async fn run(options: Options) -> Result<Report, Failed> {
     let guard_rung = bench.rung().await?;
     let mut skipped = BTreeMap::new();
     let mut all = BTreeMap::new();
-    all.insert(
-        "guard_on",
-        bench.both("guard on", Clients::Elsewhere).await?,
-    );
-    let here = bench.both("guard on, clients here", Clients::Here).await?;
-    all.insert("guard_on_clients_elsewhere", here);
+    all.insert("guard_on", bench.both("guard on", Clients::Here).await?);
+    let elsewhere = bench.both("guard on, clients elsewhere", Clients::Elsewhere);
+    all.insert("guard_on_clients_elsewhere", elsewhere.await?);
     bench.squeezed()?;
 
     let mut off = cfg.clone();
