@@ -5,7 +5,7 @@ use hub_proto::HubError;
 use hub_proto::v1::MarketClientRequest;
 use lotus_actors::decode as decode_actor;
 use lotus_actors::market::ClientDealProposal;
-use lotus_journal::JournalError;
+use lotus_journal::{JournalError, Tx};
 use lotus_runtime::trace;
 use lotus_types::{Address, DealKey, Kind, TokenAmount};
 use sha2::{Digest as _, Sha256};
@@ -169,26 +169,41 @@ impl Engine {
             signed_cid.to_string(),
             key.clone(),
         );
-        let done = self
-            .apply_with(&key, event, None, move |tx| {
+        // Who has one of the names; nobody, and the deal has them now.
+        let taken = async {
+            // Both are looked up and taken without another proposal between.
+            let _turn = self.mk12.accepting.lock().await;
+            if let Some(known) = self.mk12_known(params.deal_uuid, &signed_cid)? {
+                return Ok(Some(known));
+            }
+            let also = move |tx: &mut Tx| {
                 tx.put(&BY_UUID, &uuid, &named)?;
                 tx.put(&BY_PROPOSAL, &cid, &named)
-            })
-            .await;
-        match done {
-            Ok(Some(_)) => Ok(key),
-            // Another request with this id was faster.
-            Ok(None) => match self.deals.get(&key) {
-                Ok(Some(r)) => {
-                    let same = r.proposal.digest == digest(params);
-                    repeated(key, params.deal_uuid, same)
-                }
-                Ok(None) => Err("server error: the deal is gone".into()),
+            };
+            match self.apply_with(&key, event, None, also).await {
+                Ok(Some(_)) => Ok(None),
+                // A deal of another protocol has the id.
+                Ok(None) => match self.deals.get(&key) {
+                    Ok(Some(record)) => Ok(Some((key.clone(), record))),
+                    Ok(None) => Err("server error: the deal is gone".into()),
+                    Err(e) => Err(journal_reason(&e)),
+                },
                 Err(e) => Err(journal_reason(&e)),
-            },
-            Err(e) => {
+            }
+        };
+        match taken.await {
+            Ok(None) => Ok(key),
+            Ok(Some((known, record))) => {
+                // The credit is the deal's, if it has the same key.
+                if known != key {
+                    self.release(&credit).await;
+                }
+                let same = record.proposal.digest == digest(params);
+                repeated(known, params.deal_uuid, same)
+            }
+            Err(why) => {
                 self.release(&credit).await;
-                Err(journal_reason(&e))
+                Err(why)
             }
         }
     }

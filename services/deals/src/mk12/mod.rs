@@ -41,6 +41,8 @@ pub(crate) struct Mk12 {
     transports: TransportsResponse,
     /// The ask that was signed last.
     signed_ask: Mutex<Option<SignedStorageAsk>>,
+    /// Held while a deal's names are looked up and taken.
+    accepting: tokio::sync::Mutex<()>,
     /// Told when a deal may be ready to be published.
     pub(crate) ready: Notify,
 }
@@ -95,6 +97,7 @@ impl Mk12 {
                 protocols: http.into_iter().collect(),
             },
             signed_ask: Mutex::default(),
+            accepting: tokio::sync::Mutex::default(),
             ready: Notify::new(),
         })
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::future::join_all;
 use fvm_shared::crypto::signature::Signature;
 use hub_proto::v1::{PiecePhase, PublishOutcome, PublishState};
 use lotus_actors::market::{ClientDealProposal, DealProposal, Label};
@@ -239,6 +240,27 @@ async fn a_proposal_is_published_once_over_crashes_and_sealed_with_its_id() {
     );
     assert_eq!(files(&net.staging()), 0);
     assert_eq!(net.hub.state().publishes.len(), calls, "published once");
+}
+
+#[tokio::test]
+async fn a_signed_proposal_is_taken_once_however_many_ask_at_once() {
+    let (root, file) = car(1_000);
+    let net = Net::new(|c| c.allow_private_sources = true).await;
+    let params = net.params(1, root, &file, "http://127.0.0.1/a.car");
+    let answers = join_all((1..=8u8).map(|id| {
+        let deal_uuid = DealUuid([id; 16]);
+        let params = DealParams {
+            deal_uuid,
+            ..params.clone()
+        };
+        let net = &net;
+        async move { net.ask::<DealResponse>("POST", "store", &params).await }
+    }))
+    .await;
+    let accepted = answers.iter().filter(|a| a.accepted).count();
+    assert_eq!(accepted, 1, "{answers:?}");
+    let identical = |a: &&DealResponse| a.message.starts_with("deal proposal is identical to deal");
+    assert_eq!(answers.iter().filter(identical).count(), 7, "{answers:?}");
 }
 
 #[tokio::test]
