@@ -11,12 +11,15 @@ use crate::SegmentsError;
 
 /// Longest record that is sorted.
 const MAX_WIDTH: usize = 96;
+/// Records of this width take no more room than an order of them would, and are moved themselves.
+const MOVED: usize = 16;
 /// Memory for the read buffers of a merge, shared among the runs.
 const READ: usize = 16 << 20;
 
 /// Sorts records of one width by their bytes.
 ///
-/// Memory: the limit for the records, and as much again for their order while a run is sorted.
+/// Memory: the limit for the records, and at most as much again for their order while a run is
+/// sorted; records of 16 bytes need none.
 #[derive(Debug)]
 pub struct Sorter {
     dir: PathBuf,
@@ -67,8 +70,9 @@ impl Sorter {
             return Ok(Sorted {
                 width: self.width,
                 from: From::Memory {
-                    order: self.order().into_iter(),
+                    order: self.order(),
                     arena: self.arena,
+                    at: 0,
                 },
             });
         }
@@ -105,9 +109,15 @@ impl Sorter {
     }
 
     /// The places of the records, in order: sorted by the first eight bytes, which nearly always
-    /// decide, without going back to the record.
-    fn order(&self) -> Vec<(u64, u32)> {
+    /// decide, without going back to the record. `None` when the records themselves are in order
+    /// now.
+    fn order(&mut self) -> Option<Vec<(u64, u32)>> {
         let width = self.width;
+        if width == MOVED {
+            let (records, _) = self.arena.as_chunks_mut::<MOVED>();
+            records.sort_unstable_by_key(|r| u128::from_be_bytes(*r));
+            return None;
+        }
         let records = self.arena.chunks_exact(width).zip(0u32..);
         let mut order: Vec<(u64, u32)> = records.map(|(r, n)| (prefix(r), n)).collect();
         order.sort_unstable();
@@ -117,16 +127,19 @@ impl Sorter {
                 equal.sort_unstable_by(|a, b| record(a.1).cmp(record(b.1)));
             }
         }
-        order
+        Some(order)
     }
 
     fn spill(&mut self) -> Result<(), SegmentsError> {
-        let failed = SegmentsError::io(&self.dir);
         let order = self.order();
+        let failed = SegmentsError::io(&self.dir);
         let written = || {
             let file = match &mut self.spilled {
                 Some(file) => file,
                 none => none.insert(tempfile::tempfile_in(&self.dir)?),
+            };
+            let Some(order) = order else {
+                return file.write_all(&self.arena);
             };
             let mut out = Vec::with_capacity(1 << 20);
             for (_, n) in order {
@@ -163,8 +176,11 @@ pub struct Sorted {
 #[derive(Debug)]
 enum From {
     Memory {
-        order: std::vec::IntoIter<(u64, u32)>,
+        /// `None` when the records lie in order.
+        order: Option<Vec<(u64, u32)>>,
         arena: Vec<u8>,
+        /// Records that were lent.
+        at: usize,
     },
     Disk {
         file: File,
@@ -216,9 +232,14 @@ impl Sorted {
     #[expect(clippy::should_implement_trait, reason = "it lends what it returns")]
     pub fn next(&mut self) -> Result<Option<&[u8]>, SegmentsError> {
         match &mut self.from {
-            From::Memory { order, arena } => Ok(order
-                .next()
-                .map(|(_, n)| &arena[n as usize * self.width..][..self.width])),
+            From::Memory { order, arena, at } => {
+                let n = match order {
+                    Some(order) => order.get(*at).map(|(_, n)| *n as usize),
+                    None => Some(*at),
+                };
+                *at += 1;
+                Ok(n.and_then(|n| arena.get(n * self.width..(n + 1) * self.width)))
+            }
             From::Disk {
                 file,
                 dir,
@@ -250,23 +271,25 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn it_sorts_within_its_limit(
-            records in proptest::collection::vec(proptest::array::uniform12(0u8..3), 0..200),
-            limit in 12usize..400,
+            records in proptest::collection::vec(proptest::array::uniform20(0u8..3), 0..200),
+            width in prop_oneof![Just(12usize), Just(MOVED), Just(20)],
+            limit in 12usize..4000,
         ) {
             let dir = tempfile::tempdir().unwrap();
-            let mut sorter = Sorter::new(dir.path(), 12, limit);
+            let mut sorter = Sorter::new(dir.path(), width, limit);
             for r in &records {
-                sorter.push(r).unwrap();
-                prop_assert!(sorter.arena.len() <= limit.max(12));
+                sorter.push(&r[..width]).unwrap();
+                prop_assert!(sorter.arena.len() <= limit.max(width));
             }
             let mut sorted = sorter.finish().unwrap();
             let mut got = Vec::new();
             while let Some(r) = sorted.next().unwrap() {
-                got.push(<[u8; 12]>::try_from(r).unwrap());
+                got.push(r.to_vec());
             }
-            let mut want = records;
+            let mut want: Vec<_> = records.iter().map(|r| r[..width].to_vec()).collect();
             want.sort_unstable();
             prop_assert_eq!(got, want);
+            prop_assert!(sorted.next().unwrap().is_none());
         }
     }
 }
