@@ -110,6 +110,8 @@ pub(crate) mod fault {
     struct Process {
         /// Boundaries until its death; `None` when it lives on.
         left: Option<u32>,
+        /// Boundaries until one fails, and only that.
+        fails: Option<u32>,
         unsynced: BTreeSet<PathBuf>,
     }
 
@@ -120,6 +122,16 @@ pub(crate) mod fault {
     /// From now on this thread dies at the boundary after `left` others.
     pub(crate) fn die_after(left: u32) {
         PROCESS.with_borrow_mut(|p| p.left = Some(left));
+    }
+
+    /// The boundary after `left` others fails; the process lives on.
+    pub(crate) fn fail_after(left: u32) {
+        PROCESS.with_borrow_mut(|p| p.fails = Some(left));
+    }
+
+    /// Whether that boundary was reached. Nothing fails from now on.
+    pub(crate) fn failed() -> bool {
+        PROCESS.with_borrow_mut(|p| p.fails.take().is_none())
     }
 
     /// Whether it died; it lives again. Files that were not synced end somewhere.
@@ -140,13 +152,23 @@ pub(crate) mod fault {
     }
 
     pub(super) fn boundary() -> io::Result<()> {
-        PROCESS.with_borrow_mut(|p| match &mut p.left {
-            Some(0) => Err(io::Error::other("the process is dead")),
-            Some(n) => {
-                *n -= 1;
-                Ok(())
+        PROCESS.with_borrow_mut(|p| {
+            match &mut p.fails {
+                Some(0) => {
+                    p.fails = None;
+                    return Err(io::Error::other("the disk fails"));
+                }
+                Some(n) => *n -= 1,
+                None => {}
             }
-            None => Ok(()),
+            match &mut p.left {
+                Some(0) => Err(io::Error::other("the process is dead")),
+                Some(n) => {
+                    *n -= 1;
+                    Ok(())
+                }
+                None => Ok(()),
+            }
         })
     }
 

@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, TryLockError};
 use std::hash::Hasher as _;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError as Busy};
@@ -329,27 +330,7 @@ impl Segments {
     /// Puts the merge of some segments in their place. The caller holds `merging`.
     fn merge(&self, before: &State, chosen: &[usize]) -> Result<(), SegmentsError> {
         let inputs: Vec<&Segment> = chosen.iter().map(|n| &*before.segments[*n]).collect();
-        let id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
-        let path = file(&self.inner.dir, id);
-        let sum = key_sum(&self.inner.key);
-        let records = merge::merge(&inputs, &before.tombstones, &path, sum)?;
-        let output = if records == 0 {
-            disk::remove(&path)?;
-            None
-        } else {
-            Some(Arc::new(Segment::open(id, &path, sum)?))
-        };
-        {
-            let _turn = self.turn();
-            let mut state = State::clone(&self.state());
-            // The output stands where the oldest of its inputs stood.
-            let at = chosen.iter().copied().min().unwrap_or(0);
-            let used = |s: &Arc<Segment>| inputs.iter().any(|i| i.id == s.id);
-            state.segments.splice(at..at, output);
-            state.segments.retain(|s| !used(s));
-            state.forget();
-            self.commit(state)?;
-        }
+        self.fresh(|id, path| self.replace(before, chosen, &inputs, id, path))?;
         for input in inputs {
             // A lookup may still read it; what stays behind is removed at the next start.
             if let Err(error) = disk::remove(&input.path) {
@@ -357,6 +338,68 @@ impl Segments {
             }
         }
         Ok(())
+    }
+
+    /// Writes the merge of `inputs` as segment `id`, and commits it in their place.
+    fn replace(
+        &self,
+        before: &State,
+        chosen: &[usize],
+        inputs: &[&Segment],
+        id: u64,
+        path: &Path,
+    ) -> Result<(), SegmentsError> {
+        let sum = key_sum(&self.inner.key);
+        let records = merge::merge(inputs, &before.tombstones, path, sum)?;
+        let output = if records == 0 {
+            disk::remove(path)?;
+            None
+        } else {
+            Some(Arc::new(Segment::open(id, path, sum)?))
+        };
+        let _turn = self.turn();
+        let mut state = State::clone(&self.state());
+        // The output stands where the oldest of its inputs stood.
+        let at = chosen.iter().copied().min().unwrap_or(0);
+        let used = |s: &Arc<Segment>| inputs.iter().any(|i| i.id == s.id);
+        state.segments.splice(at..at, output);
+        state.segments.retain(|s| !used(s));
+        state.forget();
+        self.commit(state)
+    }
+
+    /// Gives a new segment its id and its file. When `write` fails and did not commit it, the file
+    /// goes: on a full disk each try would leave one.
+    fn fresh<T>(
+        &self,
+        write: impl FnOnce(u64, &Path) -> Result<T, SegmentsError>,
+    ) -> Result<T, SegmentsError> {
+        let id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
+        let path = file(&self.inner.dir, id);
+        let done = write(id, &path);
+        if done.is_err() && !self.may_be_committed(id) {
+            match disk::remove(&path) {
+                Err(SegmentsError::Io { source, .. })
+                    if source.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => tracing::warn!(%error, "a segment that failed stays"),
+                Ok(()) => {}
+            }
+        }
+        done
+    }
+
+    /// Whether the manifest on disk names a segment. A commit can fail after its rename.
+    fn may_be_committed(&self, id: u64) -> bool {
+        match Manifest::read(&self.inner.dir.join("MANIFEST")) {
+            Ok(manifest) => manifest.is_some_and(|m| m.segments.contains(&id)),
+            Err(_) => true,
+        }
+    }
+
+    /// What is in use.
+    #[cfg(test)]
+    pub(crate) fn segment_ids(&self) -> Vec<u64> {
+        self.state().segments.iter().map(|s| s.id).collect()
     }
 
     fn turn(&self) -> MutexGuard<'_, ()> {
@@ -401,21 +444,23 @@ impl Ingest {
 
     /// Makes the piece part of the store, all of it. Returns how many records it has.
     pub fn finish(self) -> Result<u64, SegmentsError> {
+        let store = self.store.clone();
+        store.fresh(|id, path| self.write(id, path))
+    }
+
+    fn write(self, id: u64, path: &Path) -> Result<u64, SegmentsError> {
         let Self {
             store,
             piece,
             sorter,
         } = self;
-        let inner = &store.inner;
         let mut sorted = sorter.finish()?;
-        let id = inner.next_id.fetch_add(1, Ordering::Relaxed);
-        let path = file(&inner.dir, id);
-        let sum = key_sum(&inner.key);
+        let sum = key_sum(&store.inner.key);
         let mut out: Option<Writer> = None;
         while let Some(record) = sorted.next()? {
             let writer = match &mut out {
                 Some(writer) => writer,
-                none => none.insert(Writer::create(&path, sum)?),
+                none => none.insert(Writer::create(path, sum)?),
             };
             let number =
                 |at: usize| u64::from_be_bytes(record[at..at + 8].try_into().expect("eight bytes"));
@@ -427,7 +472,7 @@ impl Ingest {
         }
         let Some(out) = out else { return Ok(0) };
         let records = out.finish()?;
-        let segment = Arc::new(Segment::open(id, &path, sum)?);
+        let segment = Arc::new(Segment::open(id, path, sum)?);
         let _turn = store.turn();
         let mut state = State::clone(&store.state());
         if state.has(piece) {

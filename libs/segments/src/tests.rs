@@ -7,6 +7,7 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use crate::disk::fault;
+use crate::manifest::Manifest;
 use crate::{Record, Segments, SegmentsError};
 
 /// Two runs and more for every piece of more than a few records.
@@ -206,6 +207,64 @@ fn a_death_at_any_boundary_leaves_before_or_after() {
     assert!(dies_everywhere(merge, |_| {}) >= 7);
     let tidy = |s: &Segments| s.maintain();
     assert!(dies_everywhere(tidy, |_| {}) >= 7);
+}
+
+/// As a full disk does it: a write fails, and the process goes on.
+#[test]
+fn what_fails_leaves_no_file() {
+    type Change<'a> = &'a dyn Fn(&Segments) -> Result<(), SegmentsError>;
+    let blocks: Vec<_> = (0..50u8).map(|n| (n, u64::from(n) << 20, 9)).collect();
+    let ingest = |s: &Segments| add(s, 100, &blocks).map(drop);
+    let merge = |s: &Segments| s.compact();
+    let known = |s: &Segments| match add(s, 5, &blocks) {
+        Err(SegmentsError::Known { piece: 5 }) => Ok(()),
+        other => other.map(drop),
+    };
+    let changes: [Change<'_>; 3] = [&ingest, &merge, &known];
+    for (which, change) in changes.into_iter().enumerate() {
+        for boundary in 0.. {
+            let dir = tempfile::tempdir().unwrap();
+            let (store, before) = prepared(dir.path());
+            let mut after = before.clone();
+            if which == 0 {
+                after.insert(100, blocks.iter().copied().collect());
+            }
+            fault::fail_after(boundary);
+            let done = change(&store);
+            let failed = fault::failed();
+            compare(&store, if done.is_ok() { &after } else { &before });
+            let mut segments = BTreeSet::new();
+            for file in fs::read_dir(dir.path()).unwrap() {
+                let name = file.unwrap().file_name().into_string().unwrap();
+                segments.extend(name.ends_with(".seg").then_some(name));
+            }
+            // What was committed in the end, as far as the disk says, and what is in use.
+            let manifest = Manifest::read(&dir.path().join("MANIFEST"))
+                .unwrap()
+                .unwrap();
+            let used = store.segment_ids().into_iter().chain(manifest.segments);
+            let used: BTreeSet<_> = used.map(|id| format!("{id:016x}.seg")).collect();
+            // What failed may be the removal of what is not used any more.
+            let removal = which > 0 && done.is_ok() && failed;
+            let spare = segments.difference(&used).count();
+            assert!(
+                spare <= usize::from(removal),
+                "{which} at {boundary}: {segments:?}, {used:?}"
+            );
+            assert!(used.is_subset(&segments), "{which} at {boundary}");
+            if !failed {
+                done.unwrap();
+                break;
+            }
+            // And it goes on.
+            if done.is_err() {
+                change(&store).unwrap();
+                compare(&store, &after);
+            }
+            drop(store);
+            compare(&Segments::open(dir.path()).unwrap(), &after);
+        }
+    }
 }
 
 #[test]
