@@ -112,6 +112,8 @@ struct Piece {
     reached: Option<Option<Wanted>>,
     running: bool,
     waiting: bool,
+    /// It is in the queue, where it needs to be but once.
+    queued: bool,
     /// The target for which trying again is useless.
     hopeless: Option<Option<Wanted>>,
     backoff: Backoff,
@@ -124,6 +126,12 @@ impl Piece {
             .copied()
             .reduce(Wanted::and)
             .filter(|w| *w != Wanted::default())
+    }
+
+    fn enqueue(&mut self, cid: PieceCid, queue: &mut VecDeque<PieceCid>) {
+        if !std::mem::replace(&mut self.queued, true) {
+            queue.push_back(cid);
+        }
     }
 
     /// Whether it is where it should be, or cannot be brought there.
@@ -190,9 +198,9 @@ impl<H: Hooks> Follower<H> {
                     Err(e) => return Err(Fault::new(Kind::Fatal, format!("indexing failed: {e}"), "report this, with the log")),
                 },
                 Some(due) = self.retries.next(), if !self.retries.is_empty() => {
-                    let piece = due.into_inner();
-                    self.piece(piece).waiting = false;
-                    self.queue.push_back(piece);
+                    let cid = due.into_inner();
+                    self.piece(cid).waiting = false;
+                    self.enqueue(cid);
                 }
                 // It never fails: the sender lives in the index.
                 Ok(()) = rebuilds.changed() => self.anew(),
@@ -243,7 +251,13 @@ impl<H: Hooks> Follower<H> {
         for (cid, piece) in &mut self.pieces {
             piece.reached = None;
             piece.hopeless = None;
-            self.queue.push_back(*cid);
+            piece.enqueue(*cid, &mut self.queue);
+        }
+    }
+
+    fn enqueue(&mut self, cid: PieceCid) {
+        if let Some(piece) = self.pieces.get_mut(&cid) {
+            piece.enqueue(cid, &mut self.queue);
         }
     }
 
@@ -264,6 +278,7 @@ impl<H: Hooks> Follower<H> {
             reached: None,
             running: false,
             waiting: false,
+            queued: false,
             hopeless: None,
             backoff: Backoff::new(RETRY.0, RETRY.1),
         })
@@ -293,13 +308,13 @@ impl<H: Hooks> Follower<H> {
                 let piece = self.piece(cid);
                 piece.info = Some(info);
                 piece.deals.insert(key.clone(), Wanted::of(state));
-                self.queue.push_back(cid);
+                self.enqueue(cid);
                 return Some((cid, key));
             }
             PiecePhase::Withdrawn | PiecePhase::Failed => {
                 if let Some(piece) = self.pieces.get_mut(&cid) {
                     piece.deals.remove(&key);
-                    self.queue.push_back(cid);
+                    piece.enqueue(cid, &mut self.queue);
                 }
             }
             PiecePhase::Unspecified
@@ -336,7 +351,7 @@ impl<H: Hooks> Follower<H> {
             piece
                 .deals
                 .retain(|key, _| live.contains(&(*cid, key.clone())));
-            self.queue.push_back(*cid);
+            piece.enqueue(*cid, &mut self.queue);
         }
         Ok(true)
     }
@@ -349,6 +364,7 @@ impl<H: Hooks> Follower<H> {
             let Some(piece) = self.pieces.get_mut(&cid) else {
                 continue;
             };
+            piece.queued = false;
             let target = piece.target();
             if piece.settled() || piece.running || piece.waiting {
                 continue;
@@ -417,7 +433,7 @@ impl<H: Hooks> Follower<H> {
             }
         }
         // What is wanted may have changed meanwhile.
-        self.queue.push_back(cid);
+        self.enqueue(cid);
     }
 
     fn summary(&self) -> String {
