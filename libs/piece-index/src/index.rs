@@ -14,7 +14,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableHand
 use tokio::sync::watch;
 
 use crate::error::IndexError;
-use crate::sidecar::{Builder, Sidecar};
+use crate::sidecar::{self, Builder, Sidecar};
 
 /// commP to the piece's number in the segments, its number of multihashes, and the checksum of its
 /// sidecar.
@@ -182,6 +182,17 @@ impl PieceIndex {
             .next
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
         let number = number.map_err(|_| IndexError::Full)?;
+        let done = self.write(piece, number, sidecar);
+        if done.is_err() {
+            self.undo(piece, number);
+        }
+        let count = done?;
+        self.tidy();
+        Ok(count)
+    }
+
+    fn write(&self, piece: &PieceCid, number: u32, sidecar: Builder) -> Result<u64, IndexError> {
+        let inner = &self.inner;
         let mut ingest = inner.segments.ingest(number);
         let done = sidecar.finish(&self.sidecar_path(piece), |e| {
             ingest.push(&e.hash.to_bytes(), e.offset, e.len)?;
@@ -212,8 +223,28 @@ impl PieceIndex {
         if let Some(before) = before {
             inner.segments.remove(before.number)?;
         }
-        self.tidy();
         Ok(done.count)
+    }
+
+    /// Takes back what an add that failed has written: each try would leave as much again. What
+    /// stays nevertheless the next start removes.
+    fn undo(&self, piece: &PieceCid, number: u32) {
+        let taken_back = || {
+            let row = self.row(piece)?;
+            if row.is_some_and(|r| r.number == number) {
+                return Ok(());
+            }
+            self.inner.segments.remove(number)?;
+            let path = self.sidecar_path(piece);
+            remove_file(&sidecar::unfinished(&path))?;
+            if row.is_none() {
+                remove_file(&path)?;
+            }
+            Ok::<_, IndexError>(())
+        };
+        if let Err(error) = taken_back() {
+            tracing::warn!(%piece, %error, "a part of a piece that was not indexed stays");
+        }
     }
 
     /// Merges what is due. The piece that brought it on is in the index whatever becomes of it.
@@ -274,13 +305,7 @@ impl PieceIndex {
             // What a crash leaves of these the next start removes.
             inner.segments.remove(known.number)?;
         }
-        let path = self.sidecar_path(piece);
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                return Err(IndexError::file(&path, e));
-            }
-            _ => {}
-        }
+        remove_file(&self.sidecar_path(piece))?;
         self.tidy();
         Ok(true)
     }
@@ -302,14 +327,8 @@ impl PieceIndex {
                 len: r.len,
             })
         };
-        let mut out = Vec::new();
-        for at in found.into_iter().filter_map(place) {
-            if out.len() == MAX_HOLDERS {
-                break;
-            }
-            out.push(at);
-        }
-        Ok(out)
+        let places = found.into_iter().filter_map(place);
+        Ok(places.take(MAX_HOLDERS).collect())
     }
 
     /// The pieces that list a multihash, at most 16.
@@ -485,12 +504,40 @@ impl PieceIndex {
     }
 }
 
-/// Opens the table of pieces; one of the format before this is dropped, or refused.
-fn database(path: &Path, drop_old: bool) -> Result<Database, IndexError> {
+/// Removes a file, or finds that it is gone.
+fn remove_file(path: &Path) -> Result<(), IndexError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(IndexError::file(path, e)),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a table can not be read, and never will be.
+fn is_damaged(e: &redb::DatabaseError) -> bool {
+    use redb::{DatabaseError, StorageError};
+    match e {
+        DatabaseError::UpgradeRequired(_)
+        | DatabaseError::RepairAborted
+        | DatabaseError::Storage(StorageError::Corrupted(_)) => true,
+        DatabaseError::Storage(StorageError::Io(e)) => matches!(
+            e.kind(),
+            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
+        ),
+        _ => false,
+    }
+}
+
+/// Opens the table of pieces; one that is damaged, or of the format before this, is dropped, or
+/// refused.
+fn database(path: &Path, drop_bad: bool) -> Result<Database, IndexError> {
     let began = Instant::now();
     let create = || loop {
         match Database::create(path) {
             Ok(db) => return Ok(db),
+            Err(error) if drop_bad && is_damaged(&error) => {
+                tracing::warn!(path = %path.display(), %error, "the index is damaged, and is rebuilt from the pieces");
+                remove_file(path)?;
+            }
             Err(redb::DatabaseError::DatabaseAlreadyOpen) if began.elapsed() < LOCK_WAIT => {
                 std::thread::sleep(LOCK_WAIT / 50);
             }
@@ -502,13 +549,13 @@ fn database(path: &Path, drop_old: bool) -> Result<Database, IndexError> {
     };
     let mut db = create()?;
     let old = db.begin_read()?.list_tables()?.any(|t| t.name() == OLD);
-    if old && !drop_old {
+    if old && !drop_bad {
         return Err(IndexError::Old { path: path.into() });
     }
     if old {
         tracing::info!(path = %path.display(), "the index has an older format, and is rebuilt from the pieces");
         drop(db);
-        fs::remove_file(path).map_err(|e| IndexError::file(path, e))?;
+        remove_file(path)?;
         db = create()?;
     }
     let tx = db.begin_write()?;

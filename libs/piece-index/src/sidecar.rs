@@ -99,7 +99,7 @@ impl Builder {
         mut listed: impl FnMut(&Entry) -> Result<(), IndexError>,
     ) -> Result<Finished, IndexError> {
         let failed = |e| IndexError::file(to, e);
-        let fresh = to.with_extension("new");
+        let fresh = unfinished(to);
         let mut out = BufWriter::with_capacity(1 << 20, File::create(&fresh).map_err(failed)?);
         let mut sum = Xxh3::new();
         let mut count = 0;
@@ -165,6 +165,11 @@ impl Builder {
             sum: sum.digest(),
         })
     }
+}
+
+/// Where a sidecar is written before it is put in its place.
+pub(crate) fn unfinished(to: &Path) -> PathBuf {
+    to.with_extension("new")
 }
 
 /// The checksum covers the entries of each kind, and then what is before them.

@@ -188,6 +188,58 @@ fn parts_that_do_not_fit_are_brought_together() {
 }
 
 #[test]
+fn an_add_that_fails_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("index.redb");
+    let index = filled(&path);
+    let files = || {
+        let dirs = ["segments", "sidecars"].map(|d| fs::read_dir(path.with_extension(d)).unwrap());
+        let names = dirs.into_iter().flatten().map(|e| e.unwrap().path());
+        names.collect::<BTreeSet<_>>()
+    };
+    let before = files();
+    let add = |offset: u64| {
+        let entries = (0..9).map(|n| Ok::<_, IndexError>(entry(n, offset + u64::from(n))));
+        index.add_piece(&piece(7), entries)
+    };
+    // While the list is written, which the segments refuse.
+    let out_of_range = add(1 << 40);
+    assert!(matches!(out_of_range, Err(IndexError::Segments(_))));
+    assert_eq!(files(), before);
+    // When it is in its place.
+    let blocker = path.with_extension("segments").join("MANIFEST.new");
+    fs::create_dir(&blocker).unwrap();
+    assert!(add(0).is_err(), "no manifest can be written");
+    fs::remove_dir(blocker).unwrap();
+    assert_eq!(files(), before);
+    // One that is indexed keeps what it has.
+    assert_eq!(index.rebuild(Some(&piece(1))).unwrap(), 1);
+    let bad = [Ok::<_, IndexError>(entry(1, 1 << 40))];
+    assert!(index.add_piece(&piece(1), bad).is_err(), "out of range");
+    assert_eq!(files(), before);
+    assert!(index.verify(9).unwrap().damaged.is_empty());
+    assert_eq!(add(0).unwrap(), 9);
+    assert_eq!(files().len(), before.len() + 2);
+}
+
+#[test]
+fn a_damaged_table_is_dropped() {
+    for damage in [&b"no table"[..], &[0; 5000], &[]] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("index.redb");
+        drop(filled(&path));
+        let bytes = fs::read(&path).unwrap();
+        let start = if damage.is_empty() { 600 } else { 0 };
+        fs::write(&path, [&bytes[..start], damage].concat()).unwrap();
+        assert!(PieceIndex::open_existing(&path).is_err(), "{start}");
+        let index = PieceIndex::open(&path).unwrap();
+        assert_eq!(index.pieces().unwrap(), []);
+        assert_eq!(index.find(&hash(4)).unwrap(), []);
+        assert!(index.verify(9).unwrap().damaged.is_empty());
+    }
+}
+
+#[test]
 fn an_index_of_the_older_format_is_dropped() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("index.redb");
