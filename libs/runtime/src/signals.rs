@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::Fault;
@@ -24,29 +24,33 @@ pub fn patience(configured: Duration) -> Duration {
     }
 }
 
-/// Returns when a process is to stop: on SIGTERM, SIGINT or SIGUSR1.
-async fn told() -> Result<(), Fault> {
-    let mut drain = signal(SignalKind::user_defined1())?;
-    tokio::select! {
-        told = wait() => told,
-        _ = drain.recv() => {
-            PATIENT.store(true, Ordering::Relaxed);
-            tracing::info!(signal = "SIGUSR1", "draining");
-            Ok(())
-        }
+/// SIGTERM and SIGINT, from now on: none is lost between two waits.
+struct Stops {
+    term: Signal,
+    int: Signal,
+}
+
+impl Stops {
+    fn listen() -> Result<Self, Fault> {
+        Ok(Self {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        let name = tokio::select! {
+            _ = self.term.recv() => "SIGTERM",
+            _ = self.int.recv() => "SIGINT",
+        };
+        tracing::info!(signal = name, "stopping");
     }
 }
 
 /// Returns when SIGTERM or SIGINT arrives. Run it beside the work:
 /// `select! { _ = signals::wait() => stop.cancel(), ... }`.
 pub async fn wait() -> Result<(), Fault> {
-    let mut term = signal(SignalKind::terminate())?;
-    let mut int = signal(SignalKind::interrupt())?;
-    let name = tokio::select! {
-        _ = term.recv() => "SIGTERM",
-        _ = int.recv() => "SIGINT",
-    };
-    tracing::info!(signal = name, "stopping");
+    Stops::listen()?.next().await;
     Ok(())
 }
 
@@ -58,16 +62,21 @@ where
     Fut: Future<Output = Result<(), Fault>>,
 {
     let stop = CancellationToken::new();
+    let mut stops = Stops::listen()?;
+    let mut drain = signal(SignalKind::user_defined1())?;
     let mut work = std::pin::pin!(work(stop.clone()));
     tokio::select! {
         done = &mut work => return done,
-        signal = told() => signal?,
+        () = stops.next() => {}
+        _ = drain.recv() => {
+            PATIENT.store(true, Ordering::Relaxed);
+            tracing::info!(signal = "SIGUSR1", "draining");
+        }
     }
     stop.cancel();
     tokio::select! {
         done = &mut work => done,
-        signal = wait() => {
-            signal?;
+        () = stops.next() => {
             tracing::warn!("second signal: not waiting for open work");
             Ok(())
         }
@@ -94,8 +103,6 @@ mod tests {
         });
         let tell = async {
             begins.await.unwrap();
-            // The handler is there once both were polled.
-            tokio::task::yield_now().await;
             raise(Signal::SIGUSR1).unwrap();
         };
         let both = async { tokio::join!(work, tell) };
