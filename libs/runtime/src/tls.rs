@@ -1,9 +1,8 @@
 //! TLS of a server for the public: certificate and key come from files, and are read again when
 //! they change, so that a renewed certificate needs no restart.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -35,32 +34,21 @@ pub struct Tls {
 }
 
 #[derive(Debug)]
-struct Current {
-    pair: RwLock<Arc<CertifiedKey>>,
-    /// What the files were when they were read last, good or bad.
-    seen: RwLock<Stamp>,
-}
+struct Current(RwLock<Arc<CertifiedKey>>);
 
 impl ResolvesServerCert for Current {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let pair = self.pair.read().unwrap_or_else(PoisonError::into_inner);
+        let pair = self.0.read().unwrap_or_else(PoisonError::into_inner);
         Some(pair.clone())
     }
 }
-
-/// Tells a file from a later one at the same path.
-type Stamp = [(u64, u64, i64, i64); 2];
 
 impl Tls {
     /// Reads a chain of certificates, the server's own first, and its private key, both in PEM.
     /// Clients may speak HTTP/2 or HTTP/1.1, as they choose by ALPN.
     pub fn load(cert: &Path, key: &Path) -> Result<Self, Fault> {
-        let seen = stamp(cert, key).map_err(|why| fault(cert, key, &why))?;
         let pair = read(cert, key).map_err(|why| fault(cert, key, &why))?;
-        let current = Arc::new(Current {
-            pair: RwLock::new(Arc::new(pair)),
-            seen: RwLock::new(seen),
-        });
+        let current = Arc::new(Current(RwLock::new(Arc::new(pair))));
         let provider = Arc::new(ring::default_provider());
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -76,9 +64,10 @@ impl Tls {
         })
     }
 
-    /// Reads the files again whenever they change, until stopped. A pair that cannot be used leaves
-    /// the last good one in place.
+    /// Reads the files again and again, until stopped. A pair that cannot be used leaves the last
+    /// good one in place, and is complained about once.
     pub async fn follow(&self, stop: &CancellationToken) {
+        let mut complained = String::new();
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -88,40 +77,33 @@ impl Tls {
             // Blocks for two small files.
             let looked = tokio::task::spawn_blocking(move || this.refresh()).await;
             match looked {
-                Ok(Ok(false)) => {}
-                Ok(Ok(true)) => tracing::info!(cert = %self.cert.display(), "new certificate"),
+                Ok(Ok(new)) => {
+                    complained.clear();
+                    if new {
+                        tracing::info!(cert = %self.cert.display(), "new certificate");
+                    }
+                }
+                Ok(Err(error)) if error.message == complained => {}
                 Ok(Err(error)) => {
                     tracing::warn!(%error, fix = error.fix, "the changed certificate is not used; the last good one stays");
+                    complained = error.message;
                 }
                 Err(error) => tracing::warn!(%error, "looking at the certificate"),
             }
         }
     }
 
-    /// Whether there was a new pair, which is used from now on.
+    /// Whether there was a new pair, which is used from now on. The files themselves are compared:
+    /// their times tell neither a change of permissions nor an error that has passed.
     fn refresh(&self) -> Result<bool, Fault> {
-        let failed = |why: String| fault(&self.cert, &self.key, &why);
-        let now = stamp(&self.cert, &self.key).map_err(failed)?;
-        {
-            let mut seen = self
-                .current
-                .seen
-                .write()
-                .unwrap_or_else(PoisonError::into_inner);
-            if *seen == now {
-                return Ok(false);
-            }
-            // Noted even when the pair is bad, so that it is complained about once. The other half
-            // of a pair that is replaced file by file is another change.
-            *seen = now;
+        let pair = read(&self.cert, &self.key).map_err(|why| fault(&self.cert, &self.key, &why))?;
+        let current = &self.current.0;
+        // The certificate says which key is its own.
+        let same = |now: &CertifiedKey| now.cert == pair.cert;
+        if same(&current.read().unwrap_or_else(PoisonError::into_inner)) {
+            return Ok(false);
         }
-        let pair = read(&self.cert, &self.key).map_err(failed)?;
-        let mut current = self
-            .current
-            .pair
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        *current = Arc::new(pair);
+        *current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(pair);
         Ok(true)
     }
 
@@ -141,14 +123,6 @@ fn fault(cert: &Path, key: &Path, why: &str) -> Fault {
         "name a PEM file with the chain of certificates, the server's own first, and one with its \
          private key; both must be readable for the user of this process",
     )
-}
-
-fn stamp(cert: &Path, key: &Path) -> Result<Stamp, String> {
-    let of = |path: &Path| {
-        let m = fs::metadata(path).map_err(|e| format!("{}: {e}", path.display()))?;
-        Ok::<_, String>((m.ino(), m.len(), m.mtime(), m.mtime_nsec()))
-    };
-    Ok([of(cert)?, of(key)?])
 }
 
 fn read(cert: &Path, key: &Path) -> Result<CertifiedKey, String> {
@@ -179,6 +153,8 @@ fn pem(path: &Path) -> Result<Vec<u8>, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;
 
@@ -198,7 +174,7 @@ mod tests {
     }
 
     fn served(tls: &Tls) -> Vec<u8> {
-        let pair = tls.current.pair.read().unwrap();
+        let pair = tls.current.0.read().unwrap();
         pair.end_entity_cert().unwrap().to_vec()
     }
 
@@ -214,6 +190,16 @@ mod tests {
         assert!(tls.refresh().unwrap());
         let second = served(&tls);
         assert_ne!(first, second);
+
+        // Other files, whatever their times say.
+        let times = [&cert, &key].map(|f| fs::metadata(f).unwrap().modified().unwrap());
+        pair(dir.path(), "six.example");
+        for (file, time) in [&cert, &key].into_iter().zip(times) {
+            let file = File::options().write(true).open(file).unwrap();
+            file.set_modified(time).unwrap();
+        }
+        assert!(tls.refresh().unwrap());
+        let second = served(&tls);
 
         // A key of another certificate, half a renewal, and then the other half.
         let other = tempfile::tempdir().unwrap();
