@@ -17,6 +17,7 @@ pub mod serve;
 mod service;
 pub mod signals;
 pub mod splice;
+mod streams;
 pub mod telemetry;
 mod tls;
 pub mod trace;

@@ -13,7 +13,7 @@ use axum::extract::ConnectInfo;
 use axum::http::{Request, Version};
 use hyper::body::Incoming;
 use hyper::service::{Service as _, service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::drain::Activity;
 use crate::splice::{Holes, Spliced};
+use crate::streams::{self, Streams};
 use crate::{PerClient, Share, Tls};
 
 /// Requests that one HTTP/2 connection may have open.
@@ -41,7 +42,8 @@ pub struct Limits {
     pub connections: usize,
     /// Time for the headers of a request, idle time before them included.
     pub headers: Duration,
-    /// Time in which a client must take something of what is sent to it.
+    /// Time in which a client must take something of what is sent to it, in each stream of HTTP/2
+    /// too.
     pub stall: Duration,
     /// Time that open requests get at the end.
     pub drain: Duration,
@@ -141,8 +143,10 @@ async fn accept(
     open.shutdown().await;
 }
 
-fn builder(limits: &Limits) -> Builder<TokioExecutor> {
-    let mut builder = Builder::new(TokioExecutor::new());
+fn builder(limits: &Limits) -> Builder<Streams> {
+    let mut builder = Builder::new(Streams {
+        patience: limits.stall,
+    });
     if !limits.http2 {
         builder = builder.http1_only();
     }
@@ -161,7 +165,7 @@ fn builder(limits: &Limits) -> Builder<TokioExecutor> {
 
 /// A connection that was accepted.
 struct Connection {
-    builder: Builder<TokioExecutor>,
+    builder: Builder<Streams>,
     peer: SocketAddr,
     app: Router,
     limits: Limits,
@@ -188,7 +192,7 @@ impl Connection {
         // As long as the headers of a request may take, which wait for it.
         let shaken = tokio::time::timeout(self.limits.headers, tls.accept(stream));
         let shaken = tokio::select! {
-            () = self.stop.cancelled() => return,
+            () = quiet(&self.stop, &activity) => return,
             shaken = shaken => shaken,
         };
         match shaken {
@@ -216,20 +220,16 @@ impl Connection {
             }
             let (answer, drains) = (app.call(request), drains.clone());
             async move {
-                let answer = answer.await?;
+                let answer = streams::watched(answer.await?);
                 Ok::<_, std::convert::Infallible>(open.answer(answer, drains.is_cancelled()))
             }
         });
         let stream = TokioIo::new(Opening::new(stream, self.limits.headers));
         let conn = self.builder.serve_connection(stream, service);
         let mut conn = std::pin::pin!(conn);
-        let quiet = async {
-            stop.cancelled().await;
-            activity.quiet(GRACE).await;
-        };
         let ended = tokio::select! {
             ended = conn.as_mut() => ended,
-            () = quiet => {
+            () = quiet(&stop, &activity) => {
                 conn.as_mut().graceful_shutdown();
                 conn.await
             }
@@ -238,6 +238,12 @@ impl Connection {
             tracing::debug!(error = %e, %peer, "connection ended early");
         }
     }
+}
+
+/// Returns when the server drains and the connection may be told to end.
+async fn quiet(stop: &CancellationToken, activity: &Activity) {
+    stop.cancelled().await;
+    activity.quiet(GRACE).await;
 }
 
 /// How a connection of HTTP/2 begins. Source: RFC 9113, 3.4.

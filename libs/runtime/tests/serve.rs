@@ -3,20 +3,30 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::net::{SocketAddr, TcpListener as StdListener};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::ConnectInfo;
 use axum::routing::get;
-use lotus_runtime::CancellationToken;
-use lotus_runtime::serve::{Limits, serve};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use lotus_runtime::serve::{Extras, Limits, serve, serve_with};
+use lotus_runtime::{CancellationToken, Tls};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 const PATIENCE: Duration = Duration::from_secs(60);
+const LIMITS: Limits = Limits {
+    connections: 16,
+    headers: PATIENCE,
+    stall: PATIENCE,
+    drain: PATIENCE,
+    http2: true,
+};
 
 /// A socket that outlives its servers, as the supervisor holds it.
 struct Owner(StdListener);
@@ -53,16 +63,9 @@ impl Owner {
         let app = Router::new()
             .route("/", get(whole))
             .route("/slow", get(slow));
-        let limits = Limits {
-            connections: 16,
-            headers: PATIENCE,
-            stall: PATIENCE,
-            drain: PATIENCE,
-            http2: true,
-        };
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
-        tasks.spawn(serve(listener, app, limits, stop.clone()));
+        tasks.spawn(serve(listener, app, LIMITS, stop.clone()));
         (stop, tasks)
     }
 }
@@ -183,5 +186,62 @@ async fn http2_is_told_to_go_away_and_ends_its_requests() {
     let answer = client.get(url("/")).send().await.unwrap();
     assert_eq!(answer.text().await.unwrap(), "two");
     stop.cancel();
+    ended(tasks).await;
+}
+
+/// TLS with a certificate that nobody else signed, and clients that know it.
+fn tls(dir: &Path) -> (Tls, tokio_rustls::TlsConnector) {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let write = |name: &str, what: &str, der: &[u8]| {
+        let text = STANDARD.encode(der);
+        let pem = format!("-----BEGIN {what}-----\n{text}\n-----END {what}-----\n");
+        std::fs::write(dir.join(name), pem).unwrap();
+        dir.join(name)
+    };
+    let cert = write("cert.pem", "CERTIFICATE", made.cert.der());
+    let key = made.signing_key.serialized_der();
+    let key = write("key.pem", "PRIVATE KEY", key);
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let client = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    (Tls::load(&cert, &key).unwrap(), Arc::new(client).into())
+}
+
+#[tokio::test]
+async fn who_shakes_hands_while_the_server_stops_is_answered_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let (tls, connector) = tls(dir.path());
+    let owner = Owner::new();
+    let app = Router::new().route("/", get(|| async { "one" }));
+    let extras = Extras {
+        tls: Some(tls),
+        per_client: None,
+    };
+    let stop = CancellationToken::new();
+    let listener = TcpListener::from_std(owner.0.try_clone().unwrap()).unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(serve_with(listener, app, LIMITS, extras, stop.clone()));
+    let silent = TcpStream::connect(owner.addr()).await.unwrap();
+    let late = TcpStream::connect(owner.addr()).await.unwrap();
+    let first = TcpStream::connect(owner.addr()).await.unwrap();
+    let ask = async |stream: TcpStream| {
+        let name = "localhost".try_into().unwrap();
+        let mut stream = connector.connect(name, stream).await.unwrap();
+        let request = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.ends_with("one"), "{answer}");
+    };
+    // By then the two before it were accepted.
+    ask(first).await;
+    stop.cancel();
+    ask(late).await;
+    Client(BufReader::new(silent)).ends().await;
     ended(tasks).await;
 }

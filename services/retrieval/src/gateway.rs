@@ -1,7 +1,6 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -41,8 +40,6 @@ pub(crate) struct Gateway {
     pub(crate) clients: Arc<PerClient>,
     /// What walks keep in mind.
     pub(crate) memory: Arc<WalkMemory>,
-    /// Time in which a client must take something of what is sent to it.
-    pub(crate) patience: Duration,
     /// Owns the threads that walk DAGs.
     pub(crate) walks: TaskTracker,
 }
@@ -236,7 +233,7 @@ impl Gateway {
         if head {
             return Ok(headers.into_response());
         }
-        let (outlet, body) = body("ipfs", place, self.patience, None);
+        let (outlet, body) = body("ipfs", place, None);
         self.walks.spawn(async move {
             if outlet.send(data).await.is_ok() {
                 outlet.finish();
@@ -260,7 +257,7 @@ impl Gateway {
         };
         let mut blocks = self.blocks()?;
         let (found, start) = oneshot::channel();
-        let (outlet, body) = body("ipfs", place, self.patience, None);
+        let (outlet, body) = body("ipfs", place, None);
         let span = tracing::Span::current();
         let (root, path) = (ask.root, ask.path.clone());
         let (memory, runtime) = (self.memory.clone(), Handle::current());

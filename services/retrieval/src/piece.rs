@@ -109,7 +109,7 @@ pub(crate) async fn answer(
     // The kernel sends the bytes of a file on this host, where it can.
     let holes = holes.filter(|_| leased.reader.file().is_some());
     let way = Way::of(holes.is_some());
-    let (outlet, body) = body("piece", place, gateway.patience, holes);
+    let (outlet, body) = body("piece", place, holes);
     let copy = copy(hub.source.clone(), piece, parts, outlet, way);
     gateway.walks.spawn(copy.in_current_span());
     Ok((status, headers, body).into_response())

@@ -3,8 +3,8 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -13,11 +13,10 @@ use bytes::Bytes;
 use futures::Stream;
 use lotus_runtime::Share;
 use lotus_runtime::splice::{Holes, Stretch};
-use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Sleep;
 
-/// Largest part, in bytes. HTTP/2 keeps a part whole until the client takes it, whoever waits.
+/// Largest part, in bytes, that is not sent by the kernel.
 pub(crate) const PART: usize = 256 << 10;
 /// Parts between whoever reads and the connection.
 const AHEAD: usize = 4;
@@ -44,15 +43,6 @@ impl Place {
 pub(crate) struct Outlet {
     parts: mpsc::Sender<Part>,
     whole: Arc<AtomicBool>,
-    patience: Duration,
-    stock: Arc<Mutex<Option<Stock>>>,
-    _place: Place,
-}
-
-/// What a body still holds.
-#[derive(Debug)]
-struct Stock {
-    receive: mpsc::Receiver<Part>,
     _place: Place,
 }
 
@@ -63,12 +53,13 @@ enum Part {
     Stretch(Stretch),
 }
 
-/// The client takes no more, or takes nothing for too long.
+/// The client takes no more: it went away, or the server gave it up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Gone;
 
 impl Outlet {
-    /// Puts bytes on their way, waiting for the client. It must take a part within the patience.
+    /// Puts bytes on their way, waiting for the client. The server drops the body of one that takes
+    /// nothing for too long.
     pub(crate) async fn send(&self, mut data: Bytes) -> Result<(), Gone> {
         while !data.is_empty() {
             let part = data.split_to(data.len().min(PART));
@@ -83,14 +74,7 @@ impl Outlet {
     }
 
     async fn put(&self, part: Part) -> Result<(), Gone> {
-        let sent = self.parts.send_timeout(part, self.patience).await;
-        sent.map_err(|e| {
-            // A stream of HTTP/2 that waits for its client does not let go of the body by itself.
-            if matches!(e, SendTimeoutError::Timeout(_)) {
-                drop(lock(&self.stock).take());
-            }
-            Gone
-        })
+        self.parts.send(part).await.map_err(|_| Gone)
     }
 
     /// All was put. A body whose outlet is dropped without this breaks off, so that the client
@@ -102,54 +86,33 @@ impl Outlet {
 
 /// A body, and where its parts are put. What leaves is counted as `kind`. With `holes` it may have
 /// stretches of files.
-pub(crate) fn body(
-    kind: &'static str,
-    place: Place,
-    patience: Duration,
-    holes: Option<Holes>,
-) -> (Outlet, Body) {
+pub(crate) fn body(kind: &'static str, place: Place, holes: Option<Holes>) -> (Outlet, Body) {
     let (parts, receive) = mpsc::channel(AHEAD);
     let whole = Arc::new(AtomicBool::new(false));
-    let stock = Stock {
-        receive,
-        _place: place.clone(),
-    };
-    let stock = Arc::new(Mutex::new(Some(stock)));
     let outlet = Outlet {
         parts,
         whole: whole.clone(),
-        patience,
-        stock: stock.clone(),
-        _place: place,
+        _place: place.clone(),
     };
     let inflow = Inflow {
-        stock,
+        receive,
         whole,
         kind,
         holes,
         cut: None,
+        _place: place,
     };
     (outlet, Body::from_stream(inflow))
 }
 
 struct Inflow {
-    stock: Arc<Mutex<Option<Stock>>>,
+    receive: mpsc::Receiver<Part>,
     whole: Arc<AtomicBool>,
     kind: &'static str,
     holes: Option<Holes>,
     /// Set when there is no more, and should be.
     cut: Option<Pin<Box<Sleep>>>,
-}
-
-fn lock(stock: &Mutex<Option<Stock>>) -> MutexGuard<'_, Option<Stock>> {
-    stock.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Drop for Inflow {
-    /// The client went away: whoever reads for it is told.
-    fn drop(&mut self) {
-        drop(lock(&self.stock).take());
-    }
+    _place: Place,
 }
 
 impl Stream for Inflow {
@@ -157,10 +120,7 @@ impl Stream for Inflow {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         if self.cut.is_none() {
-            let part = match &mut *lock(&self.stock) {
-                Some(stock) => ready!(stock.receive.poll_recv(cx)),
-                None => None,
-            };
+            let part = ready!(self.receive.poll_recv(cx));
             let data = match (part, &self.holes) {
                 (Some(Part::Data(data)), _) => data,
                 (Some(Part::Stretch(stretch)), Some(holes)) => holes.hole(stretch),
@@ -220,7 +180,7 @@ mod tests {
     }
 
     fn body_of(all: &Arc<Semaphore>) -> (Outlet, Body) {
-        body("test", place(all), Duration::from_secs(20), None)
+        body("test", place(all), None)
     }
 
     #[tokio::test]
@@ -236,16 +196,5 @@ mod tests {
         assert_eq!(sent, Err(Gone));
         drop(outlet);
         assert_eq!(all.available_permits(), 1);
-    }
-
-    #[tokio::test]
-    async fn a_client_that_takes_nothing_is_given_up() {
-        let all = Arc::new(Semaphore::new(1));
-        let (outlet, body) = body("test", place(&all), Duration::from_millis(50), None);
-        let much = Bytes::from(vec![7; PART * (AHEAD + 1)]);
-        assert_eq!(outlet.send(much).await, Err(Gone));
-        drop(outlet);
-        assert_eq!(all.available_permits(), 1, "whoever has the body");
-        assert!(to_bytes(body, usize::MAX).await.is_err());
     }
 }

@@ -62,7 +62,6 @@ impl Service for Retrieval {
             places: Arc::new(Semaphore::new(self.cfg.max_requests.get().into())),
             clients: per_client(self.cfg.max_requests_per_client),
             memory: WalkMemory::new(usize::from(self.cfg.walk_memory_mib.get()) << 20),
-            patience: Duration::from_secs(self.cfg.stall_secs),
             walks: TaskTracker::new(),
         });
         addr_file::write(&self.run_dir, Self::NAME, &addr.to_string())?;

@@ -112,12 +112,21 @@ async fn a_client_that_takes_nothing_keeps_no_place() {
     let tmp = tempfile::tempdir().unwrap();
     let hub = fake_hub();
     let piece = hub.add(&vec![7; 64 << 20], Default::default());
+    let (block, bytes) = small("a few words");
+    hub.add(&bytes, indexed());
     let cfg = RetrievalConfig {
         stall_secs: 1,
         max_requests: n(1),
         ..RetrievalConfig::default()
     };
     let spoke = spoke(&hub, tmp.path(), cfg).await;
+    within("the block", async {
+        let path = format!("/ipfs/{block}?format=raw");
+        while spoke.get(&path).await.status() != 200 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
     let path = format!("/piece/{}", piece.cid);
     // HTTP/1.1, and HTTP/2 where the connection itself stays healthy.
     let h2 = lotus_runtime::http_client().http2_prior_knowledge();
@@ -132,6 +141,21 @@ async fn a_client_that_takes_nothing_keeps_no_place() {
         })
         .await;
         // What it has is not taken for the whole.
+        assert!(within("the rest", open.bytes()).await.is_err());
+    }
+    // What is short enough to be handed over at once, to streams that take none of it, or one byte.
+    let short = format!("{}/ipfs/{block}?format=raw", spoke.url);
+    for window in [0, 1] {
+        let h2 = lotus_runtime::http_client().http2_prior_knowledge();
+        let h2 = h2.http2_initial_stream_window_size(window).build().unwrap();
+        let open = within("an answer", h2.get(&short).send()).await.unwrap();
+        assert_eq!(open.status(), 200);
+        within("free place", async {
+            while spoke.send(Method::HEAD, &path, &[]).await.status() != 200 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        })
+        .await;
         assert!(within("the rest", open.bytes()).await.is_err());
     }
     spoke.end().await;
