@@ -40,6 +40,7 @@ impl Unseals {
             First::No => return unsealing(piece),
             First::Full => return busy("too many pieces wait to be unsealed", 30),
         }
+        let asking = Asking { all: self, piece };
         let request = self.hub.request(LocateRequest {
             piece_cid: piece.to_string(),
         });
@@ -48,12 +49,10 @@ impl Unseals {
         if matches!(&asked, Ok(found) if !found.get_ref().readable) {
             tracing::info!(%piece, "asked the hub to unseal it");
             metrics::counter!("lotus_markets_retrieval_unseals_total").increment(1);
+            std::mem::forget(asking);
             return unsealing(piece);
         }
-        // Not made now, so the next who wants it may ask.
-        let mut all = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        all.remove(piece);
-        drop(all);
+        drop(asking);
         match asked {
             // There is a copy, so what was refused was one lease more.
             Ok(_) => busy("too many readers at once", 5),
@@ -81,6 +80,21 @@ impl Unseals {
                 First::Yes
             }
         }
+    }
+}
+
+/// A piece that the hub is being asked for. When it is not made now, or the client goes away
+/// before the hub heard of it, the next who wants it may ask.
+struct Asking<'a> {
+    all: &'a Unseals,
+    piece: &'a PieceCid,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        let asked = &self.all.asked;
+        let mut asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.remove(self.piece);
     }
 }
 
