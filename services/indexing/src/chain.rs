@@ -22,6 +22,8 @@ const CHUNKS: Map<String, ChunkRef> = Map::new("chunks");
 const HEAD: Map<String, Head> = Map::new("head");
 /// The extended providers that are advertised, at [`HEAD_KEY`]: id and address of each.
 const EXTENDED: Map<String, Vec<(String, String)>> = Map::new("extended-providers");
+/// Who signs the chain, at [`HEAD_KEY`].
+const PROVIDER: Map<String, String> = Map::new("provider");
 /// What of each piece is advertised now.
 const PIECES: Map<String, Advertised> = Map::new("pieces");
 
@@ -105,7 +107,7 @@ impl Chain {
         retrieval: Multiaddr,
         extended: Vec<Extended>,
     ) -> Result<Self, Fault> {
-        let journal = Journal::open(path).map_err(fault)?;
+        let journal = journal_of(path, &key.public().to_peer_id().to_base58())?;
         let chain = Self {
             journal,
             index,
@@ -398,6 +400,32 @@ impl Hooks for Chain {
             out.extend(page.into_iter().map(|(_, a)| a.info.cid));
         }
     }
+}
+
+/// Opens the chain of a provider. One of another provider is of no use: indexers take from it
+/// only what its own key has signed.
+fn journal_of(path: &Path, provider: &str) -> Result<Journal, Fault> {
+    let key = HEAD_KEY.to_owned();
+    let mut journal = Journal::open(path).map_err(fault)?;
+    let known = journal.read(|v| v.get(&PROVIDER, &key)).map_err(fault)?;
+    match known {
+        Some(known) if known == provider => return Ok(journal),
+        Some(known) => {
+            tracing::warn!(
+                known,
+                provider,
+                "the provider's key is another one: everything is advertised anew"
+            );
+            drop(journal);
+            std::fs::remove_file(path)?;
+            journal = Journal::open(path).map_err(fault)?;
+        }
+        None => {}
+    }
+    journal
+        .write(|tx| tx.put(&PROVIDER, &key, &provider.to_owned()))
+        .map_err(fault)?;
+    Ok(journal)
 }
 
 fn put(tx: &mut Tx, block: &Encoded) -> Result<(), Fault> {

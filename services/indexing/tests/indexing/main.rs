@@ -59,10 +59,19 @@ impl Spoke {
     }
 
     async fn indexed(&self, pieces: usize) {
+        self.indexed_within(pieces, DEADLINE).await;
+    }
+
+    async fn indexed_within(&self, pieces: usize, limit: Duration) {
         let want = format!("{pieces} pieces");
         let mut parts = self.health.watch();
         let reached = parts.wait_for(|p| p.get("indexing.index").is_some_and(|c| c.detail == want));
-        within(&want, async { drop(reached.await.unwrap()) }).await;
+        let reached = tokio::time::timeout(limit, reached).await;
+        drop(
+            reached
+                .unwrap_or_else(|_| panic!("no {want} in time"))
+                .unwrap(),
+        );
     }
 
     async fn get(&self, path: &str, accept: &str) -> (u16, Bytes) {
@@ -199,13 +208,9 @@ struct Envelope {
     signature: Vec<u8>,
 }
 
-/// As go-libipni's `VerifySignature` does it.
-fn check_signature(ad: &BTreeMap<String, Ipld>) {
-    let Ipld::String(provider) = &ad["Provider"] else {
-        panic!("no provider")
-    };
-    let envelope = Envelope::decode(bytes(&ad["Signature"])).unwrap();
-    let kind = b"/indexer/ingest/adSignature";
+/// Opens a signed envelope of a kind. Returns who signed it, and what.
+fn opened(signature: &Ipld, kind: &[u8]) -> (String, Vec<u8>) {
+    let envelope = Envelope::decode(bytes(signature)).unwrap();
     assert_eq!(envelope.payload_type, kind);
     let mut signed = vec![7];
     signed.extend(b"indexer");
@@ -218,7 +223,16 @@ fn check_signature(ad: &BTreeMap<String, Ipld>) {
         key.verify(&signed, &envelope.signature),
         "signature of the envelope"
     );
-    assert_eq!(key.to_peer_id().to_base58(), *provider);
+    (key.to_peer_id().to_base58(), envelope.payload)
+}
+
+/// As go-libipni's `VerifySignature` does it.
+fn check_signature(ad: &BTreeMap<String, Ipld>) {
+    let Ipld::String(provider) = &ad["Provider"] else {
+        panic!("no provider")
+    };
+    let (signer, signed) = opened(&ad["Signature"], b"/indexer/ingest/adSignature");
+    assert_eq!(signer, *provider);
 
     let mut payload = ad
         .get("PreviousID")
@@ -237,7 +251,7 @@ fn check_signature(ad: &BTreeMap<String, Ipld>) {
     }
     payload.extend(bytes(&ad["Metadata"]));
     payload.push(u8::from(ad["IsRm"] == Ipld::Bool(true)));
-    assert_eq!(Code::Sha2_256.digest(&payload).to_bytes(), envelope.payload);
+    assert_eq!(Code::Sha2_256.digest(&payload).to_bytes(), signed);
 }
 
 fn car(blocks: u32, salt: u32) -> (Vec<Cid>, Vec<u8>) {
@@ -456,6 +470,39 @@ async fn what_goes_is_taken_back_and_a_restart_repeats_nothing() {
         ad["Addresses"],
         Ipld::List(vec![Ipld::String("/dns/sp.example/tcp/443/https".into())])
     );
+    spoke.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn under_another_key_all_is_advertised_anew() {
+    let tmp = tempfile::tempdir().unwrap();
+    let hub = fake_hub();
+    for salt in 0..2 {
+        hub.add(&car(3, salt).1, indexed());
+    }
+    let mut seen = BTreeSet::new();
+    for lost in ["identity.key", "chain.redb"] {
+        let spoke = Spoke::start(&hub, tmp.path(), IndexingConfig::default()).await;
+        spoke.indexed(2).await;
+        let head = spoke.head().await.unwrap();
+        let provider = spoke.block(&head).await["Provider"].clone();
+        let Ipld::String(provider) = provider else {
+            panic!("no provider")
+        };
+        assert_eq!(spoke.json("/").await["provider"], provider);
+        assert!(seen.insert(provider), "the key was lost");
+        // Each piece and its blocks, under this key alone.
+        let chain = spoke.chain().await;
+        let contexts: BTreeSet<_> = chain.iter().map(|ad| &ad.context).collect();
+        assert_eq!((chain.len(), contexts.len()), (4, 4));
+        spoke.end().await;
+        std::fs::remove_file(tmp.path().join("indexing").join(lost)).unwrap();
+    }
+    let spoke = Spoke::start(&hub, tmp.path(), IndexingConfig::default()).await;
+    spoke.indexed(2).await;
+    assert_eq!(spoke.chain().await.len(), 4);
+    let provider = spoke.json("/").await["provider"].clone();
+    assert!(seen.contains(provider.as_str().unwrap()), "the same key");
     spoke.end().await;
 }
 

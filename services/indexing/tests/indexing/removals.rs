@@ -39,13 +39,8 @@ async fn taken_in(spoke: &Spoke) -> (usize, usize, BTreeMap<Vec<u8>, BTreeSet<Ve
     (ads, removals, held)
 }
 
-async fn pieces(spoke: &Spoke, count: usize) {
-    let want = format!("{count} pieces");
-    let mut parts = spoke.health.watch();
-    let reached = parts.wait_for(|p| p.get("indexing.index").is_some_and(|c| c.detail == want));
-    let limit = Duration::from_secs(300);
-    drop(tokio::time::timeout(limit, reached).await.unwrap().unwrap());
-}
+/// Time for hundreds of pieces on a slow disk.
+const LONG: Duration = Duration::from_secs(300);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_advertisements_with_removals_are_taken_in() {
@@ -54,11 +49,11 @@ async fn a_thousand_advertisements_with_removals_are_taken_in() {
     let cars: Vec<_> = (0..350).map(|salt| car(3, salt)).collect();
     let all: Vec<_> = cars.iter().map(|(_, c)| hub.add(c, indexed())).collect();
     let spoke = Spoke::start(&hub, tmp.path(), IndexingConfig::default()).await;
-    pieces(&spoke, 350).await;
+    spoke.indexed_within(350, LONG).await;
     for piece in &all[..150] {
         hub.set_phase(&piece.cid, PiecePhase::Withdrawn);
     }
-    pieces(&spoke, 200).await;
+    spoke.indexed_within(200, LONG).await;
 
     let (ads, removals, held) = taken_in(&spoke).await;
     assert_eq!((ads, removals), (1000, 300));
@@ -98,11 +93,11 @@ async fn pieces_with_the_same_blocks_do_not_take_each_others_chunks() {
     let one = hub.add(&one, quiet.clone());
     let other = hub.add(&other.finish().unwrap(), quiet);
     let spoke = Spoke::start(&hub, tmp.path(), IndexingConfig::default()).await;
-    pieces(&spoke, 2).await;
+    spoke.indexed_within(2, LONG).await;
     let (_, _, held) = taken_in(&spoke).await;
     assert_eq!(held.len(), 2);
     hub.set_phase(&one.cid, PiecePhase::Withdrawn);
-    pieces(&spoke, 1).await;
+    spoke.indexed_within(1, LONG).await;
     let (ads, _, held) = taken_in(&spoke).await;
     assert_eq!(ads, 3);
     let blocks = cids.iter().map(|c| c.hash().to_bytes()).collect();
