@@ -7,9 +7,7 @@ use hub_proto::HubConfig;
 use lotus_piece_index::{Follower, PieceIndex, PieceSource, connect};
 use lotus_runtime::serve::{Limits, serve};
 use lotus_runtime::{Cx, Fault, Service, addr_file, listen};
-
 use lotus_types::Kind;
-use tokio::sync::Mutex;
 
 use crate::IndexingConfig;
 use crate::ad::Extended;
@@ -61,12 +59,11 @@ impl Service for Indexing {
             "" => Multiaddr::parse(&format!("http://{addr}"), "indexing.listen")?,
             url => Multiaddr::parse(url, "indexing.publisher_url")?,
         };
-        std::fs::create_dir_all(&self.dir)?;
-        let index = PieceIndex::open(&self.dir.join("index.redb"))?;
-        let key = identity::load(&self.dir.join("identity.key"))?;
-        let extended = extended(&cfg.extended_providers, &self.dir)?;
-        let path = self.dir.join("chain.redb");
-        let chain = Arc::new(Chain::open(&path, index.clone(), key, retrieval, extended)?);
+        // Filters of all segments are read, and a command that looks at the files is waited for.
+        let (dir, others) = (self.dir.clone(), cfg.extended_providers.clone());
+        let open = move || open(&dir, retrieval, &others);
+        let broken = |e| Fault::new(Kind::Fatal, format!("no start: {e}"), "see the log");
+        let (index, chain) = tokio::task::spawn_blocking(open).await.map_err(broken)??;
         addr_file::write(&self.run_dir, Self::NAME, &addr.to_string())?;
         let limits = Limits {
             connections: cfg.max_connections.get().into(),
@@ -81,7 +78,7 @@ impl Service for Indexing {
             chain: chain.clone(),
             publisher: publisher.clone(),
             announce_urls: announce_urls.clone(),
-            verifying: Mutex::default(),
+            verifying: Arc::default(),
         };
         let socket = self.dir.join(SOCKET);
         // Either part ends the others: lookups that follow nothing would go stale unseen.
@@ -117,6 +114,21 @@ impl Service for Indexing {
         );
         followed.and(announced).and(controlled)
     }
+}
+
+/// Opens what is on disk.
+fn open(
+    dir: &Path,
+    retrieval: Multiaddr,
+    others: &[String],
+) -> Result<(PieceIndex, Arc<Chain>), Fault> {
+    std::fs::create_dir_all(dir)?;
+    let index = PieceIndex::open(&dir.join("index.redb"))?;
+    let key = identity::load(&dir.join("identity.key"))?;
+    let extended = extended(others, dir)?;
+    let path = dir.join("chain.redb");
+    let chain = Chain::open(&path, index.clone(), key, retrieval, extended)?;
+    Ok((index, Arc::new(chain)))
 }
 
 /// Reads the other providers of the configuration, with their keys.
