@@ -179,8 +179,8 @@ pub(crate) struct Control {
     pub(crate) chain: Arc<Chain>,
     pub(crate) publisher: Multiaddr,
     pub(crate) announce_urls: Vec<Url>,
-    /// One verification at a time: it reads everything.
-    pub(crate) verifying: Mutex<()>,
+    /// One verification at a time: it reads everything. It goes on when the client has left.
+    pub(crate) verifying: Arc<Mutex<()>>,
 }
 
 struct Failed(Fault);
@@ -298,7 +298,7 @@ async fn post_verify(
     State(c): Shared,
     Query(query): Query<VerifyQuery>,
 ) -> Result<Json<IndexVerified>, Failed> {
-    let Ok(_alone) = c.verifying.try_lock() else {
+    let Ok(alone) = c.verifying.clone().try_lock_owned() else {
         return Err(Failed(Fault::new(
             Kind::Capacity,
             "the index is being verified already",
@@ -306,7 +306,12 @@ async fn post_verify(
         )));
     };
     let index = c.index.clone();
-    blocking(move || verify(&index, query.samples)).await
+    blocking(move || {
+        let seen = verify(&index, query.samples);
+        drop(alone);
+        seen
+    })
+    .await
 }
 
 #[derive(Deserialize)]

@@ -139,13 +139,14 @@ fn parse_cid(text: &str) -> Result<Cid, Refused> {
 
 async fn about(State(api): State<Api>) -> Result<Response, Refused> {
     let index = api.index.clone();
-    let (pieces, entries) = read(move || Ok((index.pieces()?.len(), index.len()?))).await?;
+    let pieces = read(move || Ok(index.pieces()?)).await?;
+    let entries: u64 = pieces.iter().map(|(_, n)| n).sum();
     let head = *api.chain.watch().borrow();
     Ok(Json(json!({
         "provider": api.chain.provider(),
         "addresses": [api.chain.retrieval.text],
         "head": head.map(|c| c.to_string()),
-        "pieces": pieces,
+        "pieces": pieces.len(),
         "entries": entries,
         "endpoints": ["/ipni/v1/ad/head", "/ipni/v1/ad/{cid}", "/cid/{cid}", "/multihash/{hash}", "/routing/v1/providers/{cid}"],
     }))
