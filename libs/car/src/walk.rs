@@ -19,8 +19,10 @@ const MAX_PENDING: usize = 1 << 20;
 const MAX_SEEN: usize = 1 << 22;
 /// Nodes that a walk visits without yielding one: a DAG of duplicates can be 2^n nodes wide.
 const MAX_SILENT: usize = 1 << 20;
-/// Nodes that a walk reads again without yielding one: such a node costs a read and a hash.
-const MAX_REREAD: usize = 1 << 14;
+/// Bytes of nodes that a walk reads again without yielding one: each costs a read and a hash.
+const MAX_REREAD: usize = 256 << 20;
+/// What a small node counts for there.
+const MIN_REREAD: usize = 16 << 10;
 /// Segments of a path.
 const MAX_PATH: usize = 256;
 /// Bytes of memory for a block that is remembered, with what the set adds to its 16.
@@ -407,13 +409,16 @@ impl<G: FnMut(&Cid) -> io::Result<Option<Bytes>>> Walk<G> {
             if !fresh && link.codec() == RAW {
                 continue;
             }
+            let data = self.load(&link)?;
             if !fresh {
-                reread += 1;
+                reread += data.len().max(MIN_REREAD);
                 if reread > MAX_REREAD {
-                    break;
+                    return Err(WalkError::TooWide {
+                        what: "bytes of repeated nodes",
+                        limit: MAX_REREAD,
+                    });
                 }
             }
-            let data = self.load(&link)?;
             match step {
                 Step::One(_) => {}
                 Step::All(_) => {
@@ -440,11 +445,7 @@ impl<G: FnMut(&Cid) -> io::Result<Option<Bytes>>> Walk<G> {
         }
         Err(WalkError::TooWide {
             what: "repeated nodes",
-            limit: if reread > MAX_REREAD {
-                MAX_REREAD
-            } else {
-                MAX_SILENT
-            },
+            limit: MAX_SILENT,
         })
     }
 }

@@ -521,3 +521,47 @@ fn special_files_are_refused_with_their_name() {
     assert!(!out.exists());
     assert!(pack_dir(&tmp.path().join("absent"), &out).is_err());
 }
+
+/// A protobuf field: a number, or bytes.
+fn field(tag: u8, value: Result<u64, &[u8]>) -> Vec<u8> {
+    let mut buf = unsigned_varint::encode::u64_buffer();
+    let (kind, number, bytes) = match value {
+        Ok(n) => (0, n, &[][..]),
+        Err(bytes) => (2, bytes.len() as u64, bytes),
+    };
+    let number = unsigned_varint::encode::u64(number, &mut buf);
+    [&[tag << 3 | kind], number, bytes].concat()
+}
+
+#[test]
+fn large_nodes_that_repeat_end_a_walk_before_much_was_read() {
+    let own = vec![7; 1 << 20];
+    let (mut below, mut size) = (raw(b"l"), 1);
+    let mut all = BTreeMap::from([(below, Bytes::from_static(b"l"))]);
+    // Each level is there twice: 2^14 visits of a MiB each.
+    for _ in 0..14 {
+        let part = field(4, Ok(size));
+        let data = [field(1, Ok(2)), field(2, Err(&own)), part.clone(), part].concat();
+        let link = field(2, Err(&field(1, Err(&below.to_bytes()))));
+        let node = [link.clone(), link, field(1, Err(&data))].concat();
+        below = Cid::new_v1(DAG_PB, Code::Sha2_256.digest(&node));
+        size = own.len() as u64 + 2 * size;
+        all.insert(below, node.into());
+    }
+    let mut read = 0;
+    let select = Selector {
+        bytes: Some(ByteRange { from: 0, to: None }),
+        ..Selector::default()
+    };
+    let get = |cid: &Cid| {
+        let data = all.get(cid).cloned();
+        read += data.as_ref().map_or(0, Bytes::len);
+        Ok(data)
+    };
+    let last = Walk::new(&below, &[], select, get).unwrap().last();
+    let Some(Err(WalkError::TooWide { what, limit })) = last else {
+        panic!("it goes on: {last:?}");
+    };
+    assert_eq!(what, "bytes of repeated nodes");
+    assert!(read < limit + (32 << 20), "{read} bytes were read");
+}
