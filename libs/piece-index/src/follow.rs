@@ -22,6 +22,8 @@ const PAGE: u32 = 1000;
 const RELIST: Duration = Duration::from_secs(60);
 /// First and longest wait before a failed piece is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
+/// Time for jobs to end at a stop. A merge of large segments takes longer, and is begun again.
+const DRAIN: Duration = Duration::from_secs(10);
 
 /// What the deals of a piece, taken together, want from a spoke.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -241,7 +243,10 @@ impl<H: Hooks> Follower<H> {
         }
         // The reads of the jobs end by the same token. A job is one transaction: what is not
         // finished is done again at the next start.
-        while self.jobs.join_next().await.is_some() {}
+        let jobs = async { while self.jobs.join_next().await.is_some() {} };
+        if tokio::time::timeout(DRAIN, jobs).await.is_err() {
+            tracing::info!("a piece's index is not finished; it is begun again at the next start");
+        }
         self.index.set_cursor(self.seen)?;
         Ok(())
     }

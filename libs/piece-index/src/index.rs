@@ -83,8 +83,9 @@ pub struct PieceIndex {
 
 #[derive(Debug)]
 struct Inner {
-    db: Database,
+    /// Closed before the table: who waits for the files waits for the table's lock.
     segments: Segments,
+    db: Database,
     sidecars: PathBuf,
     /// The pieces by their numbers in the segments.
     names: RwLock<HashMap<u32, PieceCid>>,
@@ -531,10 +532,12 @@ fn is_damaged(e: &redb::DatabaseError) -> bool {
 /// refused.
 fn database(path: &Path, drop_bad: bool) -> Result<Database, IndexError> {
     let began = Instant::now();
-    let create = || loop {
+    let mut dropped = false;
+    let mut create = || loop {
         match Database::create(path) {
             Ok(db) => return Ok(db),
-            Err(error) if drop_bad && is_damaged(&error) => {
+            Err(error) if drop_bad && !dropped && is_damaged(&error) => {
+                dropped = true;
                 tracing::warn!(path = %path.display(), %error, "the index is damaged, and is rebuilt from the pieces");
                 remove_file(path)?;
             }

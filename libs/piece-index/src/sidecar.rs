@@ -333,44 +333,55 @@ impl Sidecar {
     }
 
     /// Whether it lists a multihash.
-    ///
-    /// Digests are spread evenly, so the place is guessed; each guess that fails halves what is
-    /// left, however they are spread.
     pub(crate) fn has(&self, hash: &Multihash<64>) -> Result<bool, IndexError> {
+        Ok(self.search(hash)?.0)
+    }
+
+    /// Whether it lists a multihash, and how many reads that took.
+    ///
+    /// Digests are spread evenly, so the place is guessed, the next time from where the last guess
+    /// led. Every third guess halves what is left, however they are spread.
+    fn search(&self, hash: &Multihash<64>) -> Result<(bool, u32), IndexError> {
         let digest = hash.digest();
         let same = |k: &&KindOf| k.code == hash.code() && k.digest == digest.len();
         let Some(kind) = self.kinds.iter().find(same) else {
-            return Ok(false);
+            return Ok((false, 0));
         };
         let width = kind.digest + OFFSET;
         let window = (WINDOW / width) as u64;
-        let (mut low, mut high) = (0, kind.count);
-        let mut guess = guess(digest, kind.count);
+        let (mut low, mut high, mut reads) = (0, kind.count, 0);
+        let mut guess = entries_before(first(digest), kind.count);
         while low < high {
             let from = guess.saturating_sub(window / 2).clamp(low, high - 1);
             let until = (from + window).min(high);
             let entries = usize::try_from(until - from).unwrap_or(0);
             let bytes = self.read(kind, from, entries)?;
+            reads += 1;
             let entry = |n: usize| &bytes[n * width..n * width + kind.digest];
+            let between = |a, b| entries_before(first(b).saturating_sub(first(a)), kind.count);
             if digest < entry(0) {
                 high = from;
+                guess = from.saturating_sub(between(digest, entry(0)));
             } else if digest > entry(entries - 1) {
                 low = until;
+                guess = until.saturating_add(between(entry(entries - 1), digest));
             } else {
                 let (mut a, mut b) = (0, entries);
                 while a < b {
                     let mid = usize::midpoint(a, b);
                     match entry(mid).cmp(digest) {
-                        std::cmp::Ordering::Equal => return Ok(true),
+                        std::cmp::Ordering::Equal => return Ok((true, reads)),
                         std::cmp::Ordering::Less => a = mid + 1,
                         std::cmp::Ordering::Greater => b = mid,
                     }
                 }
-                return Ok(false);
+                return Ok((false, reads));
             }
-            guess = u64::midpoint(low, high);
+            if reads % 3 == 0 {
+                guess = u64::midpoint(low, high);
+            }
         }
-        Ok(false)
+        Ok((false, reads))
     }
 
     /// Reads everything: whether it is in order, and its checksum.
@@ -405,19 +416,28 @@ impl Sidecar {
     }
 }
 
-/// Where a digest is among `count` that are spread evenly.
-fn guess(digest: &[u8], count: u64) -> u64 {
+/// The first bytes of a digest as a number.
+fn first(digest: &[u8]) -> u64 {
     let mut first = [0; 8];
     let n = digest.len().min(8);
     first[..n].copy_from_slice(&digest[..n]);
-    let scaled = u128::from(u64::from_be_bytes(first)) * u128::from(count);
+    u64::from_be_bytes(first)
+}
+
+/// How many of `count` digests that are spread evenly begin with a smaller number.
+fn entries_before(first: u64, count: u64) -> u64 {
+    let scaled = u128::from(first) * u128::from(count);
     u64::try_from(scaled >> 64).unwrap_or(0)
 }
+
+#[cfg(test)]
+mod hostile;
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
+    use multihash_codetable::{Code, MultihashDigest};
     use proptest::prelude::*;
 
     use super::*;
@@ -473,6 +493,40 @@ mod tests {
         want.extend([3; 32]);
         want.extend([2, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(fs::read(path).unwrap(), want);
+    }
+
+    #[test]
+    fn a_search_reads_little_however_digests_are_spread() {
+        const COUNT: u32 = 200_000;
+        let dir = tempfile::tempdir().unwrap();
+        let even = |n: u32| Code::Sha2_256.digest(&n.to_be_bytes());
+        let crowded = |n: u32| {
+            let mut digest = [7; 32];
+            digest[28..].copy_from_slice(&(n * 2).to_be_bytes());
+            Multihash::wrap(0x12, &digest).unwrap()
+        };
+        let reads = |multihash: &dyn Fn(u32) -> Multihash<64>| {
+            let listed = (0..COUNT).map(|n| Entry {
+                hash: multihash(n),
+                section: 0,
+                offset: 0,
+                len: 1,
+            });
+            let (path, ..) = built(dir.path(), &listed.collect::<Vec<_>>());
+            let sidecar = Sidecar::open(&path).unwrap();
+            let (mut sum, mut most) = (0, 0);
+            for n in (0..COUNT * 2).step_by(401) {
+                let (found, reads) = sidecar.search(&multihash(n)).unwrap();
+                assert_eq!(found, n < COUNT, "{n}");
+                (sum, most) = (sum + reads, most.max(reads));
+            }
+            (f64::from(sum) / f64::from(COUNT * 2 / 401), most)
+        };
+        let (mean, most) = reads(&even);
+        assert!(mean < 2.5 && most < 10, "{mean}, {most}");
+        // Three for each halving of 200,000 down to 102.
+        let (_, most) = reads(&crowded);
+        assert!(most <= 3 * 11, "{most}");
     }
 
     fn entries() -> impl Strategy<Value = Vec<Entry>> {
