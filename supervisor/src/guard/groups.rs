@@ -5,8 +5,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::disks;
 use super::threads;
+use super::{Bounds, disks, processor};
 
 /// The supervisor's own group below one that is delegated to it: version 2 wants processes in
 /// leaves only. The unit asks systemd for it by the same name (`DelegateSubgroup=`).
@@ -75,6 +75,15 @@ impl Kind {
         }
     }
 
+    /// The file that bounds its processor's time.
+    const fn quota(self) -> Option<processor::Quota> {
+        match self {
+            Self::V2 => Some(processor::V2),
+            Self::Cpu => Some(processor::V1),
+            Self::Blkio | Self::Freezer => None,
+        }
+    }
+
     /// The file that freezes, and its words for frozen and not.
     const fn freezer(self) -> Option<Knob> {
         match self {
@@ -125,13 +134,16 @@ impl Group {
         self.dirs.iter().any(|(_, dir)| has(dir))
     }
 
-    /// Squeezes it. `reads` bounds what is read of disks whose scheduler knows no weights.
-    pub(crate) fn squeeze(&self, reads: Option<disks::Reads>) -> io::Result<()> {
+    /// Squeezes it, and keeps it within the bounds.
+    pub(crate) fn squeeze(&self, bounds: Bounds) -> io::Result<()> {
         for (kind, dir) in &self.dirs {
             for knob in kind.knobs() {
                 set(dir, knob.file, knob.squeezed)?;
             }
-            if let Some(reads) = reads {
+            if let (Some(quota), Some(share)) = (kind.quota(), bounds.share) {
+                set(dir, quota.file, &quota.words(share))?;
+            }
+            if let Some(reads) = bounds.reads {
                 for cap in kind.caps() {
                     cap.set(dir, reads)?;
                 }
@@ -151,6 +163,9 @@ impl Group {
         for (kind, dir) in &self.dirs {
             for cap in kind.caps() {
                 done = done.and(cap.lift(dir));
+            }
+            if let Some(quota) = kind.quota() {
+                done = done.and(set(dir, quota.file, quota.free));
             }
             for knob in kind.knobs().iter().rev() {
                 done = done.and(set(dir, knob.file, knob.free));

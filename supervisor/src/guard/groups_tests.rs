@@ -36,6 +36,13 @@ fn fake(dir: &Path, files: &[(&str, &str)]) -> PathBuf {
     dir.to_path_buf()
 }
 
+fn bounds() -> Bounds {
+    Bounds {
+        reads: disks::Reads::new(4),
+        share: processor::Share::new(5, 2),
+    }
+}
+
 fn read(dir: &Path) -> BTreeMap<String, String> {
     std::fs::read_dir(dir)
         .unwrap()
@@ -56,6 +63,7 @@ fn version_2_is_squeezed_frozen_and_released() {
         &tmp.path().join("g"),
         &[
             ("cpu.weight", "33"),
+            ("cpu.max", "max"),
             ("io.weight", "default 100"),
             ("memory.high", "max"),
             ("memory.current", "900000000\n"),
@@ -68,9 +76,10 @@ fn version_2_is_squeezed_frozen_and_released() {
     };
     assert_eq!(group.name(), "cgroup2");
     assert!(group.freezes() && !group.has_disk_class());
-    group.squeeze(None).unwrap();
+    group.squeeze(bounds()).unwrap();
     let now = read(&dir);
     assert_eq!(now["cpu.weight"], "1");
+    assert_eq!(now["cpu.max"], "10000 100000");
     assert_eq!(now["io.weight"], "default 1");
     assert_eq!(
         now["memory.high"], "1012500000",
@@ -162,8 +171,9 @@ fn a_real_process_is_squeezed_frozen_and_released() {
         let all = dirs.iter().flat_map(|(kind, dir)| {
             let knobs = kind.knobs().iter().map(|k| dir.join(k.file));
             let caps = kind.caps().iter().map(|c| dir.join(c.file));
+            let quota = kind.quota().map(|q| dir.join(q.file));
             let freezer = kind.freezer().map(|k| dir.join(k.file));
-            knobs.chain(caps).chain(freezer)
+            knobs.chain(caps).chain(quota).chain(freezer)
         });
         all.filter(|f| f.exists())
             .map(|f| (f.clone(), std::fs::read_to_string(f).unwrap()))
@@ -172,7 +182,7 @@ fn a_real_process_is_squeezed_frozen_and_released() {
     let own = std::fs::read_to_string(format!("/proc/{}/cgroup", sleeper.0.id())).unwrap();
     assert!(own.contains(&places.prefix), "{own}");
     let before = values();
-    group.squeeze(disks::Reads::new(4)).unwrap();
+    group.squeeze(bounds()).unwrap();
     let squeezed = values();
     assert_ne!(squeezed, before);
     if let Some((_, idle)) = squeezed.iter().find(|(f, _)| f.ends_with("cpu.idle")) {
@@ -181,7 +191,7 @@ fn a_real_process_is_squeezed_frozen_and_released() {
     // Squeezing twice is no error for whoever releases in between.
     group.release().unwrap();
     assert_eq!(values(), before);
-    group.squeeze(disks::Reads::new(4)).unwrap();
+    group.squeeze(bounds()).unwrap();
     if group.freezes() {
         group.freeze().unwrap();
         assert_ne!(values(), squeezed);

@@ -8,6 +8,7 @@ mod decide;
 mod disks;
 mod follow;
 mod groups;
+mod processor;
 mod threads;
 
 use std::collections::BTreeMap;
@@ -24,6 +25,7 @@ pub(crate) use follow::follow;
 
 use disks::Reads;
 use groups::{Group, Places};
+use processor::Share;
 
 /// `[guard]`: what is squeezed while the hub proves.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -41,6 +43,9 @@ pub struct GuardConfig {
     /// MiB a second that each squeezed process may read of each disk whose scheduler knows no
     /// weights (any but bfq); 0 for no bound. It takes control groups.
     pub disk_mib_per_sec: u32,
+    /// Percent of all processors that each squeezed process may take; 0 for no bound. It takes
+    /// control groups.
+    pub cpu_percent: u32,
 }
 
 impl Default for GuardConfig {
@@ -52,6 +57,7 @@ impl Default for GuardConfig {
             freeze_secs: 300,
             // 32 reads ahead, about a third of what a hard disk seeks.
             disk_mib_per_sec: 4,
+            cpu_percent: 5,
         }
     }
 }
@@ -76,6 +82,26 @@ impl GuardConfig {
                 format!("guard.services names {unknown:?}, which is no spoke here"),
                 "name spokes of spokes.services; a [process.NAME] has its own `guard`",
             )),
+        }
+    }
+}
+
+/// What a squeezed process may take even if nobody else wants it: where weights do not count.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Bounds {
+    /// Of each disk whose scheduler knows no weights.
+    reads: Option<Reads>,
+    /// Of the processors.
+    share: Option<Share>,
+}
+
+impl Bounds {
+    fn new(cfg: &GuardConfig) -> Self {
+        // One processor if nobody can tell: a bound that is too low is over with the proof.
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            reads: Reads::new(cfg.disk_mib_per_sec),
+            share: Share::new(cfg.cpu_percent, processors),
         }
     }
 }
@@ -172,7 +198,7 @@ impl Held {
     }
 
     /// Does to process `pid` what `level` says.
-    fn apply(&self, pid: u32, reads: Option<Reads>) -> std::io::Result<()> {
+    fn apply(&self, pid: u32, bounds: Bounds) -> std::io::Result<()> {
         match (&self.rung, self.level) {
             (Some(Rung::Group(group)), Level::Free) => {
                 let released = group.release();
@@ -180,7 +206,7 @@ impl Held {
             }
             (Some(Rung::Group(group)), level) => {
                 group.add(pid)?;
-                group.squeeze(reads)?;
+                group.squeeze(bounds)?;
                 // Weights need a scheduler of the disk that knows them; the class of a thread is
                 // known by more of them.
                 if !group.has_disk_class() {
@@ -230,7 +256,7 @@ pub(crate) struct Change {
 pub(crate) struct Guard {
     root: PathBuf,
     freeze_before: u64,
-    reads: Option<Reads>,
+    bounds: Bounds,
     places: Option<Places>,
     work: Vec<Work>,
 }
@@ -244,7 +270,7 @@ impl Guard {
         Self {
             root: root.to_path_buf(),
             freeze_before: cfg.freeze_secs.saturating_mul(1000),
-            reads: Reads::new(cfg.disk_mib_per_sec),
+            bounds: Bounds::new(cfg),
             places: None,
             work: Vec::new(),
         }
@@ -337,7 +363,7 @@ impl Guard {
 
     /// Does what was decided.
     pub(crate) fn apply(&self, held: &Held, name: &str, pid: u32) {
-        if let Err(e) = held.apply(pid, self.reads) {
+        if let Err(e) = held.apply(pid, self.bounds) {
             tracing::warn!(process = name, level = held.level.name(), %e, "the guard failed");
         }
     }
@@ -369,7 +395,7 @@ mod tests {
         let mut guard = Guard {
             root: PathBuf::new(),
             freeze_before: 0,
-            reads: None,
+            bounds: Bounds::default(),
             places: None,
             work: Vec::new(),
         };
@@ -420,7 +446,7 @@ mod tests {
         let mut guard = Guard {
             root: PathBuf::new(),
             freeze_before: 0,
-            reads: None,
+            bounds: Bounds::default(),
             places: None,
             work: Vec::new(),
         };
