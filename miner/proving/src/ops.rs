@@ -16,6 +16,8 @@ use crate::{ProvingError, Work};
 
 /// Sectors that one command may name.
 const RECOVER_MAX: usize = 10_000;
+/// From the word that a proof by hand is made until it is: whoever gives way to proofs does so.
+const NOTICE: Duration = Duration::from_millis(250);
 /// Longest that a proof may take which nobody waits for on chain.
 const COMPUTE_LIMIT: Duration = Duration::from_secs(1800);
 
@@ -133,6 +135,8 @@ impl WindowPost {
         let head = shared.height();
         let last = challenged(window, period, head);
         let challenge = shared.challenge(&last, &key).await?;
+        // Before a deadline others give way epochs ahead; a proof by hand is to take as long.
+        tokio::time::sleep(NOTICE).await;
         let todo: BTreeSet<u64> = (0u64..)
             .zip(&partitions)
             .filter(|(_, p)| !wanted(p).is_empty())
