@@ -47,7 +47,7 @@ const GO: Tool = Tool {
     install: "Go 1.26.5 or newer from https://go.dev/dl",
 };
 
-const PEERS: [Peer; 7] = [
+const PEERS: [Peer; 9] = [
     Peer {
         name: "lotus-client",
         what: "client library for Lotus' API (npm: @filecoin-shipyard/lotus-client-rpc)",
@@ -70,6 +70,20 @@ const PEERS: [Peer; 7] = [
         name: "go-car",
         what: "CAR library (github.com/ipld/go-car), on our indexes of pieces",
         file: "peers_indexing",
+        tools: &[GO],
+    },
+    Peer {
+        name: "storetheindex",
+        what: "indexer of IPNI (github.com/ipni/storetheindex v0.12.1), asked by \
+               github.com/ipni/ipni-cli v0.5.2",
+        file: "peers_indexing",
+        tools: &[GO],
+    },
+    Peer {
+        name: "stream-commp",
+        what: "library of stream-commp (github.com/filecoin-project/go-fil-commp-hashhash v0.2.0), \
+               on our commitments of pieces",
+        file: "peers_pieces",
         tools: &[GO],
     },
     Peer {
