@@ -1,9 +1,11 @@
-//! A libp2p host that takes streams: the owner of libp2p.
+//! A libp2p host that takes streams, and connections that are dialed: the owner of libp2p.
 //!
 //! Filecoin's market protocols open a stream, write one object, and read one. So a host here is
 //! TCP, Noise and Yamux, identify (clients look for protocols there) and ping, behind limits for
-//! connections, and hands out the streams of each protocol. It dials nobody.
+//! connections, and hands out the streams of each protocol. It dials nobody; who fetches from a peer
+//! has a connection of its own ([`Dialed`]).
 
+mod dial;
 mod identity;
 
 use std::net::{IpAddr, SocketAddr};
@@ -17,6 +19,7 @@ use libp2p::{StreamProtocol, Swarm, identify, noise, ping, tcp, yamux};
 use lotus_types::Kind;
 use tokio_util::sync::CancellationToken;
 
+pub use dial::{Dialed, Opener, PeerAddress};
 pub use identity::load_or_create;
 pub use libp2p::identity::Keypair;
 pub use libp2p::{Multiaddr, PeerId, Stream};
@@ -48,6 +51,22 @@ pub enum P2pError {
         /// What is wrong.
         why: String,
     },
+    /// A peer can not be reached, or another one is there.
+    #[error("the peer at {at} can not be reached: {why}")]
+    Unreachable {
+        /// Where it should be.
+        at: SocketAddr,
+        /// The library's words.
+        why: String,
+    },
+    /// A peer gives no stream.
+    #[error("peer {peer} gives no stream: {why}")]
+    NoStream {
+        /// Its name.
+        peer: PeerId,
+        /// The library's words.
+        why: String,
+    },
     /// The library refuses the setup.
     #[error("libp2p: {0}")]
     Setup(String),
@@ -59,6 +78,7 @@ impl P2pError {
     pub const fn kind(&self) -> Kind {
         match self {
             Self::Listen { .. } | Self::Key { .. } => Kind::Config,
+            Self::Unreachable { .. } | Self::NoStream { .. } => Kind::Transport,
             Self::Setup(_) => Kind::Fatal,
         }
     }
@@ -71,6 +91,9 @@ impl P2pError {
             Self::Key { .. } => {
                 "restore it from a backup; without it clients know this provider by another peer id"
                     .into()
+            }
+            Self::Unreachable { .. } | Self::NoStream { .. } => {
+                "the peer must be up, at that address, and serve the protocol".into()
             }
             Self::Setup(_) => "report this".into(),
         }

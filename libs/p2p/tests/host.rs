@@ -1,12 +1,11 @@
-//! A host, and another libp2p node that talks to it.
+//! A host, and a peer that dials it.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::time::Duration;
 
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _};
-use libp2p::{StreamProtocol, noise, tcp, yamux};
-use lotus_p2p::{Host, HostLimits, Keypair, P2pError, load_or_create};
+use lotus_p2p::{Dialed, Host, HostLimits, Keypair, P2pError, PeerAddress, load_or_create};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -41,35 +40,26 @@ async fn a_peer_opens_a_stream_and_is_answered() {
         stream.close().await.unwrap();
     });
 
-    let mut dialer = libp2p::SwarmBuilder::with_new_identity()
-        .with_tokio()
-        .with_tcp(
-            tcp::Config::default(),
-            noise::Config::new,
-            yamux::Config::default,
-        )
-        .unwrap()
-        .with_behaviour(|_| libp2p_stream::Behaviour::new())
-        .unwrap()
-        .build();
-    let mut control = dialer.behaviour().new_control();
-    dialer.dial(address).unwrap();
-    tasks.spawn(async move {
-        loop {
-            dialer.select_next_some().await;
-        }
-    });
+    let to: PeerAddress = address.to_string().parse().unwrap();
+    assert_eq!(to.peer, peer);
     let talk = async {
-        let mut stream = control
-            .open_stream(peer, StreamProtocol::new(ECHO))
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let dialed = Dialed::connect(Keypair::generate_ed25519(), &to, DEADLINE)
             .await
             .unwrap();
+        let mut stream = dialed.opener(ECHO).open().await.unwrap();
         stream.write_all(b"hello").await.unwrap();
         let mut back = Vec::new();
         stream.read_to_end(&mut back).await.unwrap();
         assert_eq!(back, b"hello");
-        let other = control.open_stream(peer, StreamProtocol::new("/test/other"));
-        assert!(other.await.is_err(), "nobody takes that protocol");
+        let other = dialed.opener("/test/other").open().await;
+        assert!(matches!(other, Err(P2pError::NoStream { .. })), "nobody takes that protocol");
+        let other = PeerAddress {
+            peer: Keypair::generate_ed25519().public().to_peer_id(),
+            ..to.clone()
+        };
+        let dialed = Dialed::connect(Keypair::generate_ed25519(), &other, DEADLINE).await;
+        assert!(matches!(dialed, Err(P2pError::Unreachable { .. })), "{dialed:?}");
     };
     tokio::time::timeout(DEADLINE, talk).await.unwrap();
     stop.cancel();
