@@ -11,10 +11,11 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use lotus_deals::mk20::Done;
 use lotus_deals::operator::{DealRow, ListQuery};
 use lotus_runtime::Fault;
-use lotus_types::Kind;
+use lotus_types::{Kind, PaddedSize};
 use reqwest::Method;
 use serde::Serialize;
 use serde_json::json;
+use tokio::io::AsyncReadExt as _;
 use tokio_util::io::ReaderStream;
 
 use super::Where;
@@ -133,7 +134,7 @@ fn matched(
         // Several deals may be of one piece: a file with its name serves all of them.
         let named: Vec<_> = open
             .iter()
-            .filter(|(_, d)| d.deal.raw_size == *len)
+            .filter(|(_, d)| fits(d, *len))
             .filter(|(_, d)| {
                 let names = [&d.deal.id, &d.deal.piece_cid, &d.deal.piece_cid_v2];
                 names.iter().any(|n| n.eq_ignore_ascii_case(stem))
@@ -150,16 +151,18 @@ fn matched(
     }
     let mut unmatched = Vec::new();
     for (file, len) in rest {
-        let mut fits = Vec::new();
-        if open.values().any(|d| d.deal.raw_size == len) {
+        let mut own = Vec::new();
+        if open.values().any(|d| fits(d, len)) {
             let piece = piece_of(file)?;
-            let own = open.iter().filter(|(_, d)| d.deal.piece_cid == piece);
-            fits = own.map(|(key, _)| *key).collect();
+            let same = open
+                .iter()
+                .filter(|(_, d)| fits(d, len) && d.deal.piece_cid == piece);
+            own = same.map(|(key, _)| *key).collect();
         }
-        if fits.is_empty() {
+        if own.is_empty() {
             unmatched.push(file.clone());
         }
-        for key in fits {
+        for key in own {
             open.remove(&key);
             found.push((key, file));
         }
@@ -170,6 +173,12 @@ fn matched(
         file: file.clone(),
     });
     Ok((found.collect(), unmatched))
+}
+
+/// Whether a file of this length can be a deal's.
+fn fits(deal: &DealRow, len: u64) -> bool {
+    let padded = || PaddedSize::to_hold(len).map(PaddedSize::get);
+    deal.deal.raw_size == len || deal.any_length && padded() == Some(deal.deal.piece_size)
 }
 
 fn commp(file: &Path) -> Result<String, Fault> {
@@ -325,15 +334,27 @@ impl ImportData {
     }
 }
 
+/// Opens a file. A pipe would wait for its writer, and a device has no end.
+async fn opened(path: &Path) -> Result<(tokio::fs::File, u64), Fault> {
+    let fault = |e| file_fault(path, &e);
+    let meta = tokio::fs::metadata(path).await.map_err(fault)?;
+    if !meta.is_file() {
+        return Err(Fault::new(
+            Kind::Data,
+            format!("{} is no file", path.display()),
+            "name the file with the deal's bytes",
+        ));
+    }
+    let file = tokio::fs::File::open(path).await.map_err(fault)?;
+    Ok((file, meta.len()))
+}
+
 async fn send(link: &Link, one: &Match, bar: &ProgressBar, all: &ProgressBar) -> Result<(), Fault> {
-    let opened = tokio::fs::File::open(&one.file).await;
-    let file = opened.map_err(|e| file_fault(&one.file, &e))?;
-    let meta = file
-        .metadata()
-        .await
-        .map_err(|e| file_fault(&one.file, &e))?;
-    bar.set_length(meta.len());
+    let (file, len) = opened(&one.file).await?;
+    bar.set_length(len);
     let (own, sum) = (bar.clone(), all.clone());
+    // What is written to it meanwhile is not what was matched.
+    let file = file.take(len);
     let bytes = ReaderStream::with_capacity(file, 1 << 20).inspect_ok(move |part| {
         own.inc(part.len() as u64);
         sum.inc(part.len() as u64);
@@ -341,7 +362,7 @@ async fn send(link: &Link, one: &Match, bar: &ProgressBar, all: &ProgressBar) ->
     let path = format!("/deals/{}/{}/data", one.client, one.deal);
     let put = link
         .request(Method::PUT, &path)
-        .header("content-length", meta.len())
+        .header("content-length", len)
         .body(reqwest::Body::wrap_stream(bytes));
     let _done: Done = link.send(put).await?;
     Ok(())
@@ -360,10 +381,12 @@ mod tests {
                 piece_cid: piece.into(),
                 piece_cid_v2: format!("{piece}v2"),
                 raw_size,
+                piece_size: 128,
                 ..DealStatus::default()
             },
             source: "offline".into(),
             format: "car".into(),
+            any_length: false,
             accepted_unix_ms: 0,
             arriving: false,
             checking: false,
@@ -379,6 +402,10 @@ mod tests {
             deal("01C", "p3", 30),
             deal("01D", "p3", 30),
             deal("01E", "p5", 50),
+            DealRow {
+                any_length: true,
+                ..deal("01F", "p6", 127)
+            },
         ];
         let files: Vec<(PathBuf, u64)> = [
             ("d/01a.car", 10),
@@ -387,6 +414,8 @@ mod tests {
             ("d/y", 40),
             ("d/01E.car", 51),
             ("d/z", 50),
+            ("d/p6", 128),
+            ("d/01F.car", 64),
         ]
         .map(|(f, n)| (f.into(), n))
         .into();
@@ -405,12 +434,13 @@ mod tests {
             [
                 ("01A", "d/01a.car"),
                 ("01B", "d/p2v2.car.zst"),
+                ("01F", "d/01F.car"),
                 ("01C", "d/x"),
                 ("01D", "d/x")
             ]
         );
         let paths = |names: &[&str]| names.iter().map(PathBuf::from).collect::<Vec<_>>();
-        assert_eq!(unmatched, paths(&["d/y", "d/01E.car", "d/z"]));
+        assert_eq!(unmatched, paths(&["d/y", "d/01E.car", "d/z", "d/p6"]));
         assert_eq!(asked, paths(&["d/x", "d/z"]), "only where the size fits");
     }
 
@@ -424,5 +454,37 @@ mod tests {
         std::os::unix::fs::symlink("/etc/passwd", dir.path().join("c")).unwrap();
         let found = files(dir.path()).unwrap();
         assert_eq!(found, [dir.path().join("a"), dir.path().join("in/b")]);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_file_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let mut pipe = std::process::Command::new("mkfifo");
+        assert!(pipe.arg(path("pipe")).status().unwrap().success());
+        let _socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+        std::fs::create_dir(path("folder")).unwrap();
+        std::fs::write(path("file"), "abc").unwrap();
+        for (to, name) in [
+            ("/dev/zero", "zeros"),
+            ("pipe", "to-pipe"),
+            ("round", "round"),
+            ("absent", "nowhere"),
+            ("folder/../file", "to-file"),
+        ] {
+            std::os::unix::fs::symlink(to, path(name)).unwrap();
+        }
+        assert_eq!(files(dir.path()).unwrap(), [path("file")]);
+        for name in ["pipe", "socket", "folder", "zeros", "to-pipe"] {
+            let refused = opened(&path(name)).await.unwrap_err();
+            assert!(refused.message.ends_with("is no file"), "{refused}");
+            assert!(refused.message.contains(name), "{refused}");
+        }
+        for name in ["round", "nowhere", "file/x"] {
+            let refused = opened(&path(name)).await.unwrap_err();
+            assert!(refused.message.contains(name), "{refused}");
+        }
+        assert_eq!(opened(&path("file")).await.unwrap().1, 3);
+        assert_eq!(opened(&path("to-file")).await.unwrap().1, 3);
     }
 }

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use super::Where;
 
 /// Longest time for a request that carries no piece.
-const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The running deal service.
 pub(crate) struct Link {
@@ -47,9 +47,7 @@ impl Link {
         let dir = at.dir()?;
         let token = std::fs::read_to_string(operator::token_file(&dir))
             .map_err(|e| unreachable(&dir, e))?;
-        // Already installed by another part of the process: just as good.
-        drop(rustls::crypto::ring::default_provider().install_default());
-        let http = reqwest::Client::builder()
+        let http = lotus_runtime::http_client()
             .unix_socket(operator::socket(&dir))
             .no_proxy()
             .build()

@@ -4,6 +4,7 @@
 mod filter;
 mod import;
 mod link;
+mod publish;
 mod show;
 
 use std::path::PathBuf;
@@ -36,6 +37,8 @@ pub(crate) enum DealsCommand {
     Status(show::Status),
     /// Show the transfers that are under way, with their progress.
     Transfers(show::Transfers),
+    /// Show the deals by proposal (MK1.2) that are on their way to the chain or wait for a message.
+    PendingPublish(publish::PendingPublish),
     /// Give files to the offline deals that wait for them.
     ///
     /// A file belongs to the deal whose id or piece CID is its name, else to the one whose piece
@@ -66,6 +69,7 @@ pub(crate) async fn run(command: DealsCommand) -> Result<(), Fault> {
         DealsCommand::List(c) => c.run().await,
         DealsCommand::Status(c) => c.run().await,
         DealsCommand::Transfers(c) => c.run().await,
+        DealsCommand::PendingPublish(c) => c.run().await,
         DealsCommand::ImportData(c) => c.run().await,
         DealsCommand::Cancel(c) => c.run().await,
         DealsCommand::Retry(c) => c.run().await,

@@ -126,7 +126,7 @@ impl Status {
     }
 }
 
-fn moment(unix_ms: u64) -> String {
+pub(super) fn moment(unix_ms: u64) -> String {
     i64::try_from(unix_ms)
         .ok()
         .and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok())
@@ -332,6 +332,7 @@ mod tests {
             },
             source: source.into(),
             format: "car".into(),
+            any_length: false,
             accepted_unix_ms: 1_700_000_000_000,
             arriving: false,
             checking: false,

@@ -86,17 +86,9 @@ impl Arriving {
         places.whole.contains_key(key) || places.chunks.contains_key(key)
     }
 
-    /// Every deal whose bytes are arriving, with those that are here and for how long it takes.
-    pub(crate) fn all(&self) -> Vec<(DealKey, u64, Duration)> {
-        let places = self.places();
-        places
-            .whole
-            .iter()
-            .map(|(key, t)| {
-                let received = t.received.load(Ordering::Relaxed);
-                (key.clone(), received, t.since.elapsed())
-            })
-            .collect()
+    /// For how long the bytes of a deal have been arriving in one piece.
+    pub(crate) fn takes(&self, key: &DealKey) -> Option<Duration> {
+        Some(self.places().whole.get(key)?.since.elapsed())
     }
 
     /// Ends the transfers of a deal.

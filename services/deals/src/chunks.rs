@@ -15,7 +15,7 @@ use lotus_types::DealKey;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use crate::engine::{Engine, journal_refusal};
+use crate::engine::{Engine, blocking, journal_refusal};
 use crate::machine::{Event, Record};
 use crate::mk20::{Code, Refusal, StartUpload, UploadStatus};
 use crate::staging::IntakeError;
@@ -146,7 +146,10 @@ impl Engine {
             self.cfg.min_chunk_bytes,
             self.cfg.max_chunk_bytes,
         )?;
-        let _lease = self.arriving.lease(key).ok_or_else(taken)?;
+        let lease = self.arriving.lease(key).ok_or_else(taken)?;
+        // What is given up from here on is cleaned up after the lease.
+        let now = self.deals.get(key).map_err(|e| journal_refusal(&e))?;
+        now.as_ref().map_or(Ok(()), awaits_upload)?;
         if self.chunked(key)?.is_some() || self.staging.has(key) {
             return Err(Refusal::new(
                 Code::Conflict,
@@ -166,7 +169,9 @@ impl Engine {
             f.sync_all()?;
             journal
                 .write(|tx| tx.put(&UPLOADS, &key, &upload))
-                .map_err(|e: JournalError| IntakeError::Io(io::Error::other(e)))
+                .map_err(|e: JournalError| IntakeError::Io(io::Error::other(e)))?;
+            drop(lease);
+            Ok(())
         };
         let begun = tokio::task::spawn_blocking(begin).await.map_err(blocked);
         begun.and_then(|r| r).map_err(|e| intake_refusal(&e))
@@ -247,17 +252,16 @@ impl Engine {
                 };
                 upload.done.insert(chunk);
                 tx.put(&UPLOADS, &key, &upload)?;
-                Ok::<_, JournalError>(true)
+                Ok(true)
             })
         };
-        let noted = tokio::task::spawn_blocking(note).await;
+        let noted = blocking(note).await;
         drop(lease);
         match noted {
-            Ok(Ok(true)) => Ok(()),
+            Ok(true) => Ok(()),
             // The deal was given up in the meantime.
-            Ok(Ok(false)) => Err(not_started(Code::NotFound)),
-            Ok(Err(e)) => Err(journal_refusal(&e)),
-            Err(e) => Err(intake_refusal(&blocked(e))),
+            Ok(false) => Err(not_started(Code::NotFound)),
+            Err(e) => Err(journal_refusal(&e)),
         }
     }
 

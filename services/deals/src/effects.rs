@@ -5,18 +5,20 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use hub_proto::HubError;
 use hub_proto::v1::{DealTerms, OfferRequest, Source as OfferSource, UnixSource, Use, source::At};
 use lotus_actors::{actors, encode};
-use lotus_dataplane::{DataError, HttpPull};
+use lotus_dataplane::{DataError, HttpPull, Pulled};
 use lotus_journal::{JournalError, Pending};
 use lotus_runtime::{Backoff, CancellationToken, Fault, trace};
 use lotus_types::{DealKey, Kind};
+use tokio::sync::mpsc;
 use tokio::task::{Id, JoinSet};
 use tracing::Instrument as _;
 
 use crate::chunks::UPLOADS;
-use crate::engine::{Engine, journal_fault, view};
+use crate::engine::{Engine, blocking, journal_fault, view};
 use crate::machine::{Checkpoint, DealMachine, Effect, Event, HubView, Record};
 use crate::mk20::HttpUrl;
 use crate::ranges;
@@ -119,10 +121,7 @@ async fn perform(engine: Arc<Engine>, task: Task, stop: CancellationToken) -> Re
 
 async fn settle(engine: &Arc<Engine>, task: &Task) -> Result<(), Undone> {
     let (deals, id) = (engine.deals.clone(), task.id);
-    tokio::task::spawn_blocking(move || deals.settle(id))
-        .await
-        .map_err(|_| Undone::Stopped)??;
-    Ok(())
+    Ok(blocking(move || deals.settle(id)).await?)
 }
 
 async fn finish(engine: &Engine, task: &Task, event: Event) -> Result<(), Undone> {
@@ -161,15 +160,13 @@ async fn drop_staging(
     loop {
         // A transfer that still writes must end first.
         let removed = match engine.arriving.lease(&task.key) {
-            Some(_lease) => {
-                let key = task.key.clone();
-                let journal = engine.deals.journal().clone();
-                tokio::task::spawn_blocking(move || {
-                    journal.write(|tx| tx.remove(&UPLOADS, &key).map(drop))
+            Some(lease) => {
+                let (journal, staging) = (engine.deals.journal().clone(), engine.staging.clone());
+                blocking(move || {
+                    journal.write(|tx| tx.remove(&UPLOADS, &lease.key).map(drop))?;
+                    Ok(staging.remove(&lease.key))
                 })
-                .await
-                .map_err(|_| Undone::Stopped)??;
-                engine.staging.remove(&task.key)
+                .await?
             }
             None => Err(std::io::ErrorKind::ResourceBusy.into()),
         };
@@ -310,20 +307,8 @@ async fn download(engine: &Engine, p: &Proposal, urls: &[HttpUrl]) -> Attempt {
         if from >= p.piece.raw_size {
             break;
         }
-        let pull = HttpPull {
-            url: u.url.clone(),
-            headers: u
-                .headers
-                .iter()
-                .map(|(k, v)| (k.clone(), v.join(", ")))
-                .collect(),
-            from,
-            limit: p.piece.raw_size,
-            idle: Duration::from_secs(engine.cfg.transfer_idle_secs.max(1)),
-            etag: None,
-        };
         let Some(sink) = intake.sink() else { break };
-        let pulling = ranges::pull(&engine.http, &pull, engine.cfg.pull_ranges, sink);
+        let pulling = fetch(engine, u, from, p.piece.raw_size, sink);
         let pulled = tokio::select! {
             () = stop.cancelled() => break,
             pulled = pulling => pulled,
@@ -354,21 +339,43 @@ async fn download(engine: &Engine, p: &Proposal, urls: &[HttpUrl]) -> Attempt {
     verdict(outcome, &hopeless, &broken, urls.len())
 }
 
+/// Downloads from one URL.
+async fn fetch(
+    engine: &Engine,
+    from_url: &HttpUrl,
+    from: u64,
+    limit: u64,
+    sink: &mpsc::Sender<Bytes>,
+) -> Result<Pulled, DataError> {
+    let headers = from_url.headers.iter();
+    let mut pull = HttpPull {
+        url: from_url.url.clone(),
+        headers: headers.map(|(k, v)| (k.clone(), v.join(", "))).collect(),
+        from,
+        limit,
+        idle: Duration::from_secs(engine.cfg.transfer_idle_secs.max(1)),
+        etag: None,
+    };
+    let peer = engine.peer_client(&pull.url).await;
+    let peer = peer.map_err(|why| DataError::Unreachable {
+        at: pull.url.clone(),
+        why,
+    })?;
+    if let Some(peer) = &peer {
+        pull.url.clone_from(&peer.url);
+    }
+    let http = peer.as_ref().map_or(&engine.http, |peer| &peer.http);
+    ranges::pull(http, &pull, engine.cfg.pull_ranges, sink).await
+}
+
 /// Bytes taken, once the intake has taken all that was sent.
 async fn drained(intake: &Intake) -> u64 {
-    // All permits back means that the queue is empty; the last chunk may still be in the making,
-    // so two equal readings are waited for.
-    let mut seen = None;
-    for _ in 0..1_000 {
-        let empty = intake
-            .sink()
-            .is_none_or(|s| s.capacity() == s.max_capacity());
-        let now = intake.received();
-        if empty && seen == Some(now) {
-            return now;
-        }
-        seen = Some(now);
-        tokio::time::sleep(Duration::from_millis(5)).await;
+    // It takes a chunk from the queue when it is done with the one before: once this empty one has
+    // left it, every byte is counted. An intake that gave up closes the queue.
+    if let Some(sink) = intake.sink()
+        && sink.send(Bytes::new()).await.is_ok()
+    {
+        drop(sink.reserve_many(sink.max_capacity()).await);
     }
     intake.received()
 }
@@ -493,4 +500,42 @@ fn offer_request(record: &Record, credit: String, data_socket: &str) -> OfferReq
 /// The name of a staged piece on the data socket.
 pub(crate) fn token(key: &DealKey) -> String {
     key.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use lotus_types::Commitment;
+    use lotus_types::{PaddedSize, PieceCid, PieceInfo};
+
+    use super::*;
+    use crate::arriving::Arriving;
+    use crate::staging::Staging;
+    use crate::validate::Format;
+
+    #[tokio::test]
+    async fn the_next_url_goes_on_after_the_last_byte_that_was_sent() {
+        const LEN: usize = 16 << 20;
+        let dir = tempfile::tempdir().unwrap();
+        let key = DealKey {
+            client: "t1abc".into(),
+            id: ulid::Ulid::from(5u128),
+        };
+        let piece = PieceInfo {
+            cid: PieceCid::new(Commitment([0; 32])),
+            size: PaddedSize::to_hold(2 * LEN as u64).unwrap(),
+            raw_size: 2 * LEN as u64,
+        };
+        let lease = Arriving::default().lease(&key).unwrap();
+        let staging = Staging::open(dir.path()).unwrap();
+        let intake = staging.intake(piece, Format::Raw, true, lease);
+        // It takes a while to write and hash this.
+        let sink = intake.sink().unwrap();
+        sink.send(vec![1; LEN].into()).await.unwrap();
+        assert_eq!(drained(&intake).await, LEN as u64);
+        // One that gave up is not waited for.
+        sink.send(vec![1; LEN + 1].into()).await.unwrap();
+        drained(&intake).await;
+        let e = intake.finish().await.unwrap_err();
+        assert!(matches!(e, IntakeError::Long { .. }), "{e}");
+    }
 }

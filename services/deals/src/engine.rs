@@ -1,7 +1,7 @@
 //! The heart of the service: the journal, the hub, and the way from a proposal to a deal.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hub_proto::v1::{
@@ -56,7 +56,69 @@ pub(crate) struct OpenDeal {
 #[derive(Debug, Default)]
 pub(crate) struct Open {
     pub(crate) deals: HashMap<DealKey, OpenDeal>,
+    /// Deals that are being accepted, with their padded bytes, by request.
+    coming: HashMap<u64, (DealKey, u64)>,
+    requests: u64,
     allocations: HashMap<(u64, u64), DealKey>,
+}
+
+/// The place of a deal that is being accepted: it counts as an open one. Dropped, whatever became
+/// of the request, it is free again.
+pub(crate) struct Place {
+    request: u64,
+    key: DealKey,
+    steps: Steps,
+    deals: Machines<DealMachine>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut open = self.steps.open();
+        open.coming.remove(&self.request);
+        // A deal that another request made, or makes, keeps its allocation.
+        if !open.coming.values().any(|(key, _)| *key == self.key)
+            && matches!(self.deals.get(&self.key), Ok(None))
+        {
+            open.release(&self.key);
+        }
+    }
+}
+
+/// Makes steps of deals known outside of the journal, in the order in which they are in it.
+#[derive(Clone)]
+struct Steps {
+    open: Arc<Mutex<Open>>,
+    /// Held from a transaction until its steps are known.
+    turn: Arc<Mutex<()>>,
+    wake: Arc<Notify>,
+    mk12: Arc<Mk12>,
+}
+
+impl Steps {
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn noted(&self, key: &DealKey, step: &Step<DealMachine>) {
+        self.open().note(key, &step.after);
+        let after = &step.after;
+        if step.before.as_ref().map(|b| b.checkpoint) != Some(after.checkpoint) {
+            let to = after.checkpoint.name();
+            tracing::info!(deal = %key, checkpoint = to, sector = ?after.place.map(|p| p.0), reason = after.reason, "deal");
+            metrics::counter!("lotus_markets_deal_checkpoints_total", "checkpoint" => to)
+                .increment(1);
+            if after.checkpoint == Checkpoint::Transferred {
+                self.mk12.ready.notify_one();
+            }
+        }
+        if !step.effects.is_empty() {
+            self.wake.notify_one();
+        }
+    }
 }
 
 /// The heart of the service; shared by the HTTP intake and the background work.
@@ -70,19 +132,19 @@ pub(crate) struct Engine {
     /// Path of the socket from which the hub pulls.
     pub(crate) data_socket: String,
     /// Told when there may be new effects.
-    pub(crate) wake: Notify,
+    pub(crate) wake: Arc<Notify>,
     /// Chain height, from the hub's head events and answers.
     pub(crate) height: watch::Sender<Epoch>,
     /// What MK1.2 deals need.
-    pub(crate) mk12: Mk12,
-    open: Mutex<Open>,
+    pub(crate) mk12: Arc<Mk12>,
+    steps: Steps,
     pub(crate) lists: Lists,
     /// Asks the operator's filter.
     pub(crate) filter: Filter,
     /// Told whose back-off is to end.
     pub(crate) nudge: watch::Sender<Option<DealKey>>,
     /// Pieces without a deal.
-    pub(crate) pieces: Pieces,
+    pub(crate) pieces: Arc<Pieces>,
 }
 
 pub(crate) fn unix_ms() -> u64 {
@@ -140,11 +202,17 @@ impl Engine {
         let lists = Lists::new(&cfg)?;
         let filter = Filter::new(&cfg)?;
         let http = crate::source::client(cfg.allow_private_sources)?;
-        let mk12 = Mk12::new(&cfg.mk12)?;
+        let mk12 = Arc::new(Mk12::new(&cfg.mk12)?);
         let mut open = Open::default();
         for (key, record) in deals.all().map_err(|e| journal_fault(&e))? {
             open.note(&key, &record);
         }
+        let steps = Steps {
+            open: Arc::new(Mutex::new(open)),
+            turn: Arc::default(),
+            wake: Arc::default(),
+            mk12: mk12.clone(),
+        };
         let engine = Self {
             cfg,
             hub,
@@ -153,14 +221,14 @@ impl Engine {
             arriving: Arriving::default(),
             http,
             data_socket,
-            wake: Notify::new(),
+            wake: steps.wake.clone(),
             height: watch::Sender::new(Epoch(0)),
             mk12,
-            open: Mutex::new(open),
+            steps,
             lists,
             filter,
             nudge: watch::Sender::new(None),
-            pieces,
+            pieces: Arc::new(pieces),
         };
         let open = engine.open_deals();
         engine.staging.sweep(|key| {
@@ -171,7 +239,7 @@ impl Engine {
     }
 
     pub(crate) fn open(&self) -> MutexGuard<'_, Open> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.steps.open()
     }
 
     /// Deals that are not final, with checkpoint and sector.
@@ -198,7 +266,8 @@ impl Engine {
         .await
     }
 
-    /// Applies an event to a deal, durably, and wakes the runner. `also` is written with it.
+    /// Applies an event to a deal, durably, and wakes the runner, even if nobody waits for that any
+    /// more. `also` is written with it.
     pub(crate) async fn apply_with(
         &self,
         key: &DealKey,
@@ -206,17 +275,19 @@ impl Engine {
         settles: Option<EffectId>,
         also: impl FnOnce(&mut Tx) -> Result<(), JournalError> + Send + 'static,
     ) -> Result<Option<Record>, JournalError> {
-        let (deals, key_in) = (self.deals.clone(), key.clone());
-        let step = blocking(move || {
-            deals.apply(&key_in, &event, settles, |tx, before, after| {
-                history::note(tx, &key_in, before, after, unix_ms())?;
+        let (deals, key, steps) = (self.deals.clone(), key.clone(), self.steps.clone());
+        blocking(move || {
+            let _turn = steps.turn();
+            let step = deals.apply(&key, &event, settles, |tx, before, after| {
+                history::note(tx, &key, before, after, unix_ms())?;
                 also(tx)
-            })
+            })?;
+            Ok(step.map(|step| {
+                steps.noted(&key, &step);
+                step.after
+            }))
         })
-        .await?;
-        let Some(step) = step else { return Ok(None) };
-        self.noted(key, &step);
-        Ok(Some(step.after))
+        .await
     }
 
     /// Applies events to deals in one transaction, and wakes the runner. `also` is written with
@@ -226,9 +297,10 @@ impl Engine {
         events: Vec<(DealKey, Event)>,
         also: impl FnOnce(&mut Tx) -> Result<(), JournalError> + Send + 'static,
     ) -> Result<(), JournalError> {
-        let journal = self.deals.journal().clone();
-        let steps = blocking(move || {
-            journal.write(|tx| {
+        let (journal, known) = (self.deals.journal().clone(), self.steps.clone());
+        blocking(move || {
+            let _turn = known.turn();
+            let steps = journal.write(|tx| {
                 let mut steps = Vec::with_capacity(events.len());
                 for (key, event) in events {
                     let step = Machines::<DealMachine>::apply_in(
@@ -241,32 +313,14 @@ impl Engine {
                     steps.extend(step.map(|s| (key, s)));
                 }
                 also(tx)?;
-                Ok(steps)
-            })
-        })
-        .await?;
-        for (key, step) in &steps {
-            self.noted(key, step);
-        }
-        Ok(())
-    }
-
-    /// Makes a step known outside of the journal.
-    fn noted(&self, key: &DealKey, step: &Step<DealMachine>) {
-        self.open().note(key, &step.after);
-        let after = &step.after;
-        if step.before.as_ref().map(|b| b.checkpoint) != Some(after.checkpoint) {
-            let to = after.checkpoint.name();
-            tracing::info!(deal = %key, checkpoint = to, sector = ?after.place.map(|p| p.0), reason = after.reason, "deal");
-            metrics::counter!("lotus_markets_deal_checkpoints_total", "checkpoint" => to)
-                .increment(1);
-            if after.checkpoint == Checkpoint::Transferred {
-                self.mk12.ready.notify_one();
+                Ok::<_, JournalError>(steps)
+            })?;
+            for (key, step) in &steps {
+                known.noted(key, step);
             }
-        }
-        if !step.effects.is_empty() {
-            self.wake.notify_one();
-        }
+            Ok(())
+        })
+        .await
     }
 
     pub(crate) async fn provider(&self) -> Result<Provider, HubError> {
@@ -321,22 +375,49 @@ impl Engine {
             cfg: &self.cfg,
         };
         let mut proposal = validate::validate(deal, signer, &rules)?;
-        self.admit(&mut proposal, &rules).await?;
-        let reserved = self.open().reserve(&key, proposal.allocation);
-        if let Err(holder) = reserved {
-            return Err(Refusal::new(
+        let _place = self.admit(&mut proposal, &rules).await?;
+        self.accept(&key, proposal, deal).await
+    }
+
+    /// Takes a place among the open deals of its client, if `within` lets it be one more than
+    /// these.
+    pub(crate) fn place(
+        &self,
+        key: &DealKey,
+        size: u64,
+        within: impl FnOnce((usize, u64)) -> Result<(), Refusal>,
+    ) -> Result<(Place, (usize, u64)), Refusal> {
+        let mut open = self.open();
+        let others = open.others(key);
+        within(others)?;
+        open.requests += 1;
+        let request = open.requests;
+        open.coming.insert(request, (key.clone(), size));
+        drop(open);
+        let place = Place {
+            request,
+            key: key.clone(),
+            steps: self.steps.clone(),
+            deals: self.deals.clone(),
+        };
+        Ok((place, others))
+    }
+
+    /// Keeps an allocation for a deal.
+    pub(crate) fn reserve(
+        &self,
+        key: &DealKey,
+        allocation: Option<(u64, u64)>,
+    ) -> Result<(), Refusal> {
+        let reserved = self.open().reserve(key, allocation);
+        reserved.map_err(|holder| {
+            Refusal::new(
                 Code::InvalidProduct,
                 format!("deal {} uses this allocation already", holder.id),
                 "use one allocation for one deal",
             )
-            .at("products.ddo_v1.allocation_id"));
-        }
-        let accepted = self.accept(&key, proposal, deal).await;
-        // A deal that another request made in the meantime keeps its allocation.
-        if accepted.is_err() && matches!(self.deals.get(&key), Ok(None)) {
-            self.open().release(&key);
-        }
-        accepted
+            .at("products.ddo_v1.allocation_id")
+        })
     }
 
     async fn accept(
@@ -385,8 +466,13 @@ impl Engine {
         let Some(file) = self.pieces.file(piece) else {
             return;
         };
-        let (staging, owner) = (self.staging.clone(), key.clone());
-        let linked = tokio::task::spawn_blocking(move || staging.adopt(&owner, &file)).await;
+        // The client uploads already.
+        let Some(lease) = self.arriving.lease(key) else {
+            return;
+        };
+        let staging = self.staging.clone();
+        let link = move || staging.adopt(&lease.key, &file);
+        let linked = tokio::task::spawn_blocking(link).await;
         match linked {
             Ok(Ok(())) => match self.apply(key, Event::Uploaded, None, None).await {
                 Ok(_) => tracing::info!(deal = %key, "its piece is here already"),
@@ -478,10 +564,11 @@ impl Engine {
 }
 
 /// Runs a journal call on a thread that may block.
-async fn blocking<R: Send + 'static>(
+pub(crate) async fn blocking<R: Send + 'static>(
     f: impl FnOnce() -> Result<R, JournalError> + Send + 'static,
 ) -> Result<R, JournalError> {
-    tokio::task::spawn_blocking(f)
+    let span = tracing::Span::current();
+    tokio::task::spawn_blocking(move || span.in_scope(f))
         .await
         .map_err(|e| JournalError::Encode {
             table: "deals",
@@ -490,12 +577,17 @@ async fn blocking<R: Send + 'static>(
 }
 
 impl Open {
-    /// Open deals of a client, and their bytes with padding.
-    pub(crate) fn of_client(&self, client: &str) -> (usize, u64) {
-        let own = self.deals.iter().filter(|(key, _)| key.client == client);
-        own.fold((0, 0), |(n, bytes), (_, deal)| {
-            (n + 1, deal.size.saturating_add(bytes))
-        })
+    /// The other open deals of a deal's client, and those that are being accepted: how many, and
+    /// their bytes with padding.
+    fn others(&self, of: &DealKey) -> (usize, u64) {
+        let open = self.deals.iter().map(|(key, deal)| (key, deal.size));
+        let coming = self.coming.values().map(|(key, size)| (key, *size));
+        let coming = coming.filter(|(key, _)| !self.deals.contains_key(key));
+        open.chain(coming)
+            .filter(|(key, _)| key.client == of.client && *key != of)
+            .fold((0, 0), |(n, bytes), (_, size)| {
+                (n + 1, size.saturating_add(bytes))
+            })
     }
 
     fn note(&mut self, key: &DealKey, record: &Record) {
@@ -532,7 +624,7 @@ impl Open {
         }
     }
 
-    fn release(&mut self, key: &DealKey) {
+    pub(crate) fn release(&mut self, key: &DealKey) {
         self.allocations.retain(|_, holder| holder != key);
     }
 }

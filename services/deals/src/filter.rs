@@ -11,7 +11,7 @@ use lotus_types::{Address, Kind};
 use serde::{Deserialize, Serialize};
 
 use crate::DealsConfig;
-use crate::engine::{Engine, hub_refusal};
+use crate::engine::{Engine, Place, hub_refusal};
 use crate::mk20::{self, Code, Refusal};
 use crate::validate::{self, Proposal, Rules, Source};
 
@@ -215,9 +215,7 @@ impl Filter {
                 Some(url)
             }
         };
-        // Already installed by another part of the process: just as good.
-        drop(rustls::crypto::ring::default_provider().install_default());
-        let http = reqwest::Client::builder()
+        let http = lotus_runtime::http_client()
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .timeout(Duration::from_secs(cfg.filter_timeout_secs.max(1)))
@@ -272,15 +270,16 @@ impl Filter {
 
 impl Engine {
     /// The checks that come after those of the proposal itself: the operator's rules, the client's
-    /// limits, the allocation, and last the operator's filter.
+    /// limits, the allocation, and last the operator's filter. The deal has its place among those
+    /// of its client as long as the answer is kept.
     pub(crate) async fn admit(
         &self,
         proposal: &mut Proposal,
         rules: &Rules<'_>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Place, Refusal> {
         takes(proposal, &self.cfg)?;
-        let own = self.open().of_client(&proposal.key.client);
-        self.within_limits(own, proposal.piece.size.get())?;
+        let size = proposal.piece.size.get();
+        let (place, own) = self.place(&proposal.key, size, |own| self.within_limits(own, size))?;
         if let Some((_, id)) = proposal.allocation {
             let request = AllocationRequest {
                 client: proposal.key.client.clone(),
@@ -294,9 +293,11 @@ impl Engine {
                 Err(e) => return Err(hub_refusal(&e)),
             };
             validate::check_allocation(proposal, found.as_ref(), rules)?;
+            self.reserve(&proposal.key, proposal.allocation)?;
         }
         let question = Question::new(proposal, own, rules.height.0);
-        self.filter.ask(&question).await
+        self.filter.ask(&question).await?;
+        Ok(place)
     }
 
     fn within_limits(&self, (deals, bytes): (usize, u64), more: u64) -> Result<(), Refusal> {

@@ -12,7 +12,7 @@ use lotus_journal::JournalError;
 use lotus_runtime::{Backoff, CancellationToken, Fault, Health};
 use lotus_types::{DealKey, Epoch, Kind};
 
-use crate::engine::{CURSOR, Engine, NEXT_SEQ, journal_fault, unix_ms, view};
+use crate::engine::{CURSOR, Engine, NEXT_SEQ, blocking, journal_fault, unix_ms, view};
 use crate::machine::{Checkpoint, Event, HubView};
 use crate::validate::Source;
 
@@ -88,14 +88,7 @@ async fn take(engine: &Engine, event: HubEvent, next: &mut u64) -> Result<(), Jo
     *next = seq;
     if !changed && seq.is_multiple_of(CURSOR_STRIDE) {
         let journal = engine.deals.journal().clone();
-        tokio::task::spawn_blocking(move || {
-            journal.write(|tx| tx.put(&CURSOR, &NEXT_SEQ.to_owned(), &seq))
-        })
-        .await
-        .map_err(|e| JournalError::Encode {
-            table: "deals.cursor",
-            why: e.to_string(),
-        })??;
+        blocking(move || journal.write(|tx| tx.put(&CURSOR, &NEXT_SEQ.to_owned(), &seq))).await?;
     }
     Ok(())
 }

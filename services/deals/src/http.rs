@@ -1,8 +1,7 @@
 //! The HTTP intake, in MK20's shape.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -27,27 +26,27 @@ use crate::mk20::{
     SupportedProducts, SupportedSources, UploadStatus,
 };
 use crate::openapi::{self, Api, Operation};
+use crate::rate::Rates;
 use crate::{auth, pdp, validate};
 
 /// Longest time for a request that carries no piece.
 const PATIENCE: Duration = Duration::from_secs(45);
-/// Longest time for a proposal's body to arrive.
-const BODY_PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes of an unwanted upload that are read and dropped, so that the client gets the answer
 /// instead of a broken connection.
 const DRAIN_BYTES: usize = 64 << 20;
 const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 /// Chunks are small, and their uploads run in parallel: they have slots of their own.
 const CHUNKS: &str = "/market/mk20/uploads/";
-/// Clients whose request rates are remembered.
-const MAX_RATES: usize = 10_000;
+/// Nobody signs these: they get half of the slots at most.
+const PIECES: &str = "/pdp/piece/";
 
 pub(crate) struct Shared {
     pub(crate) engine: Arc<Engine>,
     requests: Semaphore,
     transfers: Semaphore,
     chunks: Semaphore,
-    rates: Mutex<HashMap<IpAddr, Rate>>,
+    pieces: Semaphore,
+    rates: Rates<IpAddr>,
 }
 
 pub(crate) type App = Arc<Shared>;
@@ -58,7 +57,8 @@ pub(crate) fn router(engine: Arc<Engine>) -> Router {
         requests: Semaphore::new(engine.cfg.max_requests.get().into()),
         transfers: Semaphore::new(engine.cfg.max_transfers.get().into()),
         chunks: Semaphore::new(engine.cfg.max_chunk_uploads.get().into()),
-        rates: Mutex::default(),
+        pieces: Semaphore::new(engine.cfg.max_transfers.get().div_ceil(2).into()),
+        rates: Rates::new(engine.cfg.requests_per_second),
         engine,
     });
     let (mut router, document) = pdp::routes(routes(Api::new())).finish();
@@ -201,41 +201,6 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// Tokens of one address: one is spent for each request.
-struct Rate {
-    tokens: f64,
-    at: Instant,
-}
-
-impl Shared {
-    /// Whether this address may ask once more now.
-    fn within_rate(&self, ip: IpAddr) -> bool {
-        let per_second = f64::from(self.engine.cfg.requests_per_second.max(1));
-        let burst = per_second * 2.0;
-        let now = Instant::now();
-        let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
-        if rates.len() >= MAX_RATES {
-            // A bucket that would be full again says nothing.
-            rates.retain(|_, r| now.duration_since(r.at).as_secs_f64() * per_second < burst);
-            if rates.len() >= MAX_RATES {
-                rates.clear();
-            }
-        }
-        let rate = rates.entry(ip).or_insert(Rate {
-            tokens: burst,
-            at: now,
-        });
-        let refill = now.duration_since(rate.at).as_secs_f64() * per_second;
-        rate.tokens = (rate.tokens + refill).min(burst);
-        rate.at = now;
-        let allowed = rate.tokens >= 1.0;
-        if allowed {
-            rate.tokens -= 1.0;
-        }
-        allowed
-    }
-}
-
 fn overloaded(what: &str) -> Refusal {
     Refusal::new(Code::Overloaded, what, "come back later").retry_after(1)
 }
@@ -251,12 +216,14 @@ async fn admit(
     let span = tracing::info_span!("http", %method, path, peer = %peer);
     trace::set_parent(&span, &trace::from_headers(request.headers()));
     async {
-        if !shared.within_rate(peer.ip()) {
+        let client = lotus_runtime::client(peer.ip());
+        if !shared.rates.allow(client, Instant::now()) {
             return overloaded("too many requests from this address").into_response();
         }
         let response = if method == Method::PUT {
             let slots = if path.starts_with(CHUNKS) { &shared.chunks } else { &shared.transfers };
-            let Ok(_slot) = slots.try_acquire() else {
+            let unsigned = path.starts_with(PIECES).then(|| shared.pieces.try_acquire()).transpose();
+            let (Ok(_slot), Ok(_unsigned)) = (slots.try_acquire(), unsigned) else {
                 return overloaded("too many uploads are running").retry_after(10).into_response();
             };
             next.run(request).await
@@ -313,7 +280,8 @@ fn content_type(headers: &HeaderMap, wanted: &str) -> Result<(), Refusal> {
 pub(crate) async fn small_body(shared: &Shared, body: Body) -> Result<Bytes, Refusal> {
     let limit = shared.engine.cfg.max_proposal_bytes;
     let read = axum::body::to_bytes(body, limit.saturating_add(1));
-    match tokio::time::timeout(BODY_PATIENCE, read).await {
+    let patience = Duration::from_secs(shared.engine.cfg.header_secs);
+    match tokio::time::timeout(patience, read).await {
         Ok(Ok(bytes)) if bytes.len() <= limit => Ok(bytes),
         Ok(Ok(_)) => Err(too_large(limit)),
         Ok(Err(e))

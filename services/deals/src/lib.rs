@@ -23,6 +23,7 @@ pub mod operator;
 pub mod pdp;
 mod pieces;
 mod ranges;
+mod rate;
 mod service;
 mod source;
 mod staging;

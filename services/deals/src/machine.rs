@@ -1,7 +1,7 @@
 //! The life of a deal, as a table. Checkpoints carry Boost's names where it has them.
 
 use lotus_journal::{EffectId, Machine, Map};
-use lotus_types::DealKey;
+use lotus_types::{DealKey, PaddedSize};
 use serde::{Deserialize, Serialize};
 
 use crate::validate::{Proposal, Source};
@@ -150,6 +150,8 @@ pub enum Event {
     },
     /// Every byte is on disk, and none of them is checked.
     Uploaded,
+    /// The operator has a file of this length for an offline deal that names none.
+    Length(u64),
     /// The bytes are here, complete, verified and on disk.
     Transferred,
     /// The bytes can not be had.
@@ -245,6 +247,7 @@ fn create(event: &Event) -> Option<(Record, Vec<Effect>)> {
             Some((record, effects))
         }
         Event::Uploaded
+        | Event::Length(_)
         | Event::Transferred
         | Event::Cancel(_)
         | Event::Retry(_)
@@ -288,8 +291,6 @@ fn advance(now: &Record, event: &Event) -> Option<(Record, Vec<Effect>)> {
         (next != *now).then_some((next, effects))
     };
     let by_proposal = now.proposal.signed.is_some();
-    // It may be on its way to the chain already, and what is there stays there.
-    let is_publishing = by_proposal && now.checkpoint == Transferred;
     match (now.checkpoint, event) {
         // A deal by proposal waits here until it is on chain.
         (Accepted, Event::Transferred) if by_proposal => to(Transferred, "", vec![]),
@@ -312,12 +313,23 @@ fn advance(now: &Record, event: &Event) -> Option<(Record, Vec<Effect>)> {
             };
             Some((next, vec![Check]))
         }
+        // Until its bytes are here it may be another file the next time.
+        (Accepted, Event::Length(len))
+            if now.awaits_bytes()
+                && now.proposal.takes_any_length()
+                && PaddedSize::to_hold(*len) == Some(now.proposal.piece.size) =>
+        {
+            let mut next = now.clone();
+            next.proposal.piece.raw_size = *len;
+            (next != *now).then_some((next, vec![]))
+        }
         (Accepted, Event::TooLate(why)) if !now.checking => {
             to(Expired, why, vec![DropStaging, ReleaseCredit])
         }
         (Accepted, Event::Cancel(why)) => to(Failed, why, vec![DropStaging, ReleaseCredit]),
         // The hub may have it already: its answer to the withdrawal decides.
-        (Transferred | Offered, Event::Cancel(why)) if now.cancel.is_empty() && !is_publishing => {
+        // A deal by proposal is on chain, or may be on its way there, and stays there.
+        (Transferred | Offered, Event::Cancel(why)) if now.cancel.is_empty() && !by_proposal => {
             let next = Record {
                 cancel: why.clone(),
                 ..now.clone()
@@ -345,7 +357,14 @@ fn advance(now: &Record, event: &Event) -> Option<(Record, Vec<Effect>)> {
             follow(now, view)
         }
         // Late repeats are normal.
-        (_, Event::Accept { .. } | Event::Uploaded | Event::TooLate(_) | Event::Retry(_))
+        (
+            _,
+            Event::Accept { .. }
+            | Event::Uploaded
+            | Event::Length(_)
+            | Event::TooLate(_)
+            | Event::Retry(_),
+        )
         | (
             Accepted,
             Event::Refused(_)

@@ -360,8 +360,8 @@ pub struct DealStatus {
     pub id: String,
     /// Address of the client.
     pub client: String,
-    /// The last checkpoint: `Accepted`, `Transferred`, `Offered`, `AddedPiece`, `Sealing`,
-    /// `Active`, `Failed` or `Expired`.
+    /// The last checkpoint: `Accepted`, `Transferred`, `Published` and `PublishConfirmed` (deals by
+    /// proposal alone), `Offered`, `AddedPiece`, `Sealing`, `Active`, `Failed` or `Expired`.
     pub checkpoint: String,
     /// Piece CID, version 1.
     pub piece_cid: String,

@@ -77,6 +77,9 @@ pub struct DealRow {
     pub source: String,
     /// `car` or `raw`.
     pub format: String,
+    /// Its proposal names no length: it takes any file whose piece it is.
+    #[serde(default)]
+    pub any_length: bool,
     /// When it was accepted, in Unix milliseconds.
     pub accepted_unix_ms: u64,
     /// Its bytes are arriving now.
@@ -108,6 +111,30 @@ pub struct DealDetail {
     pub allocation_id: Option<u64>,
     /// Its steps, oldest first.
     pub history: Vec<Step>,
+}
+
+/// Deals by proposal on their way to the chain.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Publishing {
+    /// Those that one message each publishes.
+    pub batches: Vec<PublishBatch>,
+    /// Deals that wait for a batch, oldest first, as CLIENT/ID.
+    pub waiting: Vec<String>,
+    /// When they make one even if no more come, in Unix milliseconds; absent if none waits.
+    pub due_unix_ms: Option<u64>,
+}
+
+/// Deals that one message publishes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishBatch {
+    /// Number in the order of making.
+    pub number: u64,
+    /// Messages of it that are known not to have landed.
+    pub attempt: u32,
+    /// CID of the message, once the hub has one.
+    pub message: Option<String>,
+    /// The deals, as CLIENT/ID.
+    pub deals: Vec<String>,
 }
 
 /// Body of a cancellation.
@@ -163,6 +190,7 @@ impl Operator {
             .route("/deals/{client}/{id}/cancel", post(cancel))
             .route("/deals/{client}/{id}/retry", post(retry))
             .route("/deals/{client}/{id}/data", put(import))
+            .route("/publish", get(publishing).post(publish_now))
             .layer(middleware::from_fn_with_state(shared.clone(), admit))
             .with_state(shared);
         let until = stop.clone();
@@ -230,15 +258,15 @@ fn matches(q: &ListQuery, key: &DealKey, r: &Record) -> bool {
 
 fn row(engine: &Engine, r: &Record) -> DealRow {
     let key = &r.proposal.key;
-    let running = engine.arriving.all().into_iter().find(|(k, ..)| k == key);
     DealRow {
         deal: engine.known(r),
         source: r.proposal.source.name().into(),
+        any_length: r.proposal.takes_any_length(),
         format: r.proposal.format.as_str().into(),
         accepted_unix_ms: r.accepted_unix_ms,
         arriving: engine.arriving.has(key) && !r.checking,
         checking: r.checking,
-        transfer_ms: running.map_or(0, |(_, _, took)| {
+        transfer_ms: engine.arriving.takes(key).map_or(0, |took| {
             u64::try_from(took.as_millis()).unwrap_or(u64::MAX)
         }),
     }
@@ -402,9 +430,17 @@ async fn retry(
         }
         Err(e) => return Err(crate::engine::hub_refusal(&e)),
     }
+    // Another deal may use what this one gave up.
+    engine.reserve(&key, record.proposal.allocation)?;
     let retried = engine
         .apply(&key, Event::Retry(unix_ms()), None, None)
         .await;
+    {
+        let mut open = engine.open();
+        if !open.deals.contains_key(&key) {
+            open.release(&key);
+        }
+    }
     match retried.map_err(|e| journal_refusal(&e))? {
         Some(_) => Ok(axum::Json(Done::OK)),
         None => no(
@@ -412,6 +448,16 @@ async fn retry(
             "the client must propose a new deal",
         ),
     }
+}
+
+async fn publishing(State(shared): App) -> Result<axum::Json<Publishing>, Refusal> {
+    let found = shared.engine.publishing();
+    Ok(axum::Json(found.map_err(|e| journal_refusal(&e))?))
+}
+
+async fn publish_now(State(shared): App) -> axum::Json<Done> {
+    shared.engine.publish_now();
+    axum::Json(Done::OK)
 }
 
 async fn import(

@@ -139,6 +139,11 @@ fn upload_id(text: &str) -> Result<Uuid, Refusal> {
         .map_err(|e| Refusal::new(Code::BadProposal, e, "use the id that the POST gave"))
 }
 
+/// Whose upload it is.
+fn owner(peer: &SocketAddr) -> String {
+    lotus_runtime::client(peer.ip()).to_string()
+}
+
 fn created(path: String) -> Response {
     (StatusCode::CREATED, [(header::LOCATION, path)]).into_response()
 }
@@ -166,7 +171,7 @@ async fn begin(
     if pieces.file(&piece).is_some() {
         return Ok(axum::Json(name(&piece)).into_response());
     }
-    let id = pieces.begin(&peer.ip().to_string(), Some(piece))?;
+    let id = pieces.begin(&owner(&peer), Some(piece))?;
     Ok(created(format!("/pdp/piece/upload/{id}")))
 }
 
@@ -174,7 +179,7 @@ async fn begin_streaming(
     State(shared): State<App>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
 ) -> Result<Response, Refusal> {
-    let id = shared.engine.pieces.begin(&peer.ip().to_string(), None)?;
+    let id = shared.engine.pieces.begin(&owner(&peer), None)?;
     Ok(created(format!("/pdp/piece/uploads/{id}")))
 }
 

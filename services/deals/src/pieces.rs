@@ -103,6 +103,8 @@ pub(crate) struct Pieces {
     cfg: PiecesConfig,
     journal: Journal,
     state: Arc<Mutex<State>>,
+    /// Held while a piece's file, its row and its entry are changed: the three are one.
+    turn: Arc<Mutex<()>>,
 }
 
 /// An upload whose bytes are arriving. Dropped unfinished, the upload starts anew.
@@ -183,6 +185,7 @@ impl Pieces {
             cfg,
             journal,
             state: Arc::default(),
+            turn: Arc::default(),
         };
         let named: HashMap<PathBuf, [u8; 32]> = state
             .stored
@@ -321,17 +324,15 @@ impl Pieces {
         body: impl Stream<Item = Result<Bytes, E>> + Unpin,
         idle: Duration,
     ) -> Result<(), Refusal> {
-        let (mut arrival, piece, most) = self.arrive(id, announced, named)?;
+        let (arrival, piece, most) = self.arrive(id, announced, named)?;
         let (sink, parts) = mpsc::channel(QUEUE);
-        let part = arrival.part.clone();
-        let written = tokio::task::spawn_blocking(move || write(&part, most, parts));
+        // The arrival ends with the writing, whatever becomes of the request.
+        let writing = move || (write(&arrival.part, most, parts), arrival);
+        let written = tokio::task::spawn_blocking(writing);
         let broken = pump(body, &sink, idle, &CancellationToken::new()).await;
         drop(sink);
-        let came = written
-            .await
-            .map_err(|e| IntakeError::Io(io::Error::other(e)))
-            .and_then(|r| r.map_err(IntakeError::from))
-            .map_err(|e| intake_refusal(&e))?;
+        let (came, mut arrival) = written.await.map_err(|e| blocked(&e))?;
+        let came = came.map_err(|e| intake_refusal(&e.into()))?;
         let again = |error: String| Refusal::new(Code::BadProposal, error, "upload again");
         if let Some(why) = broken {
             return Err(again(format!("the upload broke off: {why}")));
@@ -345,7 +346,7 @@ impl Pieces {
         match piece {
             Some(piece) => {
                 same(&came, &piece)?;
-                self.store(id, piece).await?;
+                self.store(id, piece, Some(arrival)).await
             }
             None => {
                 let mut state = lock(&self.state);
@@ -355,10 +356,10 @@ impl Pieces {
                 upload.room -= spare;
                 let owner = upload.owner.clone();
                 state.give_back(&owner, spare);
+                arrival.done = true;
+                Ok(())
             }
         }
-        arrival.done = true;
-        Ok(())
     }
 
     /// The client names the piece of an upload whose bytes have come.
@@ -376,46 +377,67 @@ impl Pieces {
             ));
         };
         same(&came, &piece)?;
-        self.store(id, piece).await
+        self.store(id, piece, None).await
     }
 
-    async fn store(&self, id: Uuid, piece: PieceInfo) -> Result<(), Refusal> {
-        let owner = {
-            let state = lock(&self.state);
-            let upload = state.uploads.get(&id).ok_or_else(unknown)?;
-            upload.owner.clone()
-        };
-        let stored = Stored {
-            piece,
-            owner,
-            unix_ms: unix_ms(),
-        };
+    /// Keeps a piece whose bytes are here. Begun, it is done even if nobody waits for it any more.
+    async fn store(
+        &self,
+        id: Uuid,
+        piece: PieceInfo,
+        arrival: Option<Arrival>,
+    ) -> Result<(), Refusal> {
         let (part, file, dir) = (self.part(&id), self.path(&piece), self.dir.clone());
-        let (journal, row) = (self.journal.clone(), stored.clone());
+        let (journal, state, turn) = (self.journal.clone(), self.state.clone(), self.turn.clone());
         let keep = move || -> Result<(), Refusal> {
+            let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+            let owner = {
+                let state = lock(&state);
+                let upload = state.uploads.get(&id).ok_or_else(unknown)?;
+                upload.owner.clone()
+            };
+            let stored = Stored {
+                piece,
+                owner: owner.clone(),
+                unix_ms: unix_ms(),
+            };
             let moved = fs::rename(part, file).and_then(|()| File::open(dir)?.sync_all());
             moved.map_err(|e| intake_refusal(&e.into()))?;
             journal
-                .write(|tx| tx.put(&PIECES, &key(&piece), &row))
-                .map_err(|e: JournalError| journal_refusal(&e))
+                .write(|tx| tx.put(&PIECES, &key(&piece), &stored))
+                .map_err(|e: JournalError| journal_refusal(&e))?;
+            let bytes = piece.raw_size;
+            {
+                let mut state = lock(&state);
+                state.drop_upload(&id);
+                state.count(&owner, bytes);
+                if let Some(old) = state.stored.insert(key(&piece), stored) {
+                    state.give_back(&old.owner, old.piece.raw_size);
+                }
+            }
+            if let Some(mut arrival) = arrival {
+                arrival.done = true;
+            }
+            tracing::info!(piece = %piece.cid, owner, bytes, "a piece without a deal is here");
+            Ok(())
         };
-        tokio::task::spawn_blocking(keep)
-            .await
-            .map_err(|e| intake_refusal(&IntakeError::Io(io::Error::other(e))))??;
-        let mut state = lock(&self.state);
-        state.drop_upload(&id);
-        let (owner, bytes) = (stored.owner.clone(), piece.raw_size);
-        state.count(&owner, bytes);
-        if let Some(old) = state.stored.insert(key(&piece), stored) {
-            state.give_back(&old.owner, old.piece.raw_size);
-        }
-        tracing::info!(piece = %piece.cid, owner, bytes, "a piece without a deal is here");
-        Ok(())
+        let kept = tokio::task::spawn_blocking(keep).await;
+        kept.map_err(|e| blocked(&e))?
     }
 
     /// Drops the pieces and uploads whose time is over.
-    pub(crate) async fn expire(&self, now: u64) {
+    pub(crate) async fn expire(self: &Arc<Self>, now: u64) {
+        let all = self.clone();
+        match tokio::task::spawn_blocking(move || all.clean(now)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => tracing::warn!(%e, "old pieces are not removed yet"),
+            Err(e) => tracing::warn!(%e, "old pieces are not removed yet"),
+        }
+    }
+
+    fn clean(&self, now: u64) -> Result<(), JournalError> {
         let ttl = self.cfg.ttl_secs.saturating_mul(1000);
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let mut files = Vec::new();
         let mut gone = Vec::new();
         {
@@ -445,32 +467,27 @@ impl Pieces {
                 files.push(self.part(&id));
             }
         }
-        if files.is_empty() {
-            return;
+        // Files without a row are removed at the next start too.
+        if !gone.is_empty() {
+            self.journal.write(|tx| {
+                gone.iter()
+                    .try_for_each(|k| tx.remove(&PIECES, k).map(drop))
+            })?;
         }
-        let journal = self.journal.clone();
-        let clean = move || -> Result<(), JournalError> {
-            // Files without a row are removed at the next start too.
-            if !gone.is_empty() {
-                journal.write(|tx| {
-                    gone.iter()
-                        .try_for_each(|k| tx.remove(&PIECES, k).map(drop))
-                })?;
-            }
-            for file in files {
-                match fs::remove_file(&file) {
-                    Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                        tracing::warn!(%e, file = %file.display(), "an old piece is not removed");
-                    }
-                    _ => {}
+        for file in files {
+            match fs::remove_file(&file) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(%e, file = %file.display(), "an old piece is not removed");
                 }
+                _ => {}
             }
-            Ok(())
-        };
-        if let Ok(Err(e)) = tokio::task::spawn_blocking(clean).await {
-            tracing::warn!(%e, "old pieces are not removed yet");
         }
+        Ok(())
     }
+}
+
+fn blocked(e: &tokio::task::JoinError) -> Refusal {
+    intake_refusal(&IntakeError::Io(io::Error::other(e.to_string())))
 }
 
 fn same(came: &PieceInfo, named: &PieceInfo) -> Result<(), Refusal> {

@@ -113,7 +113,6 @@ impl Service for Deals {
         // The descriptor server outlives the others, so that a hub that pulls can finish.
         let stop = CancellationToken::new();
         let mut tasks: JoinSet<Result<(), Fault>> = JoinSet::new();
-        tasks.spawn(effects::run(engine.clone(), stop.clone()));
         tasks.spawn(operator.serve(stop.clone()));
         tasks.spawn(follow::events(engine.clone(), stop.clone()));
         tasks.spawn(follow::ticks(
@@ -130,6 +129,8 @@ impl Service for Deals {
             tasks.spawn(mk12::net::run(host, engine.clone(), stop.clone()));
             routes = routes.merge(mk12::http::router(engine.clone()));
         }
+        // Some of them are fetched as the peer that was made above.
+        tasks.spawn(effects::run(engine.clone(), stop.clone()));
         // Deals that were accepted are published even if no more are.
         tasks.spawn(mk12::publish::run(engine, stop.clone()));
         let serving = serve(listener, routes, self.limits(), stop.clone());

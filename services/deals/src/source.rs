@@ -5,9 +5,9 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, header};
+use lotus_p2p::PeerAddress;
 use lotus_runtime::Fault;
 use lotus_types::Kind;
 use reqwest::Url;
@@ -15,7 +15,6 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::redirect::Policy;
 
 const MAX_REDIRECTS: usize = 5;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a place is not downloaded from.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,6 +25,14 @@ pub enum SourceError {
     /// Neither `http` nor `https`, or without a host.
     #[error("{0} is not an http or https URL with a host")]
     Scheme(String),
+    /// No address of a peer.
+    #[error("{text:?} names no peer: {why}")]
+    Peer {
+        /// As given.
+        text: String,
+        /// What is wrong.
+        why: String,
+    },
     /// With a user name or password.
     #[error("the URL names a user or password")]
     Credentials,
@@ -40,6 +47,7 @@ impl SourceError {
     pub const fn fix(&self) -> &'static str {
         match self {
             Self::NoUrl(_) | Self::Scheme(_) => "give a full http:// or https:// URL",
+            Self::Peer { .. } => "give libp2p:///ip4/ADDRESS/tcp/PORT/p2p/PEER",
             Self::Credentials => "send an Authorization header instead",
             Self::Private(_) => {
                 "use a public address; a provider that trusts its clients sets deals.allow_private_sources"
@@ -53,6 +61,18 @@ pub(crate) fn check_url(text: &str, allow_private: bool) -> Result<Url, SourceEr
     let url = Url::parse(text).map_err(|_| SourceError::NoUrl(text.chars().take(128).collect()))?;
     check_parsed(&url, allow_private)?;
     Ok(url)
+}
+
+/// Checks the address of a peer, as in a URL of a transfer over libp2p.
+pub(crate) fn check_peer(text: &str, allow_private: bool) -> Result<PeerAddress, SourceError> {
+    let to: PeerAddress = text.parse().map_err(|why: String| SourceError::Peer {
+        text: text.chars().take(128).collect(),
+        why,
+    })?;
+    if !allow_private && !is_public(to.at.ip()) {
+        return Err(SourceError::Private(to.at.ip().to_string()));
+    }
+    Ok(to)
 }
 
 /// Whether a URL leads to one of these ports. Redirects are not held to them here; a sandbox is.
@@ -183,8 +203,6 @@ pub(crate) fn client(allow_private: bool) -> Result<reqwest::Client, Fault> {
 
 /// It uses no proxy of the environment: a proxy would resolve names itself.
 fn builder(allow_private: bool) -> reqwest::ClientBuilder {
-    // Already installed by another part of the process: just as good.
-    drop(rustls::crypto::ring::default_provider().install_default());
     let redirects = Policy::custom(move |hop| {
         if hop.previous().len() > MAX_REDIRECTS {
             return hop.error("too many redirects");
@@ -194,10 +212,7 @@ fn builder(allow_private: bool) -> reqwest::ClientBuilder {
             Err(e) => hop.error(e),
         }
     });
-    let builder = reqwest::Client::builder()
-        .connect_timeout(CONNECT_TIMEOUT)
-        .redirect(redirects)
-        .no_proxy();
+    let builder = lotus_runtime::http_client().redirect(redirects).no_proxy();
     if allow_private {
         builder
     } else {

@@ -136,10 +136,7 @@ impl Staging {
     /// Whoever has the file keeps it.
     pub(crate) fn adopt(&self, key: &DealKey, file: &Path) -> io::Result<()> {
         let part = self.path(key, "part");
-        match fs::remove_file(&part) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
+        gone(&part)?;
         fs::hard_link(file, part)?;
         File::open(&self.dir)?.sync_all()
     }
@@ -164,10 +161,7 @@ impl Staging {
     /// Removes everything of a deal.
     pub(crate) fn remove(&self, key: &DealKey) -> io::Result<()> {
         for path in [self.chunks(key), self.path(key, "part"), self.piece(key)] {
-            match fs::remove_file(path) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-                _ => {}
-            }
+            gone(&path)?;
         }
         Ok(())
     }
@@ -221,6 +215,14 @@ impl Staging {
             transfer,
             start,
         }
+    }
+}
+
+/// Removes a file that may not be there.
+fn gone(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
     }
 }
 
@@ -300,6 +302,10 @@ impl Job {
                     (Some(tx), Some(scope.spawn(move || check_car(rx))))
                 }
             };
+            if !self.resume && fs::metadata(&self.part).is_ok_and(|m| m.len() > 0) {
+                // Not truncated: it may be a link to a piece that others have too.
+                gone(&self.part)?;
+            }
             let mut pass = Pass {
                 file: OpenOptions::new()
                     .create(true)
@@ -312,7 +318,7 @@ impl Job {
                 want: self.piece.raw_size,
                 received,
             };
-            pass.begin(self.resume, &chunks)?;
+            pass.begin(&chunks)?;
             // Nobody listens when the transfer was given up already.
             started.send(pass.len).ok();
             while let Some(chunk) = chunks.blocking_recv() {
@@ -362,12 +368,12 @@ struct Pass<'a> {
 
 impl Pass<'_> {
     /// Takes over what an earlier process left, or starts empty.
-    fn begin(&mut self, resume: bool, chunks: &mpsc::Receiver<Bytes>) -> Result<(), IntakeError> {
+    fn begin(&mut self, chunks: &mpsc::Receiver<Bytes>) -> Result<(), IntakeError> {
         let left = self.file.metadata()?.len();
         if left == 0 {
             return Ok(());
         }
-        if !resume || left > self.want {
+        if left > self.want {
             self.file.set_len(0)?;
             return Ok(());
         }

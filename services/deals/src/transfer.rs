@@ -93,6 +93,14 @@ impl Engine {
             ));
         }
         if !self.staging.has(&p.key) {
+            let sized = match announced {
+                Some(len) if p.takes_any_length() => {
+                    self.apply(&p.key, Event::Length(len), None, None).await
+                }
+                _ => Ok(None),
+            };
+            let sized = sized.map_err(|e| journal_refusal(&e))?;
+            let record = sized.as_ref().unwrap_or(record);
             self.take_bytes(record, announced, body).await?;
         }
         self.apply(&p.key, Event::Transferred, None, None)

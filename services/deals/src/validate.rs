@@ -106,6 +106,16 @@ pub struct Proposal {
     pub signed: Option<Box<Signed>>,
 }
 
+impl Proposal {
+    /// Whether nobody has said how long the file is: an offline deal of MK1.2 names the piece, and
+    /// may name no length. `piece.raw_size` is then the most that fits.
+    #[must_use]
+    pub fn takes_any_length(&self) -> bool {
+        let named = self.signed.as_ref().is_none_or(|s| s.transfer_size > 0);
+        self.source == Source::Offline && !named
+    }
+}
+
 /// How the piece is to be served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Retrieval {

@@ -253,6 +253,7 @@ fn the_table() {
         Event::TooLate(String::new()),
         Event::Refused(String::new()),
         Event::Uploaded,
+        Event::Length(600),
         Event::Cancel(String::new()),
         Event::Retry(7),
     ] {
@@ -267,6 +268,7 @@ fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         Just(accept(Source::Put)),
         Just(Event::Uploaded),
+        Just(Event::Length(600)),
         Just(Event::Cancel("c".into())),
         Just(Event::Retry(7)),
         Just(Event::Transferred),
@@ -389,6 +391,11 @@ fn a_deal_by_proposal_is_on_chain_before_it_is_handed_over() {
     let (end, effects) = drive_signed(&path);
     assert_eq!(effects, [Effect::Pull, Effect::Offer, Effect::DropStaging]);
     assert_eq!(end.published.unwrap().deal_id, Some(5));
+    // From its bytes on nobody gives it up: what is on chain stays there.
+    for n in 1..=path.len() {
+        let (before, _) = drive_signed(&path[..n]);
+        assert!(DealMachine::step(Some(&before), &Event::Cancel("c".into())).is_none());
+    }
     // Confirmed without having been seen under way: the hub was quick.
     let (quick, _) = drive_signed(&[Event::Transferred, confirmed()]);
     assert_eq!(quick.checkpoint, Checkpoint::PublishConfirmed);
@@ -436,4 +443,42 @@ fn a_deal_that_the_chain_refuses_ends() {
         &[Event::Transferred, Event::Published("m".into())],
     );
     assert_eq!(other.checkpoint, Checkpoint::Transferred);
+}
+
+#[test]
+fn an_offline_deal_that_names_no_length_takes_that_of_the_file() {
+    let mut p = proposal(Source::Offline);
+    p.signed = Some(Box::new(crate::mk12::check::Signed {
+        deal: vec![1],
+        offline: true,
+        transfer_size: 0,
+    }));
+    p.piece.raw_size = 1016;
+    let accept = |p: &Proposal| Event::Accept {
+        proposal: Box::new(p.clone()),
+        unix_ms: 1,
+        credit: "c".into(),
+        trace: String::new(),
+    };
+    let length = |now: &Record, len| {
+        let (next, effects) = DealMachine::step(Some(now), &Event::Length(len))?;
+        assert!(effects.is_empty() && next.checkpoint == Checkpoint::Accepted);
+        Some(next.proposal.piece.raw_size)
+    };
+    let (now, _) = DealMachine::step(None, &accept(&p)).unwrap();
+    // What 1 KiB holds, and 512 bytes do not.
+    for (len, taken) in [
+        (508, None),
+        (509, Some(509)),
+        (1015, Some(1015)),
+        (1017, None),
+    ] {
+        assert_eq!(length(&now, len), taken, "{len}");
+    }
+    let (here, _) = DealMachine::step(Some(&now), &Event::Transferred).unwrap();
+    assert_eq!(length(&here, 900), None);
+    // One that names it keeps it.
+    p.signed.as_mut().unwrap().transfer_size = 1000;
+    let (named, _) = DealMachine::step(None, &accept(&p)).unwrap();
+    assert_eq!(length(&named, 900), None);
 }

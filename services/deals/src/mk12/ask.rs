@@ -8,13 +8,13 @@ use hub_proto::HubError;
 use hub_proto::v1::SignAskRequest;
 use lotus_actors::decode;
 use lotus_actors::market::StorageAsk;
-use lotus_journal::{JournalError, Map};
+use lotus_journal::Map;
 use lotus_types::{Address, Epoch, Kind};
 use serde::{Deserialize, Serialize};
 
 use super::check::Terms;
 use super::wire::{AskRequest, AskResponse, SignedStorageAsk};
-use crate::engine::Engine;
+use crate::engine::{Engine, blocking};
 
 /// Epochs for which an ask holds. Source: Boost, storagemarket/storedask, DefaultDuration.
 const DURATION: i64 = 1_000_000;
@@ -61,7 +61,7 @@ impl Engine {
         let terms = self.mk12.terms(provider.sector_size);
         let journal = self.deals.journal().clone();
         let now = provider.height;
-        let posted = tokio::task::spawn_blocking(move || {
+        let posted = blocking(move || {
             journal.write(|tx| {
                 let key = LAST.to_owned();
                 let last = tx.get(&ASK, &key)?;
@@ -69,11 +69,10 @@ impl Engine {
                 if last.as_ref() != Some(&next) {
                     tx.put(&ASK, &key, &next)?;
                 }
-                Ok::<_, JournalError>(next)
+                Ok(next)
             })
         })
         .await
-        .map_err(|e| odd(e.to_string()))?
         .map_err(|e| odd(e.to_string()))?;
         let ask = StorageAsk {
             miner: request.miner,

@@ -12,6 +12,7 @@ use lotus_types::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::transfer::SCHEME;
 use super::wire::{DealParams, HttpParams, Transfer, encode};
 use crate::config::DealsConfig;
 use crate::mk20::{self, HttpUrl};
@@ -294,15 +295,16 @@ fn url(t: &Transfer, cfg: &DealsConfig) -> Result<HttpUrl, String> {
     if params.url.len() > MAX_URL {
         return Err(format!("the transfer URL has more than {MAX_URL} bytes"));
     }
-    if params.url.starts_with("libp2p:") {
-        return Err("transfers over libp2p are not taken here: give an http or https URL".into());
-    }
-    let parsed = source::check_url(&params.url, cfg.allow_private_sources)
-        .map_err(|e| format!("cannot fetch from the transfer URL: {e}"))?;
-    if !source::port_is_one_of(&parsed, &cfg.pull_ports) {
+    let has_port = match params.url.strip_prefix(SCHEME) {
+        Some(peer) => source::check_peer(peer, cfg.allow_private_sources)
+            .map(|to| cfg.pull_ports.contains(&to.at.port())),
+        None => source::check_url(&params.url, cfg.allow_private_sources)
+            .map(|url| source::port_is_one_of(&url, &cfg.pull_ports)),
+    };
+    if !has_port.map_err(|e| format!("cannot fetch from the transfer URL: {e}"))? {
         return Err(format!(
             "{} has a port that is not fetched from; use 80 or 443",
-            clip(parsed.as_str())
+            clip(&params.url)
         ));
     }
     let headers: BTreeMap<String, Vec<String>> = params

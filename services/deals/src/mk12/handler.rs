@@ -56,8 +56,10 @@ impl Engine {
     }
 
     async fn mk12_accept(&self, params: &DealParams) -> Result<DealKey, String> {
-        let signed_cid = proposal_cid(&encode(&params.client_deal_proposal));
-        if let Some((key, record)) = self.mk12_known(params.deal_uuid, &signed_cid)? {
+        // Without the signature: the market takes a proposal once, and who has seen one can make
+        // another signature of its client that holds.
+        let proposal_cid = cid_of(&encode(&params.client_deal_proposal.proposal));
+        if let Some((key, record)) = self.mk12_known(params.deal_uuid, &proposal_cid)? {
             let same = record.proposal.digest == digest(params);
             return repeated(key, params.deal_uuid, same);
         }
@@ -89,16 +91,16 @@ impl Engine {
         self.admit(&mut proposal, &rules)
             .await
             .map_err(|r| r.error)?;
-        self.mk12_journal(proposal, params, signed_cid).await
+        self.mk12_journal(proposal, params, proposal_cid).await
     }
 
-    /// A deal of this UUID or with this signed proposal.
+    /// A deal of this UUID or with this proposal.
     fn mk12_known(
         &self,
         uuid: DealUuid,
-        signed_cid: &Cid,
+        proposal_cid: &Cid,
     ) -> Result<Option<(DealKey, Record)>, String> {
-        let (uuid, cid) = (uuid.to_string(), signed_cid.to_string());
+        let (uuid, cid) = (uuid.to_string(), proposal_cid.to_string());
         let key = self
             .deals
             .journal()
@@ -151,7 +153,7 @@ impl Engine {
         &self,
         proposal: Proposal,
         params: &DealParams,
-        signed_cid: Cid,
+        proposal_cid: Cid,
     ) -> Result<DealKey, String> {
         let key = proposal.key.clone();
         let credit = self
@@ -166,14 +168,14 @@ impl Engine {
         };
         let (uuid, cid, named) = (
             params.deal_uuid.to_string(),
-            signed_cid.to_string(),
+            proposal_cid.to_string(),
             key.clone(),
         );
         // Who has one of the names; nobody, and the deal has them now.
         let taken = async {
             // Both are looked up and taken without another proposal between.
             let _turn = self.mk12.accepting.lock().await;
-            if let Some(known) = self.mk12_known(params.deal_uuid, &signed_cid)? {
+            if let Some(known) = self.mk12_known(params.deal_uuid, &proposal_cid)? {
                 return Ok(Some(known));
             }
             let also = move |tx: &mut Tx| {
@@ -264,7 +266,7 @@ impl Engine {
                     .and_then(|p| p.deal_id)
                     .unwrap_or_default(),
                 sealing_status: view.sealing_state,
-                signed_proposal_cid: proposal_cid(&signed.deal),
+                signed_proposal_cid: cid_of(&signed.deal),
             }),
             transfer_size: signed.transfer_size,
             n_bytes_received: view.received_bytes,
@@ -302,9 +304,9 @@ const fn boost_name(checkpoint: Checkpoint) -> &'static str {
     }
 }
 
-/// CID of a signed proposal: DAG-CBOR with SHA-256. Source: go-cbor-util, AsIpld.
-pub(super) fn proposal_cid(signed: &[u8]) -> Cid {
-    let digest = Sha256::digest(signed);
+/// CID of a proposal, or of a signed one: DAG-CBOR with SHA-256. Source: go-cbor-util, AsIpld.
+pub(super) fn cid_of(cbor: &[u8]) -> Cid {
+    let digest = Sha256::digest(cbor);
     let hash = cid::multihash::Multihash::wrap(SHA2_256, &digest).expect("32 bytes fit 64");
     Cid::new_v1(DAG_CBOR, hash)
 }

@@ -16,16 +16,14 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 use tracing::Instrument as _;
 
-use super::rate::Rates;
 use super::wire::{self, AskRequest, DealParams, DealStatusRequest, MAX_MESSAGE};
 use crate::engine::Engine;
+use crate::rate::Rates;
 
 /// Path below which everything is served.
 const BASE: &str = "/market/mk12";
 /// Media type of every body.
 const CBOR: &str = "application/cbor";
-/// Longest time for a body to arrive.
-const BODY_PATIENCE: Duration = Duration::from_secs(10);
 /// Longest time for an answer.
 const PATIENCE: Duration = Duration::from_secs(45);
 /// Requests in work; each may hold a body of [`MAX_MESSAGE`] bytes.
@@ -90,7 +88,10 @@ async fn answer<Q: DeserializeOwned, A: Serialize>(
     let span = tracing::info_span!("http", method = %parts.method, path = parts.uri.path(), %peer);
     trace::set_parent(&span, &trace::from_headers(&parts.headers));
     async {
-        if !shared.rates.allow(peer.ip(), Instant::now()) {
+        if !shared
+            .rates
+            .allow(lotus_runtime::client(peer.ip()), Instant::now())
+        {
             return refuse(
                 StatusCode::TOO_MANY_REQUESTS,
                 "too many requests from this address",
@@ -102,7 +103,8 @@ async fn answer<Q: DeserializeOwned, A: Serialize>(
                 "too many requests are running",
             );
         };
-        let question: Q = match read(&parts.headers, body).await {
+        let patience = Duration::from_secs(shared.engine.cfg.header_secs);
+        let question: Q = match read(&parts.headers, body, patience).await {
             Ok(question) => question,
             Err((code, why)) => return refuse(code, &why),
         };
@@ -132,6 +134,7 @@ fn refuse(code: StatusCode, why: &str) -> Response {
 async fn read<Q: DeserializeOwned>(
     headers: &HeaderMap,
     body: Body,
+    patience: Duration,
 ) -> Result<Q, (StatusCode, String)> {
     let is = headers
         .get(header::CONTENT_TYPE)
@@ -144,7 +147,7 @@ async fn read<Q: DeserializeOwned>(
         return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
     }
     let whole = axum::body::to_bytes(body, MAX_MESSAGE);
-    match tokio::time::timeout(BODY_PATIENCE, whole).await {
+    match tokio::time::timeout(patience, whole).await {
         Ok(Ok(bytes)) => wire::decode(&bytes).map_err(|e| {
             let why = format!("{e}: {}", e.fix());
             (StatusCode::BAD_REQUEST, why)

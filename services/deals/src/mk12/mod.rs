@@ -10,12 +10,13 @@ mod handler;
 pub(crate) mod http;
 pub(crate) mod net;
 pub(crate) mod publish;
-mod rate;
+pub(crate) mod transfer;
 pub mod wire;
 
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
+use std::sync::atomic::AtomicBool;
 
-use lotus_p2p::Multiaddr;
+use lotus_p2p::{Keypair, Multiaddr};
 use lotus_runtime::Fault;
 use lotus_types::{DealKey, Kind, PaddedSize, SectorSize, TokenAmount};
 use tokio::sync::Notify;
@@ -27,7 +28,7 @@ use wire::{SignedStorageAsk, Transport, TransportsResponse};
 /// Deals by UUID: unlike elsewhere it is not the client's alone.
 pub(crate) const BY_UUID: lotus_journal::Map<String, DealKey> =
     lotus_journal::Map::new("deals.mk12_uuids");
-/// Deals by the CID of their signed proposal: the market takes each once.
+/// Deals by the CID of their proposal, without its signature: the market takes each once.
 pub(crate) const BY_PROPOSAL: lotus_journal::Map<String, DealKey> =
     lotus_journal::Map::new("deals.mk12_proposals");
 
@@ -41,10 +42,14 @@ pub(crate) struct Mk12 {
     transports: TransportsResponse,
     /// The ask that was signed last.
     signed_ask: Mutex<Option<SignedStorageAsk>>,
+    /// Of this provider as a peer, once it is one.
+    pub(crate) key: OnceLock<Keypair>,
     /// Held while a deal's names are looked up and taken.
     accepting: tokio::sync::Mutex<()>,
     /// Told when a deal may be ready to be published.
     pub(crate) ready: Notify,
+    /// The operator wants everything published that waits.
+    now: AtomicBool,
 }
 
 impl Mk12 {
@@ -97,8 +102,10 @@ impl Mk12 {
                 protocols: http.into_iter().collect(),
             },
             signed_ask: Mutex::default(),
+            key: OnceLock::new(),
             accepting: tokio::sync::Mutex::default(),
             ready: Notify::new(),
+            now: AtomicBool::new(false),
         })
     }
 

@@ -16,12 +16,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tracing::Instrument as _;
 
-use super::rate::Rates;
 use super::wire::{
     self, ASK_PROTOCOL, AskRequest, DEAL_PROTOCOLS, DealParams, DealStatusRequest, STATUS_PROTOCOL,
     TRANSPORTS_PROTOCOL,
 };
 use crate::engine::Engine;
+use crate::rate::Rates;
 
 /// Longest time for a question to arrive. Source: Boost, lp2pimpl/net.go, providerReadDeadline.
 const READ_PATIENCE: Duration = Duration::from_secs(10);
@@ -58,6 +58,7 @@ pub(crate) async fn bind(engine: &Engine, dir: &Path) -> Result<Host, Fault> {
     let cfg = &engine.cfg.mk12;
     let fault = |e: lotus_p2p::P2pError| Fault::new(e.kind(), e.to_string(), e.fix());
     let key = lotus_p2p::load_or_create(&dir.join("peer.key")).map_err(fault)?;
+    engine.mk12.key.get_or_init(|| key.clone());
     let limits = HostLimits {
         connections: cfg.max_connections,
         per_peer: cfg.max_connections_per_peer,

@@ -7,6 +7,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -17,8 +18,10 @@ use lotus_runtime::{Backoff, CancellationToken, Fault};
 use lotus_types::{DealKey, Kind};
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{Engine, journal_fault, unix_ms};
+use crate::config::Mk12Config;
+use crate::engine::{Engine, blocking, journal_fault, unix_ms};
 use crate::machine::{Checkpoint, Event};
+use crate::operator::{PublishBatch, Publishing};
 
 /// Batches that are on their way.
 const BATCHES: Map<u64, Batch> = Map::new("deals.mk12_batches");
@@ -92,6 +95,10 @@ fn refused(batch: &Batch, why: String) -> Next {
     }
 }
 
+fn period_ms(cfg: &Mk12Config) -> u64 {
+    cfg.publish_period_secs.saturating_mul(1000)
+}
+
 /// Which deals make the next batch: up to `max`, oldest first, once there are as many or the
 /// oldest was accepted `period_ms` ago.
 fn choose(
@@ -159,11 +166,8 @@ impl Engine {
             .read(|v| v.scan(&BATCHES, None, MAX_BATCHES))
     }
 
-    /// Makes a batch of deals that wait for one.
-    async fn form(&self, open: &[(u64, Batch)]) -> Result<Option<(u64, Batch)>, JournalError> {
-        if open.len() >= MAX_BATCHES {
-            return Ok(None);
-        }
+    /// Deals that are to be published and are in no batch, with the time of their acceptance.
+    fn unpublished(&self, open: &[(u64, Batch)]) -> Result<Vec<(u64, DealKey)>, JournalError> {
         let taken: HashSet<&DealKey> = open.iter().flat_map(|(_, b)| &b.deals).collect();
         let mut waiting = Vec::new();
         for (key, checkpoint, _) in self.open_deals() {
@@ -177,13 +181,58 @@ impl Engine {
                 waiting.push((record.accepted_unix_ms, key));
             }
         }
+        Ok(waiting)
+    }
+
+    /// What is on its way to the chain, and what waits for it.
+    pub(crate) fn publishing(&self) -> Result<Publishing, JournalError> {
+        let open = self.batches()?;
+        let mut waiting = self.unpublished(&open)?;
+        waiting.sort();
         let cfg = &self.cfg.mk12;
-        let chosen = choose(
-            waiting,
-            cfg.max_deals_per_publish.get().into(),
-            cfg.publish_period_secs.saturating_mul(1000),
-            unix_ms(),
-        );
+        let due = waiting.first().map(|(oldest, _)| {
+            let full = waiting.len() >= usize::from(cfg.max_deals_per_publish.get());
+            let wait = if full { 0 } else { period_ms(cfg) };
+            oldest.saturating_add(wait)
+        });
+        let mut batches = Vec::with_capacity(open.len());
+        for (number, batch) in open {
+            let first = batch.deals.first().map(|key| self.deals.get(key));
+            let record = first.transpose()?.flatten();
+            batches.push(PublishBatch {
+                number,
+                attempt: batch.attempt,
+                message: record.and_then(|r| r.published).map(|p| p.cid),
+                deals: batch.deals.iter().map(ToString::to_string).collect(),
+            });
+        }
+        Ok(Publishing {
+            batches,
+            waiting: waiting.iter().map(|(_, key)| key.to_string()).collect(),
+            due_unix_ms: due,
+        })
+    }
+
+    /// Publishes what waits, without waiting for more.
+    pub(crate) fn publish_now(&self) {
+        self.mk12.now.store(true, Ordering::Relaxed);
+        self.mk12.ready.notify_one();
+    }
+
+    /// Makes a batch of deals that wait for one.
+    async fn form(&self, open: &[(u64, Batch)]) -> Result<Option<(u64, Batch)>, JournalError> {
+        if open.len() >= MAX_BATCHES {
+            return Ok(None);
+        }
+        let waiting = self.unpublished(open)?;
+        let cfg = &self.cfg.mk12;
+        let now = self.mk12.now.load(Ordering::Relaxed);
+        let max = cfg.max_deals_per_publish.get().into();
+        if now && waiting.len() <= max {
+            self.mk12.now.store(false, Ordering::Relaxed);
+        }
+        let period = if now { 0 } else { period_ms(cfg) };
+        let chosen = choose(waiting, max, period, unix_ms());
         let mut deals = Vec::new();
         for key in chosen {
             // Nothing is published that the hub has no room for.
@@ -317,17 +366,6 @@ impl Engine {
         self.apply_all(events, move |tx| tx.remove(&BATCHES, &id).map(drop))
             .await
     }
-}
-
-async fn blocking<R: Send + 'static>(
-    f: impl FnOnce() -> Result<R, JournalError> + Send + 'static,
-) -> Result<R, JournalError> {
-    tokio::task::spawn_blocking(f)
-        .await
-        .map_err(|e| JournalError::Encode {
-            table: "deals.mk12_batches",
-            why: e.to_string(),
-        })?
 }
 
 #[cfg(test)]

@@ -12,11 +12,11 @@ fn body(bytes: &[u8]) -> impl Stream<Item = Result<Bytes, Infallible>> + Unpin {
     futures::stream::iter(parts)
 }
 
-fn open(dir: &Path, change: impl Fn(&mut PiecesConfig)) -> Pieces {
+fn open(dir: &Path, change: impl Fn(&mut PiecesConfig)) -> Arc<Pieces> {
     let mut cfg = PiecesConfig::default();
     change(&mut cfg);
     let journal = Journal::open(&dir.join("j")).unwrap();
-    Pieces::open(&dir.join("pieces"), cfg, journal).unwrap()
+    Arc::new(Pieces::open(&dir.join("pieces"), cfg, journal).unwrap())
 }
 
 fn files(dir: &Path) -> usize {
@@ -133,4 +133,38 @@ async fn room_is_bounded_in_all_and_for_each() {
     let off = tempfile::tempdir().unwrap();
     let off = open(off.path(), |c| c.enabled = false);
     assert_eq!(off.begin("w", None).unwrap_err().code, 404);
+}
+
+#[tokio::test]
+async fn whoever_goes_before_the_end_leaves_nothing_that_is_not_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let pieces = open(dir.path(), |_| {});
+    let bytes = vec![7; 1_000];
+    let piece = lotus_proofs::commp(&bytes[..]).unwrap();
+    // Gone after so many looks at the upload, each of which may be anywhere in it.
+    for looks in 0..200 {
+        let id = pieces.begin("x", Some(piece)).unwrap();
+        let receiving = pieces.receive(id, true, None, body(&bytes), IDLE);
+        let mut receiving = Box::pin(tokio::task::unconstrained(receiving));
+        for _ in 0..looks {
+            if futures::poll!(&mut receiving).is_ready() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        drop(receiving);
+        let end = tokio::time::Instant::now() + IDLE;
+        // What blocks goes on by itself, until the upload is done or begins anew.
+        while lock(&pieces.state).uploads.get(&id).is_some_and(|u| u.busy) {
+            assert!(tokio::time::Instant::now() < end);
+            tokio::task::yield_now().await;
+        }
+        let (here, total) = {
+            let state = lock(&pieces.state);
+            (state.stored.len(), state.total)
+        };
+        assert_eq!((files(dir.path()), total), (here, here as u64 * 1_000));
+        pieces.expire(unix_ms() + 7 * 3_600_000).await;
+        assert_eq!((files(dir.path()), lock(&pieces.state).total), (0, 0));
+    }
 }

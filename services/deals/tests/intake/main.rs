@@ -48,7 +48,6 @@ fn address(key: &SigningKey) -> Address {
 
 impl Net {
     async fn new(change: impl Fn(&mut DealsConfig) + Send + Sync + 'static) -> Self {
-        drop(rustls::crypto::ring::default_provider().install_default());
         let mut tasks = JoinSet::new();
         let (hub, addr) = FakeHub::start(&mut tasks).await;
         let mut net = Self {
@@ -61,7 +60,7 @@ impl Net {
             stop: CancellationToken::new(),
             base: String::new(),
             key: SigningKey::from_slice(&[7; 32]).unwrap(),
-            http: reqwest::Client::new(),
+            http: lotus_runtime::http_client().build().unwrap(),
             change: Box::new(change),
         };
         net.start().await;

@@ -1,7 +1,10 @@
 //! Deals by proposal over HTTP, as Curio's clients make them.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use futures::future::join_all;
 use fvm_shared::crypto::signature::Signature;
 use hub_proto::v1::{PiecePhase, PublishOutcome, PublishState};
@@ -11,44 +14,76 @@ use lotus_deals::mk12::wire::{
     self, AskRequest, AskResponse, DealParams, DealResponse, DealStatusRequest, DealStatusResponse,
     DealUuid, Transfer,
 };
+use lotus_deals::operator::Publishing;
+use lotus_p2p::{Host, HostLimits, Keypair};
+use lotus_runtime::CancellationToken;
 use lotus_types::{Address, TokenAmount};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::task::JoinSet;
+use tokio_util::compat::FuturesAsyncReadCompatExt as _;
 
 use super::{DEADLINE, Net, address, files};
 
 const CID: &str = "bafy2bzacedgq5wyd7c2ulcbo7lzcfvqkhrnkdbimjm4bq2vbfemhbyjvl2kf2";
 
-/// A CAR with one block of so many bytes.
+/// A CAR of so many bytes of data, in blocks of a MiB; the first is the root.
 fn car(len: usize) -> (cid::Cid, Vec<u8>) {
     use sha2::Digest as _;
-    let block = vec![7; len];
-    let hash = sha2::Sha256::digest(&block);
-    let hash = cid::multihash::Multihash::wrap(0x12, &hash).unwrap();
-    let root = cid::Cid::new_v1(0x55, hash);
+    let data = vec![7; len];
+    let blocks = data.chunks(1 << 20).enumerate().map(|(n, block)| {
+        let block = [&[n as u8], &block[1..]].concat();
+        let hash = sha2::Sha256::digest(&block);
+        let hash = cid::multihash::Multihash::wrap(0x12, &hash).unwrap();
+        (cid::Cid::new_v1(0x55, hash), block)
+    });
+    let blocks: Vec<_> = blocks.collect();
+    let root = blocks[0].0;
     let mut car = lotus_car::CarWriter::new(Vec::new(), &[root]).unwrap();
-    car.write(&root, &block).unwrap();
+    for (cid, block) in &blocks {
+        car.write(cid, block).unwrap();
+    }
     (root, car.finish().unwrap())
 }
 
-/// Serves one file, ranges and all, until dropped.
+/// Answers one request for a file or a range of it.
+async fn give(mut s: impl AsyncRead + AsyncWrite + Unpin, file: &[u8]) {
+    let mut buf = vec![0; 4096];
+    let n = s.read(&mut buf).await.unwrap();
+    let text = String::from_utf8_lossy(&buf[..n]).to_lowercase();
+    assert!(text.contains("x-token: secret"));
+    let range = text.split_once("range: bytes=").map(|(_, rest)| {
+        let (from, to) = rest.lines().next().unwrap().split_once('-').unwrap();
+        let last = file.len() - 1;
+        let to = to.trim().parse().map_or(last, |to: usize| to.min(last));
+        (from.parse::<usize>().unwrap(), to)
+    });
+    let (status, range, body) = match range {
+        None => ("200 OK", String::new(), file),
+        Some((from, to)) => (
+            "206 Partial Content",
+            format!("content-range: bytes {from}-{to}/{}\r\n", file.len()),
+            &file[from..=to],
+        ),
+    };
+    let head = format!(
+        "HTTP/1.1 {status}\r\nconnection: close\r\n{range}content-length: {}\r\n\r\n",
+        body.len()
+    );
+    s.write_all(head.as_bytes()).await.unwrap();
+    s.write_all(body).await.unwrap();
+    s.shutdown().await.unwrap();
+}
+
+/// Serves one file until dropped.
 async fn serve(bytes: Vec<u8>, tasks: &mut JoinSet<()>) -> std::net::SocketAddr {
     let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = server.local_addr().unwrap();
     tasks.spawn(async move {
         loop {
-            let (mut s, _) = server.accept().await.unwrap();
-            let mut buf = vec![0; 4096];
-            let n = s.read(&mut buf).await.unwrap();
-            assert!(String::from_utf8_lossy(&buf[..n]).contains("x-token: secret"));
-            let head = format!(
-                "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
-                bytes.len()
-            );
-            s.write_all(head.as_bytes()).await.unwrap();
-            s.write_all(&bytes).await.unwrap();
+            let (s, _) = server.accept().await.unwrap();
+            give(s, &bytes).await;
         }
     });
     at
@@ -261,6 +296,115 @@ async fn a_signed_proposal_is_taken_once_however_many_ask_at_once() {
     assert_eq!(accepted, 1, "{answers:?}");
     let identical = |a: &&DealResponse| a.message.starts_with("deal proposal is identical to deal");
     assert_eq!(answers.iter().filter(identical).count(), 7, "{answers:?}");
+}
+
+#[tokio::test]
+async fn a_file_comes_over_streams_of_its_client() {
+    // Two ranges, each on a stream of its own.
+    let (root, file) = car(7_500_000);
+    let limits = HostLimits {
+        connections: 8,
+        per_peer: 2,
+    };
+    let any = ([127, 0, 0, 1], 0).into();
+    let client = Host::listen(Keypair::generate_ed25519(), any, "test", limits)
+        .await
+        .unwrap();
+    let at = client.address();
+    let mut streams = client.accept("/fil/storage/transfer/1.0.0").unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(client.run(CancellationToken::new()));
+    let served = Arc::new(AtomicUsize::new(0));
+    let (own, count) = (file.clone(), served.clone());
+    tasks.spawn(async move {
+        let mut answers = JoinSet::new();
+        while let Some((_, stream)) = streams.next().await {
+            let own = own.clone();
+            count.fetch_add(1, Ordering::Relaxed);
+            answers.spawn(async move { give(stream.compat(), &own).await });
+        }
+    });
+    let port = at.to_string().split('/').nth(4).unwrap().parse().unwrap();
+    let net = Net::new(move |c| {
+        c.allow_private_sources = true;
+        c.pull_ports = vec![port];
+    })
+    .await;
+    net.hub.state().published = landed(&[Some(5)]);
+    let mut params = net.params(1, root, &file, &format!("libp2p://{at}"));
+    params.transfer.kind = "libp2p".into();
+    let answer: DealResponse = net.ask("POST", "store", &params).await;
+    assert!(answer.accepted, "{}", answer.message);
+    let id = DealUuid([1; 16]).ulid();
+    net.checkpoint(id, "Offered").await;
+    assert!(net.hub.state().bytes[&net.hub_key(id)] == file, "the same bytes");
+    assert_eq!(served.load(Ordering::Relaxed), 2);
+    let left = std::fs::read_dir(net.dir.path().join("deals")).unwrap();
+    let left = left.filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().starts_with("peer-"));
+    assert_eq!(left.count(), 0, "no socket is left");
+}
+
+#[tokio::test]
+async fn an_offline_deal_without_a_length_takes_the_file_that_is_its_piece() {
+    let (root, file) = car(1_500);
+    let net = Net::new(|c| c.mk12.publish_period_secs = 3_600).await;
+    net.hub.state().published = landed(&[Some(5)]);
+    let mut params = net.params(1, root, &file, "");
+    params.is_offline = true;
+    params.transfer = Transfer::default();
+    let answer: DealResponse = net.ask("POST", "store", &params).await;
+    assert!(answer.accepted, "{}", answer.message);
+    let id = DealUuid([1; 16]).ulid();
+    assert!(net.list("waiting=true").await.deals[0].any_length);
+    for (bytes, code) in [(car(1_400).1, 400), (file.clone(), 200)] {
+        let put = net.order("PUT", &net.of(id, "/data")).body(bytes);
+        assert_eq!(put.send().await.unwrap().status(), code);
+    }
+    // It waits for others, until the operator waits no more.
+    net.checkpoint(id, "Transferred").await;
+    let pending = net.order("GET", "/publish").send().await.unwrap();
+    let pending: Publishing = pending.json().await.unwrap();
+    assert_eq!(pending.waiting, [net.hub_key(id)]);
+    assert!(pending.due_unix_ms.is_some() && pending.batches.is_empty());
+    let now = net.order("POST", "/publish").send().await.unwrap();
+    assert_eq!(now.status(), 200);
+    net.checkpoint(id, "Offered").await;
+    let hub = net.hub.state();
+    assert_eq!(hub.bytes[&net.hub_key(id)], file);
+    assert_eq!(hub.offers[0].raw_size, file.len() as u64);
+}
+
+/// The other signature that holds for the same bytes and key: whoever has one can make it.
+fn mirrored(signature: &Signature) -> Signature {
+    let (rs, v) = signature.bytes.split_first_chunk::<64>().unwrap();
+    let (r, s) = k256::ecdsa::Signature::from_slice(rs)
+        .unwrap()
+        .split_scalars();
+    let other = k256::ecdsa::Signature::from_scalars(r, -s).unwrap();
+    Signature::new_secp256k1([&other.to_bytes()[..], &[v[0] ^ 1]].concat())
+}
+
+#[tokio::test]
+async fn another_signature_makes_no_other_proposal() {
+    let (root, file) = car(1_000);
+    let net = Net::new(|c| c.allow_private_sources = true).await;
+    let params = net.params(1, root, &file, "http://127.0.0.1/a.car");
+    let answer: DealResponse = net.ask("POST", "store", &params).await;
+    assert!(answer.accepted, "{}", answer.message);
+    let again = |id: u8, mut params: DealParams| {
+        params.deal_uuid = DealUuid([id; 16]);
+        let signed = &mut params.client_deal_proposal;
+        signed.client_signature = mirrored(&signed.client_signature);
+        params
+    };
+    let answer: DealResponse = net.ask("POST", "store", &again(2, params)).await;
+    assert!(!answer.accepted);
+    let identical = "deal proposal is identical to deal 0101";
+    assert!(answer.message.starts_with(identical), "{}", answer.message);
+    // It does hold, where it is the first.
+    let params = net.params(3, root, &file, "http://127.0.0.1/a.car");
+    let answer: DealResponse = net.ask("POST", "store", &again(3, params)).await;
+    assert!(answer.accepted, "{}", answer.message);
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use ulid::Ulid;
 use crate::{Net, answer, data};
 
 impl Net {
-    fn order(&self, method: &str, path: &str) -> reqwest::RequestBuilder {
+    pub(super) fn order(&self, method: &str, path: &str) -> reqwest::RequestBuilder {
         let dir = self.dir.path().join("deals");
         let token = std::fs::read_to_string(operator::token_file(&dir)).unwrap();
         socket(&dir)
@@ -20,11 +20,11 @@ impl Net {
             .bearer_auth(token)
     }
 
-    fn of(&self, id: Ulid, what: &str) -> String {
+    pub(super) fn of(&self, id: Ulid, what: &str) -> String {
         format!("/deals/{}{what}", self.hub_key(id))
     }
 
-    async fn list(&self, query: &str) -> DealPage {
+    pub(super) async fn list(&self, query: &str) -> DealPage {
         let answer = self.order("GET", &format!("/deals?{query}")).send().await;
         answer
             .unwrap()
@@ -245,4 +245,22 @@ async fn a_client_has_only_so_many_bytes_open() {
     assert_eq!(propose(2, 2_000).await, 429);
     assert_eq!(propose(3, 1_000).await, 200);
     assert_eq!(propose(4, 100).await, 429);
+}
+
+#[tokio::test]
+async fn a_clients_limits_hold_for_proposals_at_the_same_time() {
+    let net = Net::new(|c| c.max_open_deals_per_client = 3).await;
+    let bytes = data(1, 1_000);
+    let all = (1..=10u128).map(|n| {
+        let deal = net.deal(Ulid::from(n), &bytes);
+        let net = &net;
+        async move { net.propose(&deal).await.0 }
+    });
+    let answers = futures::future::join_all(all).await;
+    let taken = answers.iter().filter(|code| **code == 200).count();
+    assert_eq!(taken, 3, "{answers:?}");
+    assert!(
+        answers.iter().all(|code| [200, 429].contains(code)),
+        "{answers:?}"
+    );
 }

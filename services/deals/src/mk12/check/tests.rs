@@ -1,9 +1,14 @@
 use fvm_shared::crypto::signature::Signature;
 use k256::ecdsa::SigningKey;
 use lotus_actors::PaddedPieceSize;
+use proptest::prelude::*;
 
 use super::*;
-use crate::mk12::wire::DealUuid;
+use crate::damage::{damage, damaged};
+use crate::mk12::wire::{DealUuid, decode};
+
+const PEER: &str =
+    "libp2p:///ip4/10.0.0.1/tcp/4001/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN";
 
 fn key() -> SigningKey {
     SigningKey::from_slice(&[7; 32]).unwrap()
@@ -205,7 +210,18 @@ fn each_refusal_has_its_reason() {
         ),
         (
             by(|p| p.transfer.params = br#"{"URL":"libp2p:///ip4/1.2.3.4"}"#.to_vec()),
-            "transfers over libp2p are not taken here",
+            "cannot fetch from the transfer URL: \"/ip4/1.2.3.4\" names no peer",
+        ),
+        (
+            by(|p| p.transfer.params = format!(r#"{{"URL":"{PEER}"}}"#).into()),
+            "cannot fetch from the transfer URL: 10.0.0.1 is not a public address",
+        ),
+        (
+            by(|p| {
+                let public = PEER.replace("10.0.0.1", "1.2.3.4");
+                p.transfer.params = format!(r#"{{"URL":"{public}"}}"#).into();
+            }),
+            "libp2p:///ip4/1.2.3.4/tcp/4001/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN has a port that is not fetched from",
         ),
         (
             by(|p| p.transfer.params = br#"{"URL":"http://127.0.0.1/x"}"#.to_vec()),
@@ -270,4 +286,26 @@ fn an_offline_deal_names_no_transfer() {
         "the most that fits, until it is known"
     );
     assert!(p.signed.unwrap().offline);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+    /// Nobody but the client changes what it signed; the rest of a message nobody signs.
+    #[test]
+    fn a_proposal_that_was_changed_is_nobodys(damage in damage()) {
+        let mut params = good();
+        sign(&mut params);
+        let Ok(other) = decode::<DealParams>(&damaged(&encode(&params), &damage)) else {
+            return Ok(());
+        };
+        let signed = &other.client_deal_proposal;
+        let got = against(&other, |f| f.client = signed.proposal.client);
+        let unsigned = got == Err("invalid signature".to_owned());
+        prop_assert_eq!(unsigned, *signed != params.client_deal_proposal, "{:?}", got);
+        if let Ok(taken) = got {
+            prop_assert_eq!(&taken.signed.unwrap().deal, &encode(&params.client_deal_proposal));
+            prop_assert!(taken.piece.raw_size <= taken.piece.size.unpadded().get());
+            prop_assert_eq!(taken.digest == digest(&params), other == params);
+        }
+    }
 }

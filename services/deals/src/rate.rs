@@ -11,13 +11,13 @@ const MAX_CALLERS: usize = 10_000;
 /// Tokens of each caller: one is spent for each request, `per_second` come back, and twice as many
 /// are kept.
 #[derive(Debug)]
-pub(super) struct Rates<K> {
+pub(crate) struct Rates<K> {
     per_second: f64,
     callers: Mutex<HashMap<K, (f64, Instant)>>,
 }
 
 impl<K: Hash + Eq> Rates<K> {
-    pub(super) fn new(per_second: u32) -> Self {
+    pub(crate) fn new(per_second: u32) -> Self {
         Self {
             per_second: f64::from(per_second.max(1)),
             callers: Mutex::default(),
@@ -25,7 +25,7 @@ impl<K: Hash + Eq> Rates<K> {
     }
 
     /// Whether this caller may ask once more at this time.
-    pub(super) fn allow(&self, who: K, now: Instant) -> bool {
+    pub(crate) fn allow(&self, who: K, now: Instant) -> bool {
         let burst = self.per_second * 2.0;
         let refill = |(tokens, at): (f64, Instant)| {
             let since = now.saturating_duration_since(at).as_secs_f64();
