@@ -56,15 +56,9 @@ async fn file_server(bytes: Vec<u8>, tasks: &mut JoinSet<()>) -> u16 {
     port
 }
 
-/// Puts a client's FIL into the market, once it has some.
+/// Puts some of a client's FIL into the market.
 async fn add_balance(net: &Net, client: Address) {
     let node = net.node().unwrap();
-    net.wait("the client's funds", secs(60), async |_| {
-        let balance = node.wallet_balance(client).await.ok()?;
-        balance.is_positive().then_some(())
-    })
-    .await
-    .unwrap();
     let message = Message {
         version: 0,
         to: actors::MARKET.address(),
@@ -148,6 +142,11 @@ async fn boostly() {
     devnet(&["wallet", "fund", &client, "1000"]).await;
     let node = net.node().unwrap();
     let address = parse_address(&client).unwrap();
+    net.wait("the client's funds", secs(60), async |_| {
+        node.state_account_key(address, &TipSetKey::HEAD).await.ok()
+    })
+    .await
+    .unwrap();
     let height = node.chain_head().await.unwrap().height.0;
     let run_dir = net.root().join("markets/run");
     let at = lotus_runtime::addr_file::read(&run_dir, "deals-p2p").unwrap();

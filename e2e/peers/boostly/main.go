@@ -135,7 +135,7 @@ func run() (*report, error) {
 		return r, err
 	}
 	r.UUID = deal.DealUUID.String()
-	answer, err := boostly.ProposeDeal(ctx, h, sp.ID, *deal)
+	answer, err := propose(ctx, h, sp.ID, deal)
 	if err != nil {
 		return r, fmt.Errorf("propose: %w", err)
 	}
@@ -211,6 +211,28 @@ func proposal(ctx context.Context, miner address.Address) (*boostly.DealProposal
 		DealDataRoot:       rootCid,
 		Transfer:           boostly.Transfer{Type: "http", Params: params, Size: *size},
 	}, nil
+}
+
+// boostly.ProposeDeal with a pointer: its proposal goes by value, which has no encoder.
+func propose(ctx context.Context, h host.Host, sp peer.ID, deal *boostly.DealProposal) (*boostly.DealProposalResponse, error) {
+	s, err := h.NewStream(ctx, sp, boostly.FilStorageMarketProtocol_1_2_0)
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	if until, ok := ctx.Deadline(); ok {
+		if err := s.SetDeadline(until); err != nil {
+			return nil, err
+		}
+	}
+	if err := cborutil.WriteCborRPC(s, deal); err != nil {
+		return nil, err
+	}
+	var answer boostly.DealProposalResponse
+	if err := cborutil.ReadCborRPC(s, &answer); err != nil {
+		return nil, err
+	}
+	return &answer, nil
 }
 
 // Asks for the state of the deal until its sector has the one that is waited for, or it failed.
