@@ -1,10 +1,15 @@
-//! Pieces by the client library of Filecoin Onchain Cloud: uploaded here, then stored by a deal,
-//! and fetched back. `cargo xtask peers` runs this.
+//! Pieces by programs of others. `cargo xtask peers` runs this.
+
+use std::fmt::Write as _;
 
 use lotus_e2e::{Net, NetConfig, peers, secs};
+use rand::rngs::StdRng;
+use rand::{Rng as _, RngCore as _, SeedableRng as _};
 use serde_json::Value;
 use tokio::process::Command;
 
+/// The client library of Filecoin Onchain Cloud uploads a piece, it is stored by a deal, and
+/// fetched back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs node and npm: cargo xtask peers"]
 async fn synapse() {
@@ -65,4 +70,64 @@ async fn synapse() {
         .unwrap();
     assert!(back == std::fs::read(&file).unwrap(), "the same bytes");
     net.stop().await.unwrap();
+}
+
+/// Pieces that are compared with stream-commp.
+const PIECES: usize = 1000;
+/// The least that it takes.
+const SMALLEST: usize = 65;
+/// The most that is compared.
+const LARGEST: usize = 4 << 20;
+
+/// The library of stream-commp gives pieces of all sizes the commitments that they have here.
+#[tokio::test]
+#[ignore = "needs go: cargo xtask peers"]
+async fn stream_commp() {
+    let peer = peers::go_here("stream-commp").await;
+    let Some(peer) = peers::installed("stream-commp", peer) else {
+        return;
+    };
+    let seed = std::env::var("LOTUS_SEED")
+        .map_or_else(|_| rand::random(), |text| text.parse().expect("a number"));
+    eprintln!("LOTUS_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut data = vec![0; 2 * LARGEST];
+    random.fill_bytes(&mut data);
+
+    // Around each size that fills a piece, and as many of each order of magnitude.
+    let full = (0..).map(|n| 127 << n).take_while(|n| *n < LARGEST);
+    let mut sizes: Vec<usize> = full.flat_map(|n| [n - 1, n, n + 1]).collect();
+    while sizes.len() < PIECES {
+        let below = 1 << random.random_range(7..=LARGEST.ilog2());
+        sizes.push(random.random_range(SMALLEST..=below));
+    }
+    let parts: Vec<_> = sizes
+        .iter()
+        .map(|size| {
+            let from = random.random_range(0..=data.len() - size);
+            from..from + size
+        })
+        .collect();
+    let dir = tempfile::tempdir().unwrap();
+    let (file, list) = (dir.path().join("data"), dir.path().join("parts"));
+    std::fs::write(&file, &data).unwrap();
+    let lines: Vec<String> = parts
+        .iter()
+        .map(|p| format!("{} {}\n", p.start, p.len()))
+        .collect();
+    std::fs::write(&list, lines.concat()).unwrap();
+    let mut run = Command::new(&peer);
+    let printed = peers::run(run.args([&file, &list]), peers::RUN)
+        .await
+        .unwrap();
+    assert_eq!(printed.lines().count(), PIECES);
+    for (part, line) in parts.iter().zip(printed.lines()) {
+        let piece = lotus_proofs::commp(&data[part.clone()]).unwrap();
+        let mut ours = String::new();
+        for byte in piece.cid.commitment().0 {
+            write!(ours, "{byte:02x}").unwrap();
+        }
+        let ours = format!("{ours} {}", piece.size.get());
+        assert_eq!(ours, line, "{} bytes", part.len());
+    }
 }
