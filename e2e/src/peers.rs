@@ -77,7 +77,7 @@ pub async fn npm(peer: &str) -> Result<PathBuf, Failed> {
 }
 
 /// A program of a Go module at a version, such as `("github.com/ipfs/kubo", "v0.42.0",
-/// "cmd/ipfs")`, built. It is built where the module lies, with the versions that its own authors
+/// "cmd/ipfs")`, built. Without a package it is that of the module itself. It is built where the module lies, with the versions that its own authors
 /// settled on; `go install` refuses modules that exclude or replace others.
 pub async fn go(module: &str, version: &str, package: &str) -> Result<PathBuf, Failed> {
     #[derive(Deserialize)]
@@ -85,7 +85,8 @@ pub async fn go(module: &str, version: &str, package: &str) -> Result<PathBuf, F
     struct Downloaded {
         dir: PathBuf,
     }
-    let name = package.rsplit('/').next().unwrap_or(package);
+    let path = if package.is_empty() { module } else { package };
+    let name = path.rsplit('/').next().unwrap_or(path);
     let dir = folder()?.join(format!("{name}@{version}"));
     let exe = dir.join(name);
     if exe.is_file() {
