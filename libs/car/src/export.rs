@@ -12,6 +12,8 @@ use crate::{BadBlock, BadNode, DAG_PB, Link, RAW, verify};
 
 /// Nodes that wait while a file or folder is read; see the same limit of a walk.
 const MAX_PENDING: usize = 1 << 20;
+/// Nodes in a row that give nothing to write: a DAG of duplicates can be 2^n nodes wide.
+const MAX_SILENT: usize = 1 << 16;
 
 /// What an export wrote.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -43,8 +45,11 @@ pub enum ExportError {
     /// A name that no file may have.
     #[error("a folder holds the name {0:?}, which no file may have")]
     Name(String),
-    /// Too many nodes at once.
-    #[error("the DAG is too wide: more than {MAX_PENDING} links wait to be followed")]
+    /// Too many nodes at once, or too many that are empty.
+    #[error(
+        "the DAG is too wide: more than {MAX_PENDING} links wait to be followed, or more than \
+         {MAX_SILENT} nodes on the way are empty"
+    )]
     TooWide,
     /// A file could not be written.
     #[error("writing {path}: {source}")]
@@ -173,6 +178,7 @@ fn entries(
 ) -> Result<Vec<(String, Link)>, ExportError> {
     let mut found = Vec::new();
     let mut todo = vec![folder];
+    let (mut silent, mut before) = (0, 0);
     while let Some(link) = todo.pop() {
         let node = Node::decode(&load(&link, get)?)?;
         let shard = node.kind() == Some(kind::HAMT_SHARD);
@@ -192,7 +198,9 @@ fn entries(
                 None => return Err(ExportError::NotUnixFs(name(&link))),
             }
         }
-        if found.len() + todo.len() > MAX_PENDING {
+        silent = if found.len() > before { 0 } else { silent + 1 };
+        before = found.len();
+        if found.len() + todo.len() > MAX_PENDING || silent > MAX_SILENT {
             return Err(ExportError::TooWide);
         }
     }
@@ -206,6 +214,7 @@ fn read_file(
     path: &Path,
 ) -> Result<u64, ExportError> {
     let mut bytes = 0;
+    let mut silent = 0;
     let mut todo = vec![root];
     while let Some(link) = todo.pop() {
         let data = load(&link, get)?;
@@ -221,7 +230,8 @@ fn read_file(
             }
             _ => return Err(ExportError::NotUnixFs(name(&link))),
         };
-        if todo.len() > MAX_PENDING {
+        silent = if own.is_empty() { silent + 1 } else { 0 };
+        if todo.len() > MAX_PENDING || silent > MAX_SILENT {
             return Err(ExportError::TooWide);
         }
         out.write_all(&own).map_err(|source| ExportError::Write {
