@@ -201,7 +201,9 @@ fn blake2b_256(data: &[u8]) -> [u8; 32] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::damage::{damage, damaged};
     use k256::ecdsa::SigningKey;
+    use proptest::prelude::*;
 
     const PATH: &str = "/market/mk20/deal";
 
@@ -325,6 +327,22 @@ mod tests {
         ];
         for (h, why) in cases {
             assert_eq!(verify(h.as_deref(), "GET", PATH, now), Err(why), "{h:?}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1_000))]
+        #[test]
+        fn a_header_that_was_changed_is_nobodys(damage in damage()) {
+            let (key, address) = key();
+            let now = at("2025-07-15T17:03:20Z");
+            let good = sign_secp256k1(&key, &address, "GET", PATH, now).unwrap();
+            let other = damaged(good.as_bytes(), &damage);
+            let other = String::from_utf8_lossy(&other);
+            match verify(Some(&other), "GET", PATH, now) {
+                Ok(who) => prop_assert_eq!((who, &*other), (address, &*good)),
+                Err(e) => prop_assert!(!e.fix().is_empty() && e.to_string().len() < 200, "{e}"),
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 use std::net::SocketAddr;
 use std::num::{NonZeroU8, NonZeroU16};
 
-use lotus_runtime::Needs;
+use lotus_runtime::{Needs, Network};
 use serde::{Deserialize, Serialize};
 
 /// `[deals]` in config.toml.
@@ -21,6 +21,16 @@ pub struct DealsConfig {
     pub max_requests: NonZeroU16,
     /// Requests per second from one address, with bursts of twice as many.
     pub requests_per_second: u32,
+    /// Open connections; more wait.
+    pub max_connections: NonZeroU16,
+    /// Of those, connections of one client: an IPv4 address, or a /64 of IPv6; more are closed.
+    pub max_connections_per_client: NonZeroU16,
+    /// Load balancers and proxies before this service, such as `10.0.0.0/8`: they may have every
+    /// connection.
+    pub trusted_proxies: Vec<Network>,
+    /// Seconds a client may take for the headers of a request, and as long for a body that is no
+    /// piece.
+    pub header_secs: u64,
     /// Open deals (not sealed, not failed) of one client.
     pub max_open_deals_per_client: usize,
     /// Seconds a deal waits for its bytes before it expires.
@@ -169,6 +179,10 @@ impl Default for DealsConfig {
             max_transfers: limit(16),
             max_requests: limit(128),
             requests_per_second: 50,
+            max_connections: limit(1024),
+            max_connections_per_client: limit(128),
+            trusted_proxies: Vec::new(),
+            header_secs: 10,
             max_open_deals_per_client: 1_000,
             upload_ttl_secs: 24 * 3600,
             transfer_idle_secs: 60,

@@ -16,7 +16,7 @@ use http::{HeaderMap, Method, StatusCode, header};
 use jiff::Timestamp;
 use lotus_runtime::trace;
 use lotus_types::Address;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tracing::Instrument as _;
 
 use crate::engine::Engine;
@@ -35,16 +35,14 @@ const PATIENCE: Duration = Duration::from_secs(45);
 /// instead of a broken connection.
 const DRAIN_BYTES: usize = 64 << 20;
 const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
-/// Chunks are small, and their uploads run in parallel: they have slots of their own.
-const CHUNKS: &str = "/market/mk20/uploads/";
-/// Nobody signs these: they get half of the slots at most.
-const PIECES: &str = "/pdp/piece/";
 
 pub(crate) struct Shared {
     pub(crate) engine: Arc<Engine>,
     requests: Semaphore,
     transfers: Semaphore,
+    /// Chunks are small, and their uploads run in parallel: they have places of their own.
     chunks: Semaphore,
+    /// Nobody signs these: they get half of the places of transfers at most.
     pieces: Semaphore,
     rates: Rates<IpAddr>,
 }
@@ -201,6 +199,19 @@ impl IntoResponse for Refusal {
     }
 }
 
+/// A place among the uploads that run now.
+fn place(of: &Semaphore) -> Result<SemaphorePermit<'_>, Refusal> {
+    of.try_acquire()
+        .map_err(|_| overloaded("too many uploads are running").retry_after(10))
+}
+
+impl Shared {
+    /// Places for an upload that nobody signs.
+    pub(crate) fn unsigned(&self) -> Result<[SemaphorePermit<'_>; 2], Refusal> {
+        Ok([place(&self.pieces)?, place(&self.transfers)?])
+    }
+}
+
 fn overloaded(what: &str) -> Refusal {
     Refusal::new(Code::Overloaded, what, "come back later").retry_after(1)
 }
@@ -220,12 +231,9 @@ async fn admit(
         if !shared.rates.allow(client, Instant::now()) {
             return overloaded("too many requests from this address").into_response();
         }
+        // An upload takes its place when it is known to be wanted, and gives it back before the
+        // rest of a refused body is read: whoever may not upload keeps nobody out.
         let response = if method == Method::PUT {
-            let slots = if path.starts_with(CHUNKS) { &shared.chunks } else { &shared.transfers };
-            let unsigned = path.starts_with(PIECES).then(|| shared.pieces.try_acquire()).transpose();
-            let (Ok(_slot), Ok(_unsigned)) = (slots.try_acquire(), unsigned) else {
-                return overloaded("too many uploads are running").retry_after(10).into_response();
-            };
             next.run(request).await
         } else {
             let Ok(_slot) = shared.requests.try_acquire() else {
@@ -388,8 +396,8 @@ async fn upload(
     )
     .and_then(|record| content_type(&parts.headers, "application/octet-stream").map(|()| record));
     let announced = content_length(&parts.headers);
-    let outcome = match checked {
-        Ok(record) => shared.engine.upload(&record, announced, &mut body).await,
+    let outcome = match checked.and_then(|record| Ok((record, place(&shared.transfers)?))) {
+        Ok((record, _place)) => shared.engine.upload(&record, announced, &mut body).await,
         Err(refusal) => Err(refusal),
     };
     drained(outcome, body).await?;
@@ -472,11 +480,11 @@ async fn put_chunk(
         let chunk: u32 = chunk.parse().map_err(|_| {
             Refusal::new(Code::BadProposal, "the chunk has no number", "count from 1")
         })?;
-        Ok((record, chunk))
+        Ok((record, chunk, place(&shared.chunks)?))
     };
     let announced = content_length(&parts.headers);
     let outcome = match checked() {
-        Ok((record, chunk)) => {
+        Ok((record, chunk, _place)) => {
             let engine = &shared.engine;
             engine.put_chunk(&record, chunk, announced, &mut body).await
         }

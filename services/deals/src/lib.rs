@@ -9,6 +9,8 @@ mod arriving;
 pub mod auth;
 mod chunks;
 mod config;
+#[cfg(test)]
+mod damage;
 mod effects;
 mod engine;
 mod filter;

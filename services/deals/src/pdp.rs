@@ -209,8 +209,8 @@ async fn upload(
     let mut body = body.into_data_stream();
     let idle = Duration::from_secs(shared.engine.cfg.transfer_idle_secs.max(1));
     let announced = content_length(&parts.headers);
-    let outcome = match upload_id(id) {
-        Ok(id) => {
+    let outcome = match upload_id(id).and_then(|id| Ok((id, shared.unsigned()?))) {
+        Ok((id, _places)) => {
             let pieces = &shared.engine.pieces;
             pieces.receive(id, named, announced, &mut body, idle).await
         }

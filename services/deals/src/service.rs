@@ -7,8 +7,10 @@ use std::time::Duration;
 use hub_proto::{HubClient, HubConfig};
 use lotus_dataplane::{DataError, FdServer, OpenToken};
 use lotus_journal::{Journal, Machines};
-use lotus_runtime::serve::{Limits, serve};
-use lotus_runtime::{CancellationToken, Cx, Fault, Service, addr_file, handed, listen, trace};
+use lotus_runtime::serve::{Extras, Limits, serve_with};
+use lotus_runtime::{
+    CancellationToken, Cx, Fault, PerClient, Service, addr_file, handed, listen, trace,
+};
 use lotus_types::{DealKey, Kind};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -19,11 +21,6 @@ use crate::operator::Operator;
 use crate::pieces::Pieces;
 use crate::staging::Staging;
 use crate::{effects, follow, http, mk12};
-
-/// Open connections; more wait in the listener's queue.
-const MAX_CONNECTIONS: usize = 1_024;
-/// Longest time for a request's headers, and for a kept connection without a request.
-const HEADER_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The deal service: takes proposals, gets the bytes, hands them to the hub, and follows them
 /// until the sector is proven.
@@ -64,10 +61,10 @@ impl Deals {
         listen(Self::NAME, wanted).await
     }
 
-    const fn limits(&self) -> Limits {
+    fn limits(&self) -> Limits {
         Limits {
-            connections: MAX_CONNECTIONS,
-            headers: HEADER_PATIENCE,
+            connections: self.cfg.max_connections.get().into(),
+            headers: Duration::from_secs(self.cfg.header_secs),
             stall: Duration::from_secs(self.cfg.transfer_idle_secs),
             drain: Duration::from_secs(self.cfg.drain_secs),
             http2: false,
@@ -133,7 +130,12 @@ impl Service for Deals {
         tasks.spawn(effects::run(engine.clone(), stop.clone()));
         // Deals that were accepted are published even if no more are.
         tasks.spawn(mk12::publish::run(engine, stop.clone()));
-        let serving = serve(listener, routes, self.limits(), stop.clone());
+        let per_client = self.cfg.max_connections_per_client.get().into();
+        let extras = Extras {
+            per_client: Some(PerClient::new(per_client, self.cfg.trusted_proxies.clone())),
+            ..Extras::default()
+        };
+        let serving = serve_with(listener, routes, self.limits(), extras, stop.clone());
         tasks.spawn(async {
             serving.await;
             Ok(())

@@ -566,4 +566,6 @@ fn retrieval(r: Option<&RetrievalV1>, format: Format) -> Result<Retrieval, Refus
 }
 
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod tests;

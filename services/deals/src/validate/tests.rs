@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::*;
 
 const ID: &str = "01ARZ3NDEKTSV4RRFFQ69G5FAV";
-const CLIENT: &str = "t1abjxfbp274xpdqcpuaykwkfb43omjotacm2p3za";
+pub(super) const CLIENT: &str = "t1abjxfbp274xpdqcpuaykwkfb43omjotacm2p3za";
 
 fn cid_v2(raw: u64, size: PaddedSize) -> String {
     let info = PieceInfo {
@@ -16,11 +16,11 @@ fn cid_v2(raw: u64, size: PaddedSize) -> String {
     info.cid_v2().to_string()
 }
 
-fn sized(raw: u64) -> String {
+pub(super) fn sized(raw: u64) -> String {
     cid_v2(raw, PaddedSize::to_hold(raw).unwrap())
 }
 
-fn good() -> Value {
+pub(super) fn good() -> Value {
     json!({
         "identifier": ID,
         "client": CLIENT,

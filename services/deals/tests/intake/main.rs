@@ -5,6 +5,7 @@
 
 mod api;
 mod bytes;
+mod hostile;
 mod hub;
 mod mk12;
 mod orders;

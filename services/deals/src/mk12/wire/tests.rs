@@ -8,6 +8,7 @@ use lotus_types::TokenAmount;
 use proptest::prelude::*;
 
 use super::*;
+use crate::damage::{damage, damaged};
 use crate::mk20::parse_address;
 
 /// What Go programs wrote: name and hex, one message a line. Made by `boostly-peer golden`
@@ -138,10 +139,7 @@ fn messages_are_those_of_go() {
     };
     both_ways("status", &status);
     let signed = encode(&params().client_deal_proposal);
-    assert_eq!(
-        super::super::handler::proposal_cid(&signed).to_string(),
-        cid
-    );
+    assert_eq!(super::super::handler::cid_of(&signed).to_string(), cid);
 }
 
 #[test]
@@ -233,6 +231,84 @@ fn hostile_heads_are_refused_before_anything_is_made_of_them() {
     }
     assert_eq!(refused(&vec![0; MAX_MESSAGE + 1]), BadMessage::TooLong);
     assert_eq!(refused(&[]), BadMessage::Length);
+}
+
+/// A map of CBOR with some of its keys, in this order.
+fn map(keys: &[&str], of: &BTreeMap<String, ipld_core::ipld::Ipld>) -> Vec<u8> {
+    let head = 0xa0 | u8::try_from(keys.len()).unwrap();
+    let entry = |key: &&str| [encode(key), encode(&of[*key])].concat();
+    let entries = keys.iter().flat_map(entry);
+    std::iter::once(head).chain(entries).collect()
+}
+
+#[test]
+fn what_is_missing_or_twice_is_named() {
+    let all: BTreeMap<String, ipld_core::ipld::Ipld> =
+        lotus_actors::decode(&golden("deal")).unwrap();
+    let keys: Vec<&str> = all.keys().map(String::as_str).collect();
+    assert_eq!(decode(&map(&keys, &all)), Ok(params()), "in any order");
+    for (i, key) in keys.iter().enumerate() {
+        let twice = [&keys[..], &[*key]].concat();
+        let refused = decode::<DealParams>(&map(&twice, &all)).unwrap_err();
+        assert!(refused.to_string().contains(*key), "{refused}");
+        let without = [&keys[..i], &keys[i + 1..]].concat();
+        if let Err(refused) = decode::<DealParams>(&map(&without, &all)) {
+            assert!(refused.to_string().contains(*key), "{refused}");
+        } else {
+            let optional = [
+                "IsOffline",
+                "RemoveUnsealedCopy",
+                "SkipIPNIAnnounce",
+                "Transfer",
+            ];
+            assert!(optional.contains(key), "{key}");
+        }
+    }
+}
+
+/// Bytes of the keys that a proposal may lack.
+const OPTIONAL: usize = 128;
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+    /// What a damaged proposal is read as is no larger than it, and is read as the same again.
+    #[test]
+    fn damaged_proposals_are_refused_or_are_others(damage in damage()) {
+        let bytes = damaged(&golden("deal"), &damage);
+        match decode::<DealParams>(&bytes) {
+            Ok(read) => {
+                let again = encode(&read);
+                prop_assert!(again.len() <= bytes.len() + OPTIONAL);
+                prop_assert_eq!(decode(&again), Ok(read));
+            }
+            Err(e) => {
+                let why = e.to_string();
+                prop_assert!(!why.is_empty() && why.len() < 500, "{why}");
+                prop_assert!(!e.fix().is_empty());
+            }
+        }
+    }
+
+    /// The same of what others are asked, and of what they answer.
+    #[test]
+    fn other_damaged_messages_are_refused_or_are_others(damage in damage()) {
+        fn one<T: Serialize + DeserializeOwned + PartialEq + Debug>(
+            name: &str,
+            damage: &[crate::damage::Splice],
+        ) -> Result<(), TestCaseError> {
+            let bytes = damaged(&golden(name), damage);
+            if let Ok(read) = decode::<T>(&bytes) {
+                let again = encode(&read);
+                prop_assert!(again.len() <= bytes.len(), "{read:?}");
+                prop_assert_eq!(decode(&again), Ok(read));
+            }
+            Ok(())
+        }
+        one::<DealStatusRequest>("question", &damage)?;
+        one::<DealStatusResponse>("status", &damage)?;
+        one::<AskRequest>("ask_question", &damage)?;
+        one::<AskResponse>("ask", &damage)?;
+    }
 }
 
 proptest! {
