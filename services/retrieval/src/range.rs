@@ -63,6 +63,8 @@ fn number(text: &str) -> Option<Option<u64>> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::Asked::{All, Parts, Unsatisfiable};
     use super::*;
 
@@ -95,5 +97,23 @@ mod tests {
         assert_eq!(parse(Some("bytes=0-"), 0), Unsatisfiable);
         let many = format!("bytes={}", vec!["1-1"; 17].join(","));
         assert_eq!(parse(Some(&many), 100), Unsatisfiable);
+    }
+
+    proptest! {
+        #[test]
+        fn no_range_is_larger_than_what_there_is(
+            specs in prop::collection::vec("(\\d{0,21}-\\d{0,21}|[ -~]{0,6})", 0..20),
+            len in prop_oneof![0u64..200, any::<u64>()],
+        ) {
+            if let Parts(parts) = parse(Some(&format!("bytes={}", specs.join(","))), len) {
+                prop_assert!((1..=MAX_RANGES).contains(&parts.len()));
+                let mut sum = 0u64;
+                for part in parts {
+                    prop_assert!(part.start < part.end && part.end <= len, "{part:?}");
+                    sum = sum.saturating_add(part.end - part.start);
+                }
+                prop_assert!(sum <= len);
+            }
+        }
     }
 }

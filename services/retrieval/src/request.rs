@@ -44,9 +44,8 @@ impl Ask {
             .next()
             .ok_or_else(|| Refusal::bad("no CID in the path", "ask for /ipfs/{cid}"))??;
         let root = Cid::try_from(cid.as_str()).map_err(|e| {
-            let shown: String = cid.chars().take(128).collect();
             Refusal::bad(
-                format!("{shown:?} is no CID: {e}"),
+                format!("{:?} is no CID: {e}", clip(&cid)),
                 "ask for /ipfs/{cid}, the CID in text form",
             )
         })?;
@@ -161,6 +160,14 @@ impl Ask {
     }
 }
 
+/// What was sent is not sent back whole.
+fn clip(text: &str) -> &str {
+    match text.char_indices().nth(128) {
+        Some((end, _)) => &text[..end],
+        None => text,
+    }
+}
+
 fn decode(segment: &str) -> Result<String, Refusal> {
     percent_decode_str(segment)
         .decode_utf8()
@@ -194,7 +201,7 @@ impl Query {
                         "all" => Scope::All,
                         _ => {
                             return Err(Refusal::bad(
-                                format!("dag-scope {value:?} is unknown"),
+                                format!("dag-scope {:?} is unknown", clip(&value)),
                                 "use dag-scope=block, entity or all",
                             ));
                         }
@@ -216,7 +223,7 @@ impl Query {
 fn byte_range(text: &str) -> Result<ByteRange, Refusal> {
     let bad = || {
         Refusal::bad(
-            format!("entity-bytes {text:?} is no range"),
+            format!("entity-bytes {:?} is no range", clip(text)),
             "use entity-bytes=from:to with whole numbers; `to` may be *",
         )
     };
@@ -350,7 +357,7 @@ fn form(query: &Query, headers: &HeaderMap) -> Result<Form, Refusal> {
         }
         Some(other) => {
             return Err(Refusal::bad(
-                format!("format {other:?} is not served here"),
+                format!("format {:?} is not served here", clip(other)),
                 "use format=raw for a block or format=car for a DAG",
             ));
         }
@@ -534,5 +541,99 @@ mod tests {
                 prop_assert!(HeaderValue::from_str(&ask.disposition()).is_ok());
             }
         }
+
+        /// What a request means is what its place means, whoever asks for that.
+        #[test]
+        fn a_request_is_named_or_refused_with_what_is_wrong(
+            path in "(/[a-z%.\"é]{0,6}){0,3}", query in queries(), accept in accepts(),
+        ) {
+            let mut headers = HeaderMap::new();
+            headers.insert(ACCEPT, HeaderValue::from_str(&accept).unwrap());
+            let rest = format!("{CID}{path}");
+            match Ask::parse(&rest, Some(&query), &headers) {
+                Ok(ask) => {
+                    for value in [ask.etag(), ask.content_type(), ask.disposition()] {
+                        prop_assert!(HeaderValue::from_str(&value).is_ok(), "{value}");
+                    }
+                    if let Some(place) = ask.location(&rest, Some(&query)) {
+                        let (path, query) = place.split_once('?').unwrap();
+                        let again = Ask::parse(path, Some(query), &HeaderMap::new());
+                        let again = again.map_err(|r| r.error).unwrap();
+                        prop_assert_eq!(again.location(path, Some(query)), None);
+                        prop_assert_eq!(again.etag(), ask.etag());
+                        prop_assert_eq!((again.root, again.path, again.form), (ask.root, ask.path, ask.form));
+                    }
+                }
+                Err(refusal) => {
+                    prop_assert!([400, 406].contains(&refusal.status.as_u16()));
+                    prop_assert!(refusal.error.len() < 1_000 && !refusal.fix.is_empty());
+                    for name in ["dag-scope", "entity-bytes"] {
+                        if refusal.error.starts_with(name) {
+                            prop_assert!(query.contains(name));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Parameters of a gateway, now and then with values that they cannot have.
+    fn queries() -> impl Strategy<Value = String> {
+        let number = || {
+            prop_oneof![
+                any::<i64>().prop_map(|n| n.to_string()),
+                Just("*".to_owned()),
+                Just("-0".to_owned()),
+                Just("9223372036854775808".to_owned()),
+            ]
+        };
+        let range = (number(), number()).prop_map(|(a, b)| format!("entity-bytes={a}:{b}"));
+        let long = (1usize..3_000).prop_map(|n| format!("entity-bytes={}", "9".repeat(n)));
+        let known = prop::sample::select(vec![
+            "format=raw",
+            "format=car",
+            "format=",
+            "format=tar",
+            "dag-scope=block",
+            "dag-scope=entity",
+            "dag-scope=all",
+            "dag-scope=%00",
+            "car-version=1",
+            "car-version=2",
+            "car-order=dfs",
+            "car-order=unk",
+            "car-order=",
+            "car-dups=y",
+            "car-dups=n",
+            "car-dups=maybe",
+            "filename=a%0d%0ab",
+            "filename=%22",
+            "=",
+            "%ff=%ff",
+            "dag-scope=%ff",
+        ]);
+        let one = prop_oneof![
+            8 => known.prop_map(str::to_owned),
+            2 => range,
+            1 => long,
+            1 => "[ -~]{0,12}",
+        ];
+        prop::collection::vec(one, 0..6).prop_map(|all| all.join("&"))
+    }
+
+    fn accepts() -> impl Strategy<Value = String> {
+        let one = prop::sample::select(vec![
+            RAW_TYPE,
+            CAR_TYPE,
+            "application/vnd.ipld.car;dups=y",
+            "application/vnd.ipld.car; order=x",
+            "application/vnd.ipld.car;version=2;q=0.3",
+            "application/vnd.ipld.raw;q=0",
+            "*/*;q=0.1",
+            "text/html",
+            ";",
+            "",
+        ]);
+        prop::collection::vec(one, 0..4).prop_map(|all| all.join(","))
     }
 }
