@@ -232,3 +232,6 @@ fn broken(e: &dyn std::fmt::Display) -> Fault {
         "report this, with the log",
     )
 }
+
+#[cfg(test)]
+mod tests;
