@@ -26,7 +26,7 @@ enum Args {
     Supervisor(supervisor::Options),
     /// A WindowPoSt while clients hammer the spokes: guard on, guard off, all in one process
     Guard(guard::Options),
-    /// What the spokes can do: the index of multihashes beside redb and an LSM store
+    /// What the spokes can do: the index, retrieval and commP, each beside a peer
     Markets(markets::Options),
 }
 

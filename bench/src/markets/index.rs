@@ -318,7 +318,7 @@ fn size(dir: &Path) -> std::io::Result<u64> {
 }
 
 /// A number that looks like chance, by the mixer of SplitMix64.
-fn mix(n: u64) -> u64 {
+pub(super) fn mix(n: u64) -> u64 {
     let n = n.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let n = (n ^ (n >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let n = (n ^ (n >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -341,7 +341,7 @@ fn multihash(n: u64) -> [u8; 34] {
 }
 
 /// Processor time of this thread.
-fn processor_time() -> Result<Duration, Failed> {
+pub(super) fn processor_time() -> Result<Duration, Failed> {
     time(ClockId::CLOCK_THREAD_CPUTIME_ID)
 }
 
@@ -357,6 +357,6 @@ fn time(clock: ClockId) -> Result<Duration, Failed> {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "figures of a report")]
-fn float(n: u64) -> f64 {
+pub(super) fn float(n: u64) -> f64 {
     n as f64
 }
