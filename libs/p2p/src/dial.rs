@@ -8,8 +8,8 @@ use libp2p::swarm::SwarmEvent;
 use libp2p::swarm::dial_opts::DialOpts;
 use libp2p::{Multiaddr, PeerId, StreamProtocol, identity, noise, tcp, yamux};
 use libp2p_stream::Control;
+use tokio::task::JoinSet;
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt as _};
-use tokio_util::task::AbortOnDropHandle;
 
 use crate::{IDLE, P2pError, Stream, multiaddr};
 
@@ -48,7 +48,7 @@ impl FromStr for PeerAddress {
 pub struct Dialed {
     control: Control,
     peer: PeerId,
-    _connection: AbortOnDropHandle<()>,
+    _connection: JoinSet<()>,
 }
 
 impl std::fmt::Debug for Dialed {
@@ -100,7 +100,8 @@ impl Dialed {
             .await
             .map_err(|_| unreachable(format!("no answer within {patience:?}")))??;
         let control = swarm.behaviour().new_control();
-        let connection = tokio::spawn(async move {
+        let mut connection = JoinSet::new();
+        connection.spawn(async move {
             loop {
                 swarm.select_next_some().await;
             }
@@ -108,7 +109,7 @@ impl Dialed {
         Ok(Self {
             control,
             peer: to.peer,
-            _connection: AbortOnDropHandle::new(connection),
+            _connection: connection,
         })
     }
 
@@ -164,7 +165,9 @@ mod tests {
         let peer = identity::Keypair::generate_ed25519().public().to_peer_id();
         let good: PeerAddress = format!("/ip4/192.0.2.1/tcp/80/p2p/{peer}").parse().unwrap();
         assert_eq!((good.at, good.peer), (([192, 0, 2, 1], 80).into(), peer));
-        let six: PeerAddress = format!("/ip6/2001:db8::1/tcp/80/p2p/{peer}").parse().unwrap();
+        let six: PeerAddress = format!("/ip6/2001:db8::1/tcp/80/p2p/{peer}")
+            .parse()
+            .unwrap();
         assert!(six.at.is_ipv6());
         for bad in [
             String::new(),

@@ -53,13 +53,19 @@ async fn a_peer_opens_a_stream_and_is_answered() {
         stream.read_to_end(&mut back).await.unwrap();
         assert_eq!(back, b"hello");
         let other = dialed.opener("/test/other").open().await;
-        assert!(matches!(other, Err(P2pError::NoStream { .. })), "nobody takes that protocol");
+        assert!(
+            matches!(other, Err(P2pError::NoStream { .. })),
+            "nobody takes that protocol"
+        );
         let other = PeerAddress {
             peer: Keypair::generate_ed25519().public().to_peer_id(),
             ..to.clone()
         };
         let dialed = Dialed::connect(Keypair::generate_ed25519(), &other, DEADLINE).await;
-        assert!(matches!(dialed, Err(P2pError::Unreachable { .. })), "{dialed:?}");
+        assert!(
+            matches!(dialed, Err(P2pError::Unreachable { .. })),
+            "{dialed:?}"
+        );
     };
     tokio::time::timeout(DEADLINE, talk).await.unwrap();
     stop.cancel();

@@ -13,8 +13,8 @@ pub(crate) mod publish;
 pub(crate) mod transfer;
 pub mod wire;
 
-use std::sync::{Mutex, OnceLock};
 use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, OnceLock};
 
 use lotus_p2p::{Keypair, Multiaddr};
 use lotus_runtime::Fault;

@@ -109,12 +109,14 @@ impl Engine {
         let Some(peer) = url.strip_prefix(SCHEME) else {
             return Ok(None);
         };
-        let to = source::check_peer(peer, self.cfg.allow_private_sources)
-            .map_err(|e| e.to_string())?;
+        let to =
+            source::check_peer(peer, self.cfg.allow_private_sources).map_err(|e| e.to_string())?;
         let Some(key) = self.mk12.key.get() else {
             return Err("deals.mk12 is not enabled any more".into());
         };
-        let dir = Path::new(&self.data_socket).parent().unwrap_or(Path::new("."));
+        let dir = Path::new(&self.data_socket)
+            .parent()
+            .unwrap_or(Path::new("."));
         let patience = Duration::from_secs(self.cfg.transfer_idle_secs.max(1));
         let client = PeerClient::connect(dir, key.clone(), &to, patience).await;
         client.map(Some).map_err(|e| e.to_string())

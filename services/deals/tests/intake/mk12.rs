@@ -32,8 +32,8 @@ const CID: &str = "bafy2bzacedgq5wyd7c2ulcbo7lzcfvqkhrnkdbimjm4bq2vbfemhbyjvl2kf
 fn car(len: usize) -> (cid::Cid, Vec<u8>) {
     use sha2::Digest as _;
     let data = vec![7; len];
-    let blocks = data.chunks(1 << 20).enumerate().map(|(n, block)| {
-        let block = [&[n as u8], &block[1..]].concat();
+    let blocks = data.chunks(1 << 20).zip(0u8..).map(|(block, n)| {
+        let block = [&[n], &block[1..]].concat();
         let hash = sha2::Sha256::digest(&block);
         let hash = cid::multihash::Multihash::wrap(0x12, &hash).unwrap();
         (cid::Cid::new_v1(0x55, hash), block)
@@ -337,10 +337,19 @@ async fn a_file_comes_over_streams_of_its_client() {
     assert!(answer.accepted, "{}", answer.message);
     let id = DealUuid([1; 16]).ulid();
     net.checkpoint(id, "Offered").await;
-    assert!(net.hub.state().bytes[&net.hub_key(id)] == file, "the same bytes");
+    assert!(
+        net.hub.state().bytes[&net.hub_key(id)] == file,
+        "the same bytes"
+    );
     assert_eq!(served.load(Ordering::Relaxed), 2);
     let left = std::fs::read_dir(net.dir.path().join("deals")).unwrap();
-    let left = left.filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().starts_with("peer-"));
+    let left = left.filter(|e| {
+        e.as_ref()
+            .unwrap()
+            .file_name()
+            .to_string_lossy()
+            .starts_with("peer-")
+    });
     assert_eq!(left.count(), 0, "no socket is left");
 }
 
