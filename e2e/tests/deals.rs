@@ -8,12 +8,20 @@ use futures::{StreamExt as _, stream};
 use lotus_e2e::{Net, NetConfig, secs};
 use serde_json::Value;
 
-/// One of the operator's commands, as JSON.
-async fn deals(net: &Net, words: &[&str]) -> Value {
+/// One of the operator's commands, as JSON; `None` while the service does not answer.
+async fn asked(net: &Net, words: &[&str]) -> Option<Value> {
     let repo = net.root().join("markets").display().to_string();
     let args = [&["storage-deals"], words, &["--json", "--repo", &repo]].concat();
-    let out = net.run("lotus-markets", &args).await.unwrap();
-    serde_json::from_str(&out).unwrap()
+    let out = net.run("lotus-markets", &args).await.ok()?;
+    serde_json::from_str(&out).ok()
+}
+
+async fn list(net: &Net) -> Option<Value> {
+    asked(net, &["list"]).await
+}
+
+async fn deals(net: &Net, words: &[&str]) -> Value {
+    asked(net, words).await.unwrap()
 }
 
 /// Makes a deal for a file of its own, and gives its piece; while the service is down the same
@@ -69,7 +77,8 @@ async fn no_deal_is_lost_or_doubled_by_kills_and_the_operator_sees_them_all() {
     let kills = async {
         let root = net.root().display().to_string();
         let mut dead = None;
-        for n in 0..5u64 {
+        // Once so many deals are made, while others are on their way.
+        for made in [0, 2, 4, 6, 8] {
             net.wait("the deal service", secs(60), async |net| {
                 let p = net.process("deals").await.ok()?;
                 if p.state == "backoff" {
@@ -81,17 +90,19 @@ async fn no_deal_is_lost_or_doubled_by_kills_and_the_operator_sees_them_all() {
             })
             .await
             .unwrap();
-            tokio::time::sleep(std::time::Duration::from_millis(150 * n)).await;
+            let wanted = format!("{made} deals");
+            net.wait(&wanted, secs(60), async |n| {
+                (list(n).await?.as_array()?.len() >= made).then_some(())
+            })
+            .await
+            .unwrap();
             dead = Some(net.kill9("deals").await.unwrap());
         }
     };
     let (made, ()) = tokio::join!(all_made, kills);
     let found = net
         .wait("every piece in a sector", secs(120), async |n| {
-            let repo = n.root().join("markets").display().to_string();
-            let list = ["storage-deals", "list", "--json", "--repo", &repo];
-            let found: Value =
-                serde_json::from_str(&n.run("lotus-markets", &list).await.ok()?).ok()?;
+            let found = list(n).await?;
             let all = found.as_array()?;
             all.iter().all(|d| d["sector"].is_u64()).then_some(found)
         })
@@ -99,9 +110,9 @@ async fn no_deal_is_lost_or_doubled_by_kills_and_the_operator_sees_them_all() {
         .unwrap();
     assert_eq!(found.as_array().unwrap().len(), COUNT, "{found}");
     let repo = net.root().join("miner").display().to_string();
-    let list = ["sectors", "list", "--json", "--repo", &repo];
+    let words = ["sectors", "list", "--json", "--repo", &repo];
     let sectors: Value =
-        serde_json::from_str(&net.run("lotus-miner", &list).await.unwrap()).unwrap();
+        serde_json::from_str(&net.run("lotus-miner", &words).await.unwrap()).unwrap();
     let mut places: BTreeMap<String, usize> = BTreeMap::new();
     for piece in sectors
         .as_array()
