@@ -281,8 +281,12 @@ impl Engine {
     /// Asks the hub about a batch and takes what it says.
     async fn drive(&self, id: u64, batch: &Batch) -> Result<Result<(), HubError>, JournalError> {
         let mut deals = Vec::with_capacity(batch.deals.len());
+        let mut sent = true;
         for key in &batch.deals {
             let record = self.deals.get(key)?;
+            sent &= record
+                .as_ref()
+                .is_some_and(|r| r.checkpoint >= Checkpoint::Published);
             let signed = record.and_then(|r| r.proposal.signed);
             // Every deal of a batch has one: it was chosen for it.
             deals.extend(signed.map(|s| s.deal));
@@ -290,7 +294,8 @@ impl Engine {
         let request = PublishRequest {
             deals,
             attempt: batch.attempt,
-            wait_ms: LONG_POLL_MS,
+            // The deals are to have their message as soon as the hub has it.
+            wait_ms: if sent { LONG_POLL_MS } else { 0 },
         };
         let answer = self
             .hub

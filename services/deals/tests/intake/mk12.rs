@@ -259,6 +259,9 @@ async fn a_proposal_is_published_once_over_crashes_and_sealed_with_its_id() {
                 .all(|p| p.deals == first.deals && p.attempt == 0)
         );
         assert_eq!(first.deals, [encode(&params.client_deal_proposal)]);
+        // The first answer comes at once, and the others when there is something new.
+        assert_eq!(first.wait_ms, 0);
+        assert!(hub.publishes.last().unwrap().wait_ms > 0);
     }
     let calls = net.hub.state().publishes.len();
     net.crash().await;
