@@ -44,7 +44,8 @@ pub(crate) async fn started(
         {
             return Some(pid);
         }
-        if process.state == "backoff" {
+        // After so many deaths the supervisor gives it up.
+        if ["backoff", "failed"].contains(&&*process.state) {
             // It may have been started in between, which is an error of the command.
             drop(n.run("lotus-supervisor", &ask).await);
         }

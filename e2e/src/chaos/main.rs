@@ -9,6 +9,7 @@ mod markets;
 mod mining;
 mod node;
 mod pieces;
+mod proposals;
 mod proving;
 
 use std::process::ExitCode;
