@@ -293,3 +293,78 @@ pub(crate) fn published(messages: &[Landed]) -> Result<Published, Failed> {
     all.doubled = deals.values().filter(|(times, _)| *times > 1).count();
     Ok(all)
 }
+
+#[cfg(test)]
+mod tests {
+    use lotus_node_client::api::{Message, MessageReceipt, Signature};
+    use lotus_types::Epoch;
+
+    use super::*;
+
+    fn landed(labels: &[&str], signature: u8, exit_code: i64) -> Landed {
+        let deal = |label: &&str| ClientDealProposal {
+            proposal: DealProposal {
+                piece_cid: Cid::default(),
+                piece_size: PaddedPieceSize(128),
+                verified_deal: false,
+                client: Address::new_id(1),
+                provider: Address::new_id(2),
+                label: Label::String((*label).into()),
+                start_epoch: 1,
+                end_epoch: 2,
+                storage_price_per_epoch: TokenAmount::default(),
+                provider_collateral: TokenAmount::default(),
+                client_collateral: TokenAmount::default(),
+            },
+            client_signature: Signature::new_secp256k1(vec![signature; 65]),
+        };
+        let deals = labels.iter().map(deal).collect();
+        Landed {
+            cid: Cid::default(),
+            height: Epoch(1),
+            message: Message {
+                version: 0,
+                to: actors::MARKET.address(),
+                from: Address::new_id(3),
+                nonce: 0,
+                value: TokenAmount::default(),
+                gas_limit: 0,
+                gas_fee_cap: TokenAmount::default(),
+                gas_premium: TokenAmount::default(),
+                method: PUBLISH_STORAGE_DEALS,
+                params: encode(&PublishStorageDealsParams { deals }),
+            },
+            receipt: Some(MessageReceipt {
+                exit_code,
+                r#return: Vec::new(),
+                gas_used: 0,
+                events_root: None,
+            }),
+        }
+    }
+
+    #[test]
+    fn a_proposal_counts_as_doubled_whatever_became_of_the_second() {
+        let once = [landed(&["a", "b"], 1, 0), landed(&["c"], 1, 0)];
+        let want = Published {
+            messages: 2,
+            failed: 0,
+            deals: 3,
+            doubled: 0,
+        };
+        assert_eq!(published(&once).unwrap(), want);
+        let other = Landed {
+            message: Message {
+                method: 0,
+                ..once[0].message.clone()
+            },
+            ..once[0].clone()
+        };
+        assert_eq!(published(&[&once[..], &[other]].concat()).unwrap(), want);
+        // Refused by the chain, or with another signature.
+        for again in [landed(&["b"], 1, 16), landed(&["b", "d"], 2, 0)] {
+            let all = published(&[&once[..], &[again]].concat()).unwrap();
+            assert_eq!((all.messages, all.doubled), (3, 1));
+        }
+    }
+}
