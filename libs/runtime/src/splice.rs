@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use axum::body::Bytes;
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -100,21 +101,38 @@ impl Spliced {
         let Some(stretch) = self.holes.next(len) else {
             return Poll::Ready(Err(io::Error::other("a hole that stands for nothing")));
         };
+        let sent = ready!(self.poll_try(cx, || {
+            let mut at = stretch.offset;
+            let sent = rustix::fs::sendfile(&self.stream, &*stretch.file, Some(&mut at), len);
+            Ok(sent?)
+        }))?;
+        if sent == 0 {
+            return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+        }
+        self.holes.sent(sent);
+        Poll::Ready(Ok(sent))
+    }
+
+    /// Sends bytes that a hole follows: they wait for it, so that a small answer is one segment.
+    fn poll_more(&self, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.poll_try(cx, || {
+            let mut none = SendAncillaryBuffer::default();
+            let flags = SendFlags::MORE | SendFlags::NOSIGNAL;
+            Ok(sendmsg(&self.stream, bufs, &mut none, flags)?)
+        })
+    }
+
+    /// Calls `send` when the socket takes something, until it does.
+    fn poll_try(
+        &self,
+        cx: &mut Context<'_>,
+        mut send: impl FnMut() -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.stream.poll_write_ready(cx))?;
-            let sent = self.stream.try_io(Interest::WRITABLE, || {
-                let mut at = stretch.offset;
-                let sent = rustix::fs::sendfile(&self.stream, &*stretch.file, Some(&mut at), len);
-                Ok(sent?)
-            });
-            match sent {
-                Ok(0) => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
-                Ok(n) => {
-                    self.holes.sent(n);
-                    return Poll::Ready(Ok(n));
-                }
+            match self.stream.try_io(Interest::WRITABLE, &mut send) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                Err(e) => return Poll::Ready(Err(e)),
+                sent => return Poll::Ready(sent),
             }
         }
     }
@@ -154,10 +172,8 @@ impl AsyncWrite for Spliced {
                 let len = bufs.first().map_or(0, |b| b.len());
                 self.poll_fill(cx, len)
             }
-            until => {
-                let plain = &bufs[..until.unwrap_or(bufs.len())];
-                Pin::new(&mut self.stream).poll_write_vectored(cx, plain)
-            }
+            Some(until) => self.poll_more(cx, &bufs[..until]),
+            None => Pin::new(&mut self.stream).poll_write_vectored(cx, bufs),
         }
     }
 
