@@ -26,7 +26,7 @@ use tracing::Instrument as _;
 use crate::answer::{IMMUTABLE, Refusal, common, has_already, set};
 use crate::piece;
 use crate::request::{Ask, Form};
-use crate::send::{Outlet, Place, body};
+use crate::send::{Outlet, Place, at_hand, body};
 use crate::unseal::Unseals;
 
 /// What requests share.
@@ -233,13 +233,7 @@ impl Gateway {
         if head {
             return Ok(headers.into_response());
         }
-        let (outlet, body) = body("ipfs", place, None);
-        self.walks.spawn(async move {
-            if outlet.send(data).await.is_ok() {
-                outlet.finish();
-            }
-        });
-        Ok((headers, body).into_response())
+        Ok((headers, at_hand("ipfs", place, data)).into_response())
     }
 
     async fn car(
@@ -257,7 +251,7 @@ impl Gateway {
         };
         let mut blocks = self.blocks()?;
         let (found, start) = oneshot::channel();
-        let (outlet, body) = body("ipfs", place, None);
+        let (outlet, body) = body("ipfs", place);
         let span = tracing::Span::current();
         let (root, path) = (ask.root, ask.path.clone());
         let (memory, runtime) = (self.memory.clone(), Handle::current());

@@ -1,18 +1,22 @@
 //! `GET /piece/{cid}`: the payload bytes of a piece, whole or in ranges.
 
+use std::collections::VecDeque;
+use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use cid::Cid;
+use futures::stream;
 use http::header::{
     ACCEPT_RANGES, CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
     ETAG, HeaderValue, IF_RANGE, RANGE,
 };
 use http::request::Parts;
 use http::{HeaderMap, StatusCode};
-use lotus_piece_index::PieceSource;
+use lotus_piece_index::{Leased, PieceSource, SourceError};
 use lotus_runtime::splice::{Holes, MAX_STRETCH, Stretch, advise};
 use lotus_types::{PieceCid, PieceInfo};
 use tracing::Instrument as _;
@@ -20,10 +24,14 @@ use tracing::Instrument as _;
 use crate::answer::{IMMUTABLE, Refusal, has_already, set};
 use crate::gateway::Gateway;
 use crate::range::{Asked, parse};
-use crate::send::{Outlet, Place, body};
+use crate::send::{self, Outlet, Place};
 
 /// Bytes read at once.
 const CHUNK: u64 = MAX_STRETCH as u64;
+/// Bytes that are read ahead of their sending.
+const AHEAD: u64 = 4 * CHUNK;
+/// Bytes that the kernel reads at once when it is asked for the first of them.
+const SHORT: u64 = 128 << 10;
 const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
 
 pub(crate) async fn answer(
@@ -106,12 +114,30 @@ pub(crate) async fn answer(
     if head {
         return Ok((status, headers).into_response());
     }
-    // The kernel sends the bytes of a file on this host, where it can.
-    let holes = holes.filter(|_| leased.reader.file().is_some());
-    let way = Way::of(holes.is_some());
-    let (outlet, body) = body("piece", place, holes);
-    let copy = copy(hub.source.clone(), piece, parts, outlet, way);
-    gateway.walks.spawn(copy.in_current_span());
+    let source = hub.source.clone();
+    let body = match holes.filter(|_| leased.reader.file().is_some()) {
+        // The kernel sends the bytes of a file on this host.
+        Some(holes) => {
+            let whole = Arc::<AtomicBool>::default();
+            let stretches = Stretches {
+                source,
+                piece,
+                leased,
+                parts: parts.into(),
+                advised: 0,
+                whole: whole.clone(),
+                span: tracing::Span::current(),
+            };
+            let parts = stream::unfold(stretches, Stretches::next);
+            send::made("piece", place, holes, whole, parts)
+        }
+        None => {
+            let (outlet, body) = send::body("piece", place);
+            let copy = copy(source, piece, parts, outlet);
+            gateway.walks.spawn(copy.in_current_span());
+            body
+        }
+    };
     Ok((status, headers, body).into_response())
 }
 
@@ -163,23 +189,8 @@ fn multipart(
     parts
 }
 
-/// How the bytes get from the piece to the client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
-    /// Through this process.
-    Copy,
-    /// Sent by the kernel.
-    Splice,
-}
-
-impl Way {
-    const fn of(holes: bool) -> Self {
-        if holes { Self::Splice } else { Self::Copy }
-    }
-}
-
 /// Reads and sends until the end, or until the client goes away. The lease is renewed on the way.
-async fn copy(source: PieceSource, piece: PieceCid, parts: Vec<Part>, outlet: Outlet, way: Way) {
+async fn copy(source: PieceSource, piece: PieceCid, parts: Vec<Part>, outlet: Outlet) {
     for part in parts {
         let mut range = match part {
             Part::Text(text) => {
@@ -192,34 +203,97 @@ async fn copy(source: PieceSource, piece: PieceCid, parts: Vec<Part>, outlet: Ou
         };
         while range.start < range.end {
             let len = CHUNK.min(range.end - range.start);
-            let leased = match source.open(&piece).await {
-                Ok(leased) => leased,
+            let read = async {
+                let leased = source.open(&piece).await?;
+                Ok::<_, SourceError>(leased.reader.read_at(range.start, len).await?)
+            };
+            let chunk = match read.await {
+                Ok(chunk) => chunk,
                 Err(error) => {
                     tracing::warn!(%piece, %error, "piece is cut short");
                     return;
                 }
             };
-            let sent = match (way, leased.reader.file()) {
-                (Way::Splice, Some(file)) => {
-                    let len = usize::try_from(len).unwrap_or(usize::MAX);
-                    let (file, offset) = (file.clone(), range.start);
-                    // Read by the time that it is sent, so that sending does not wait for a disk.
-                    advise(&file, offset, len);
-                    outlet.stretch(Stretch { file, offset, len }).await
-                }
-                _ => match leased.reader.read_at(range.start, len).await {
-                    Ok(chunk) => outlet.send(chunk).await,
-                    Err(error) => {
-                        tracing::warn!(%piece, %error, "piece is cut short");
-                        return;
-                    }
-                },
-            };
-            if sent.is_err() {
+            if outlet.send(chunk).await.is_err() {
                 return;
             }
             range.start += len;
         }
     }
     outlet.finish();
+}
+
+/// The parts of a body that the kernel sends: made one by one when the connection can take more,
+/// because handing them over from a task costs more than making them.
+struct Stretches {
+    source: PieceSource,
+    piece: PieceCid,
+    leased: Leased,
+    parts: VecDeque<Part>,
+    /// Up to where the kernel was told to read.
+    advised: u64,
+    whole: Arc<AtomicBool>,
+    span: tracing::Span,
+}
+
+impl Stretches {
+    async fn next(mut self) -> Option<(send::Part, Self)> {
+        let range = loop {
+            match self.parts.pop_front() {
+                None => {
+                    self.whole.store(true, Ordering::Release);
+                    return None;
+                }
+                Some(Part::Text(text)) => return Some((send::Part::Data(text), self)),
+                Some(Part::Piece(range)) if range.is_empty() => {}
+                Some(Part::Piece(range)) => break range,
+            }
+        };
+        let end = range.end.min(range.start + CHUNK);
+        match self.part(&range, end).await {
+            Ok(part) => {
+                self.parts.push_front(Part::Piece(end..range.end));
+                Some((part, self))
+            }
+            Err(error) => {
+                let piece = self.piece;
+                let cut = || tracing::warn!(%piece, %error, "piece is cut short");
+                self.span.in_scope(cut);
+                None
+            }
+        }
+    }
+
+    /// The first bytes of a range, up to `end`.
+    async fn part(&mut self, range: &Range<u64>, end: u64) -> Result<send::Part, SourceError> {
+        if !self.leased.is_fresh() {
+            self.leased = self.source.open(&self.piece).await?;
+        }
+        let (offset, len) = (range.start, end - range.start);
+        // The hub may have become one that passes no descriptors.
+        let Some(file) = self.leased.reader.file().cloned() else {
+            let chunk = self.leased.reader.read_at(offset, len).await?;
+            return Ok(send::Part::Data(chunk));
+        };
+        self.advise(&file, range);
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        Ok(send::Part::Stretch(Stretch { file, offset, len }))
+    }
+
+    /// Has the kernel read ahead, so that sending does not wait for a disk. What is short it reads
+    /// at once anyhow.
+    fn advise(&mut self, file: &File, range: &Range<u64>) {
+        if !(range.start..range.start + AHEAD).contains(&self.advised) {
+            self.advised = range.start;
+        }
+        let until = range.end.min(range.start + AHEAD);
+        while self.advised < until {
+            let len = CHUNK.min(until - self.advised);
+            if len > SHORT {
+                let len = usize::try_from(len).unwrap_or(usize::MAX);
+                advise(file, self.advised, len);
+            }
+            self.advised += len;
+        }
+    }
 }

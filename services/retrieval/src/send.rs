@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
-use futures::Stream;
+use futures::{Stream, stream};
 use lotus_runtime::Share;
 use lotus_runtime::splice::{Holes, Stretch};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -46,8 +46,9 @@ pub(crate) struct Outlet {
     _place: Place,
 }
 
+/// What a body is made of.
 #[derive(Debug)]
-enum Part {
+pub(crate) enum Part {
     Data(Bytes),
     /// For the kernel to send.
     Stretch(Stretch),
@@ -63,18 +64,10 @@ impl Outlet {
     pub(crate) async fn send(&self, mut data: Bytes) -> Result<(), Gone> {
         while !data.is_empty() {
             let part = data.split_to(data.len().min(PART));
-            self.put(Part::Data(part)).await?;
+            let sent = self.parts.send(Part::Data(part)).await;
+            sent.map_err(|_| Gone)?;
         }
         Ok(())
-    }
-
-    /// Puts bytes of a file on their way; only into a body that was made with holes.
-    pub(crate) async fn stretch(&self, stretch: Stretch) -> Result<(), Gone> {
-        self.put(Part::Stretch(stretch)).await
-    }
-
-    async fn put(&self, part: Part) -> Result<(), Gone> {
-        self.parts.send(part).await.map_err(|_| Gone)
     }
 
     /// All was put. A body whose outlet is dropped without this breaks off, so that the client
@@ -84,29 +77,65 @@ impl Outlet {
     }
 }
 
-/// A body, and where its parts are put. What leaves is counted as `kind`. With `holes` it may have
-/// stretches of files.
-pub(crate) fn body(kind: &'static str, place: Place, holes: Option<Holes>) -> (Outlet, Body) {
-    let (parts, receive) = mpsc::channel(AHEAD);
+/// A body, and where its parts are put. What leaves is counted as `kind`.
+pub(crate) fn body(kind: &'static str, place: Place) -> (Outlet, Body) {
+    let (parts, mut receive) = mpsc::channel(AHEAD);
     let whole = Arc::new(AtomicBool::new(false));
     let outlet = Outlet {
         parts,
         whole: whole.clone(),
         _place: place.clone(),
     };
+    let parts = stream::poll_fn(move |cx| receive.poll_recv(cx));
     let inflow = Inflow {
-        receive,
+        parts,
         whole,
         kind,
-        holes,
+        holes: None,
         cut: None,
         _place: place,
     };
     (outlet, Body::from_stream(inflow))
 }
 
-struct Inflow {
-    receive: mpsc::Receiver<Part>,
+/// A body of bytes that are in memory: nobody has to be woken to send them, and the head of the
+/// answer goes with them.
+pub(crate) fn at_hand(kind: &'static str, place: Place, mut data: Bytes) -> Body {
+    let parts = std::iter::from_fn(move || {
+        let part = data.split_to(data.len().min(PART));
+        (!part.is_empty()).then_some(Part::Data(part))
+    });
+    Body::from_stream(Inflow {
+        parts: stream::iter(parts),
+        whole: Arc::new(AtomicBool::new(true)),
+        kind,
+        holes: None,
+        cut: None,
+        _place: place,
+    })
+}
+
+/// A body whose parts are made when the connection can take them, with stretches of files. It is
+/// whole when `whole` was set by the end of the parts.
+pub(crate) fn made(
+    kind: &'static str,
+    place: Place,
+    holes: Holes,
+    whole: Arc<AtomicBool>,
+    parts: impl Stream<Item = Part> + Send + 'static,
+) -> Body {
+    Body::from_stream(Inflow {
+        parts: Box::pin(parts),
+        whole,
+        kind,
+        holes: Some(holes),
+        cut: None,
+        _place: place,
+    })
+}
+
+struct Inflow<S> {
+    parts: S,
     whole: Arc<AtomicBool>,
     kind: &'static str,
     holes: Option<Holes>,
@@ -115,12 +144,12 @@ struct Inflow {
     _place: Place,
 }
 
-impl Stream for Inflow {
+impl<S: Stream<Item = Part> + Unpin> Stream for Inflow<S> {
     type Item = io::Result<Bytes>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         if self.cut.is_none() {
-            let part = ready!(self.receive.poll_recv(cx));
+            let part = ready!(Pin::new(&mut self.parts).poll_next(cx));
             let data = match (part, &self.holes) {
                 (Some(Part::Data(data)), _) => data,
                 (Some(Part::Stretch(stretch)), Some(holes)) => holes.hole(stretch),
@@ -170,6 +199,9 @@ mod tests {
         assert_eq!(got.unwrap(), data);
         assert_eq!(all.available_permits(), 3);
 
+        let body = at_hand("test", place(&all), data.clone());
+        assert_eq!(to_bytes(body, usize::MAX).await.unwrap(), data);
+
         let (outlet, body) = body_of(&all);
         let sending = async {
             outlet.send(data.clone()).await.unwrap();
@@ -180,7 +212,7 @@ mod tests {
     }
 
     fn body_of(all: &Arc<Semaphore>) -> (Outlet, Body) {
-        body("test", place(all), None)
+        body("test", place(all))
     }
 
     #[tokio::test]
