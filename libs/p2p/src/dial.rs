@@ -6,12 +6,12 @@ use futures::StreamExt as _;
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::SwarmEvent;
 use libp2p::swarm::dial_opts::DialOpts;
-use libp2p::{Multiaddr, PeerId, StreamProtocol, identity, noise, tcp, yamux};
+use libp2p::{Multiaddr, PeerId, StreamProtocol, identity};
 use libp2p_stream::Control;
 use tokio::task::JoinSet;
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt as _};
 
-use crate::{IDLE, P2pError, Stream, multiaddr};
+use crate::{P2pError, Stream, multiaddr, swarm};
 
 /// Where a peer is, and who it is: `/ip4/192.0.2.1/tcp/80/p2p/12D3...`. Names are not taken, so
 /// that whoever checks the address checks what is dialed.
@@ -67,19 +67,7 @@ impl Dialed {
         to: &PeerAddress,
         patience: Duration,
     ) -> Result<Self, P2pError> {
-        let setup = |e: &dyn std::fmt::Display| P2pError::Setup(e.to_string());
-        let mut swarm = libp2p::SwarmBuilder::with_existing_identity(key)
-            .with_tokio()
-            .with_tcp(
-                tcp::Config::default().nodelay(true),
-                noise::Config::new,
-                yamux::Config::default,
-            )
-            .map_err(|e| setup(&e))?
-            .with_behaviour(|_| libp2p_stream::Behaviour::new())
-            .map_err(|e| setup(&e))?
-            .with_swarm_config(|c| c.with_idle_connection_timeout(IDLE))
-            .build();
+        let mut swarm = swarm(key, |_| libp2p_stream::Behaviour::new())?;
         let unreachable = |why: String| P2pError::Unreachable { at: to.at, why };
         let dial = DialOpts::peer_id(to.peer).addresses(vec![multiaddr(to.at)]);
         swarm

@@ -140,34 +140,22 @@ impl Host {
         agent: &str,
         limits: HostLimits,
     ) -> Result<Self, P2pError> {
-        let setup = |e: &dyn std::fmt::Display| P2pError::Setup(e.to_string());
         let agent = agent.to_owned();
-        let mut swarm = libp2p::SwarmBuilder::with_existing_identity(key)
-            .with_tokio()
-            .with_tcp(
-                tcp::Config::default().nodelay(true),
-                noise::Config::new,
-                yamux::Config::default,
-            )
-            .map_err(|e| setup(&e))?
-            .with_behaviour(|key| Behaviour {
-                limits: connection_limits::Behaviour::new(
-                    ConnectionLimits::default()
-                        .with_max_pending_incoming(Some(MAX_PENDING))
-                        .with_max_pending_outgoing(Some(0))
-                        .with_max_established(Some(limits.connections))
-                        .with_max_established_per_peer(Some(limits.per_peer)),
-                ),
-                identify: identify::Behaviour::new(
-                    identify::Config::new("/ipfs/id/1.0.0".into(), key.public())
-                        .with_agent_version(agent),
-                ),
-                ping: ping::Behaviour::default(),
-                streams: libp2p_stream::Behaviour::new(),
-            })
-            .map_err(|e| setup(&e))?
-            .with_swarm_config(|c| c.with_idle_connection_timeout(IDLE))
-            .build();
+        let mut swarm = swarm(key, |key| Behaviour {
+            limits: connection_limits::Behaviour::new(
+                ConnectionLimits::default()
+                    .with_max_pending_incoming(Some(MAX_PENDING))
+                    .with_max_pending_outgoing(Some(0))
+                    .with_max_established(Some(limits.connections))
+                    .with_max_established_per_peer(Some(limits.per_peer)),
+            ),
+            identify: identify::Behaviour::new(
+                identify::Config::new("/ipfs/id/1.0.0".into(), key.public())
+                    .with_agent_version(agent),
+            ),
+            ping: ping::Behaviour::default(),
+            streams: libp2p_stream::Behaviour::new(),
+        })?;
         let refused = |why: String| P2pError::Listen { addr, why };
         swarm
             .listen_on(multiaddr(addr))
@@ -238,6 +226,27 @@ impl Host {
             }
         }
     }
+}
+
+/// A node over TCP, Noise and Yamux, that neither listens nor dials yet.
+fn swarm<B: NetworkBehaviour>(
+    key: Keypair,
+    behaviour: impl FnOnce(&Keypair) -> B,
+) -> Result<Swarm<B>, P2pError> {
+    let setup = |e: &dyn std::fmt::Display| P2pError::Setup(e.to_string());
+    let swarm = libp2p::SwarmBuilder::with_existing_identity(key)
+        .with_tokio()
+        .with_tcp(
+            tcp::Config::default().nodelay(true),
+            noise::Config::new,
+            yamux::Config::default,
+        )
+        .map_err(|e| setup(&e))?
+        .with_behaviour(behaviour)
+        .map_err(|e| setup(&e))?
+        .with_swarm_config(|c| c.with_idle_connection_timeout(IDLE))
+        .build();
+    Ok(swarm)
 }
 
 /// A TCP address as a multiaddress.
