@@ -1,5 +1,6 @@
 use std::net::SocketAddr;
 use std::num::{NonZeroU8, NonZeroU16};
+use std::time::Duration;
 
 use lotus_runtime::{Needs, Network};
 use serde::{Deserialize, Serialize};
@@ -224,6 +225,12 @@ impl DealsConfig {
             needs.bind.push(self.mk12.listen.port());
         }
         needs.url(&self.filter_url)
+    }
+
+    /// Time for the headers of a request, and for a body that is no piece: with none at all nobody
+    /// could ask.
+    pub(crate) fn header_patience(&self) -> Duration {
+        Duration::from_secs(self.header_secs.max(1))
     }
 }
 

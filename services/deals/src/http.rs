@@ -288,7 +288,7 @@ fn content_type(headers: &HeaderMap, wanted: &str) -> Result<(), Refusal> {
 pub(crate) async fn small_body(shared: &Shared, body: Body) -> Result<Bytes, Refusal> {
     let limit = shared.engine.cfg.max_proposal_bytes;
     let read = axum::body::to_bytes(body, limit.saturating_add(1));
-    let patience = Duration::from_secs(shared.engine.cfg.header_secs);
+    let patience = shared.engine.cfg.header_patience();
     match tokio::time::timeout(patience, read).await {
         Ok(Ok(bytes)) if bytes.len() <= limit => Ok(bytes),
         Ok(Ok(_)) => Err(too_large(limit)),

@@ -64,7 +64,7 @@ impl Deals {
     fn limits(&self) -> Limits {
         Limits {
             connections: self.cfg.max_connections.get().into(),
-            headers: Duration::from_secs(self.cfg.header_secs),
+            headers: self.cfg.header_patience(),
             stall: Duration::from_secs(self.cfg.transfer_idle_secs),
             drain: Duration::from_secs(self.cfg.drain_secs),
             http2: false,

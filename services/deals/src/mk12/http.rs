@@ -103,7 +103,7 @@ async fn answer<Q: DeserializeOwned, A: Serialize>(
                 "too many requests are running",
             );
         };
-        let patience = Duration::from_secs(shared.engine.cfg.header_secs);
+        let patience = shared.engine.cfg.header_patience();
         let question: Q = match read(&parts.headers, body, patience).await {
             Ok(question) => question,
             Err((code, why)) => return refuse(code, &why),

@@ -40,7 +40,7 @@ pub(crate) struct PeerClient {
 }
 
 impl PeerClient {
-    /// Dials the peer. The socket is made in `dir`, which other users can not enter.
+    /// Dials the peer. The socket is made in `dir`; who connects to it reaches that peer alone.
     pub(crate) async fn connect(
         dir: &Path,
         key: Keypair,
