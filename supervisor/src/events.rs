@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -92,6 +91,25 @@ impl What {
             | Self::NotReattached
             | Self::Squeezed { .. }
             | Self::Released => false,
+        }
+    }
+}
+
+impl What {
+    /// A line in the supervisor's own log, of what is not said there in other words.
+    fn log(&self, process: &str) {
+        match self {
+            Self::State { from, to } => tracing::info!(process, from, to, "state"),
+            Self::Ended {
+                exit,
+                by_itself: true,
+                last_lines,
+            } => {
+                let last = logs::words(last_lines);
+                tracing::warn!(process, exit, last, "ended by itself");
+            }
+            Self::Ended { exit, .. } => tracing::info!(process, exit, "ended"),
+            _ => {}
         }
     }
 }
@@ -190,31 +208,33 @@ impl Budget {
 #[derive(Debug)]
 pub(crate) struct Events {
     path: PathBuf,
-    budgets: Mutex<BTreeMap<String, Budget>>,
+    budgets: BTreeMap<String, Budget>,
+    /// What is not in the file yet: when, to which process, what.
+    new: Vec<(Timestamp, String, What)>,
 }
 
 impl Events {
     pub(crate) fn new(log_dir: &Path) -> Self {
         Self {
             path: log_dir.join("events.jsonl"),
-            budgets: Mutex::default(),
+            budgets: BTreeMap::new(),
+            new: Vec::new(),
         }
     }
 
     /// Whether a process may still say what happens to it, or does so too often for now.
     pub(crate) fn has_room(&self, process: &str) -> bool {
-        let budgets = self.budgets.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = |b: &Budget| b.written < MOST || b.since.elapsed() >= WINDOW;
-        budgets.get(process).is_none_or(fits)
+        self.budgets.get(process).is_none_or(fits)
     }
 
-    fn take(&self, process: &str) -> (bool, u32) {
+    fn take(&mut self, process: &str) -> (bool, u32) {
         let now = Instant::now();
-        let mut budgets = self.budgets.lock().unwrap_or_else(PoisonError::into_inner);
-        match budgets.get_mut(process) {
+        match self.budgets.get_mut(process) {
             Some(budget) => budget.take(now),
             // Names are those of the configuration, so there are few.
-            None => budgets
+            None => self
+                .budgets
                 .entry(process.into())
                 .or_insert(Budget::new(now))
                 .take(now),
@@ -225,34 +245,41 @@ impl Events {
         &self.path
     }
 
-    /// Writes one down. What cannot be written is in the supervisor's own log.
-    pub(crate) fn write(&self, process: &str, what: What) {
+    /// Something that happened now. The next [`Events::flush`] says it: whoever died is started
+    /// again before anybody writes about it.
+    pub(crate) fn add(&mut self, process: &str, what: What) {
+        let now = Timestamp::now();
         if !what.is_rare() {
-            let (fits, left_out) = self.take(process);
-            if left_out > 0 {
-                self.append(process, What::LeftOut { events: left_out });
+            let (fits, events) = self.take(process);
+            if events > 0 {
+                self.new
+                    .push((now, process.into(), What::LeftOut { events }));
             }
             if !fits {
                 return;
             }
         }
-        self.append(process, what);
+        self.new.push((now, process.into(), what));
     }
 
-    fn append(&self, process: &str, what: What) {
-        let entry = Entry {
-            at: format!("{:.3}", Timestamp::now()),
-            process: process.into(),
-            what,
-        };
-        let written = serde_json::to_vec(&entry)
-            .map_err(std::io::Error::from)
-            .and_then(|mut line| {
-                line.push(b'\n');
-                logs::open(&self.path)?.write_all(&line)
-            });
+    /// Says what happened since the last call, here and in the supervisor's own log.
+    pub(crate) fn flush(&mut self) {
+        let mut lines = Vec::new();
+        for (at, process, what) in self.new.drain(..) {
+            what.log(&process);
+            let at = format!("{at:.3}");
+            match serde_json::to_vec(&Entry { at, process, what }) {
+                Ok(line) => lines.extend(line),
+                Err(e) => tracing::warn!(%e, "event not written"),
+            }
+            lines.push(b'\n');
+        }
+        if lines.is_empty() {
+            return;
+        }
+        let written = logs::open(&self.path).and_then(|mut file| file.write_all(&lines));
         if let Err(e) = written {
-            tracing::warn!(%e, path = %self.path.display(), "event not written");
+            tracing::warn!(%e, path = %self.path.display(), "events not written");
         }
     }
 }
@@ -283,19 +310,20 @@ mod tests {
         assert_eq!(budget.take(start + WINDOW), (true, 0), "said once");
 
         let dir = tempfile::tempdir().unwrap();
-        let events = Events::new(dir.path());
+        let mut events = Events::new(dir.path());
         for pid in 0..5000 {
-            events.write("stormy", What::Spawned { pid });
+            events.add("stormy", What::Spawned { pid });
         }
         assert!(!events.has_room("stormy") && events.has_room("calm"));
-        events.write("calm", What::Silent);
-        events.write(
+        events.add("calm", What::Silent);
+        events.add(
             "stormy",
             What::Asked {
                 what: "stop".into(),
                 force: false,
             },
         );
+        events.flush();
         let text = std::fs::read_to_string(events.path()).unwrap();
         assert_eq!(text.lines().count(), MOST as usize + 2);
     }
@@ -303,15 +331,16 @@ mod tests {
     #[test]
     fn events_are_lines_that_can_be_read_again() {
         let dir = tempfile::tempdir().unwrap();
-        let events = Events::new(dir.path());
+        let mut events = Events::new(dir.path());
         let log = dir.path().join("hub.log");
         logs::open(&log)
             .unwrap()
             .write_all(b"one\nlast words\n")
             .unwrap();
-        events.write("hub", What::Spawned { pid: 7 });
-        events.write("hub", ended("SIGKILL", true, last_lines(&log)));
-        events.write("hub", ended("exit status 0", false, Vec::new()));
+        events.add("hub", What::Spawned { pid: 7 });
+        events.add("hub", ended("SIGKILL", true, last_lines(&log)));
+        events.add("hub", ended("exit status 0", false, Vec::new()));
+        events.flush();
         let text = std::fs::read_to_string(events.path()).unwrap();
         let all: Vec<Entry> = text
             .lines()

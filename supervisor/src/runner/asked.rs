@@ -76,7 +76,7 @@ impl Runner {
             what: what.map_or("start", What::name).into(),
             force,
         };
-        self.events.write(&name, asked);
+        self.events.add(&name, asked);
         if let Some(patience) = patience {
             self.slots[i].drain = patience;
         }
@@ -176,7 +176,7 @@ impl Runner {
                     let what = events::What::Waits {
                         reasons: reasons.clone(),
                     };
-                    self.events.write(&slot.process.name, what);
+                    self.events.add(&slot.process.name, what);
                 }
                 plan.reasons = reasons;
                 plan.until = until;
@@ -186,7 +186,7 @@ impl Runner {
                 let (what, force) = (plan.what, plan.force);
                 if !cost.is_empty() {
                     let forced = events::What::Forced { cost: cost.clone() };
-                    self.events.write(&slot.process.name, forced);
+                    self.events.add(&slot.process.name, forced);
                     let cost = cost.join("; ");
                     tracing::warn!(process = slot.process.name, cost, "stopped by force");
                     logs::mark(&slot.log, &format!("stopped by force: {cost}"));

@@ -63,7 +63,7 @@ impl Runner {
         let ready = slot.process.ready == Readiness::AtOnce || known.is_some_and(|k| k.ready);
         tracing::info!(process = slot.process.name, pid, ready, "found alive");
         let name = &slot.process.name;
-        self.events.write(name, events::What::Found { pid, ready });
+        self.events.add(name, events::What::Found { pid, ready });
         logs::mark(
             &slot.log,
             &format!("pid {pid} lives on under a new supervisor"),

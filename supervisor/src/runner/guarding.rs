@@ -65,7 +65,7 @@ impl Runner {
             };
             if event {
                 tracing::info!(process = name, "guard: {what}");
-                self.events.write(&name, what);
+                self.events.add(&name, what);
             }
         }
     }

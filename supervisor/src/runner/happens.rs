@@ -24,13 +24,13 @@ impl Runner {
                     }
                     Event::WatchdogTimeout => {
                         slot.reason = "gave no sign of life".into();
-                        self.events.write(&slot.process.name, events::What::Silent);
+                        self.events.add(&slot.process.name, events::What::Silent);
                         tracing::warn!(process = slot.process.name, "gave no sign of life: killed");
                         logs::mark(&slot.log, "it gave no sign of life: killed");
                     }
                     Event::ReattachTimeout => {
                         self.events
-                            .write(&slot.process.name, events::What::NotReattached);
+                            .add(&slot.process.name, events::What::NotReattached);
                         tracing::warn!(
                             process = slot.process.name,
                             "is not ready although the hub is: restarted"
@@ -160,42 +160,31 @@ impl Runner {
         slot.end(words, by_itself, healthy);
         slot.guard.gone();
         // Nobody reads the last words of a thousand.
-        let told = self.events.has_room(&slot.process.name);
-        let last_lines = match by_itself && told {
+        let last_lines = match by_itself && self.events.has_room(&slot.process.name) {
             true => events::last_lines(&slot.log),
             false => Vec::new(),
         };
-        let last = logs::words(&last_lines);
         let what = events::What::Ended {
             exit: words.into(),
             by_itself,
             last_lines,
         };
-        self.events.write(&slot.process.name, what);
+        self.events.add(&slot.process.name, what);
         let how = if by_itself {
             slot.too_often(how, limit)
         } else {
             how
         };
-        let name = slot.process.name.clone();
-        if by_itself {
-            let last = match how {
-                Ended::BadConfig if !told => logs::last_words(&slot.log),
-                _ => last,
-            };
-            if told {
-                tracing::warn!(process = name, exit = words, last, "ended by itself");
+        match how {
+            Ended::BadConfig if by_itself => {
+                let last = logs::last_words(&slot.log);
+                let silent = last.is_empty() || !ran;
+                slot.reason = if silent { words.into() } else { last };
             }
-            match how {
-                Ended::BadConfig if last.is_empty() || !ran => slot.reason = words.into(),
-                Ended::BadConfig => slot.reason = last,
-                Ended::CrashedTooOften => {
-                    slot.reason = format!("ended by itself more than {limit} times in an hour");
-                }
-                Ended::Clean | Ended::Crashed => {}
+            Ended::CrashedTooOften => {
+                slot.reason = format!("ended by itself more than {limit} times in an hour");
             }
-        } else {
-            tracing::info!(process = name, exit = words, "ended");
+            _ => {}
         }
         logs::mark(&slot.log, &format!("{pid}{words}"));
         // A plan was for the run that is over.
@@ -211,19 +200,11 @@ impl Runner {
         let (next, effects) = step(&slot.state, event, slot.process.is_oneshot());
         let was_alive = slot.state.is_alive();
         if next != slot.state {
-            if self.events.has_room(&slot.process.name) {
-                tracing::info!(
-                    process = slot.process.name,
-                    from = slot.state.name(),
-                    to = next.name(),
-                    "state"
-                );
-            }
             let what = events::What::State {
                 from: slot.state.name().into(),
                 to: next.name().into(),
             };
-            self.events.write(&slot.process.name, what);
+            self.events.add(&slot.process.name, what);
             let before = slot.state.clone();
             slot.enter(next);
             if slot.state == State::Ready && matches!(before, State::Waiting | State::Starting) {

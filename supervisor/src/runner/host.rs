@@ -94,7 +94,7 @@ impl Runner {
         slot.program = slot.process.command.first().cloned().unwrap_or_default();
         slot.arm(slot.process.start);
         self.events
-            .write(&slot.process.name, events::What::Spawned { pid });
+            .add(&slot.process.name, events::What::Spawned { pid });
         let command = slot.process.command.join(" ");
         logs::mark(&slot.log, &format!("pid {pid}: {command}"));
         if slot.process.ready == Readiness::AtOnce && !slot.process.is_oneshot() {
@@ -167,11 +167,11 @@ impl Runner {
 
 impl Runner {
     /// Says once what this host lacks, and lets spokes of other users reach the supervisor.
-    pub(super) fn sandboxes_at_start(&self) -> Result<(), Fault> {
+    pub(super) fn sandboxes_at_start(&mut self) -> Result<(), Fault> {
         for lack in self.sandboxes.lacks() {
             tracing::warn!(lack, "the sandboxes of spokes are weaker on this host");
             let what = events::What::Lacks { what: lack };
-            self.events.write("supervisor", what);
+            self.events.add("supervisor", what);
         }
         self.sandboxes.open_own().map_err(|e| {
             Fault::new(

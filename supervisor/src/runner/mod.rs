@@ -314,6 +314,7 @@ impl Runner {
             self.guard();
             self.publish();
             self.save();
+            self.events.flush();
             if let Some(image) = self.leave.take() {
                 let left = self.left()?;
                 self.tasks.shutdown().await;
@@ -333,6 +334,8 @@ impl Runner {
                 said = self.notify.recv() => self.said(said?),
                 Some((request, answer)) = calls.recv() => {
                     let reply = self.handle(request);
+                    // Who asks for the events next finds what this did.
+                    self.events.flush();
                     if answer.send(reply).is_err() {
                         tracing::debug!("the caller went away");
                     }
@@ -351,6 +354,7 @@ impl Runner {
             }
         }
         self.publish();
+        self.events.flush();
         self.record.write(BTreeMap::new())?;
         self.tasks.shutdown().await;
         Ok(Over::Stopped)

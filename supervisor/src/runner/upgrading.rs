@@ -440,7 +440,7 @@ impl Runner {
     }
 
     /// Writes down where it is.
-    fn told_of_upgrade(&self, failed: Option<String>) {
+    fn told_of_upgrade(&mut self, failed: Option<String>) {
         let Some(status) = self.upgrade_status() else {
             return;
         };
@@ -455,7 +455,7 @@ impl Runner {
             step,
             failed,
         };
-        self.events.write("supervisor", what);
+        self.events.add("supervisor", what);
     }
 
     /// For operators: the upgrade that is under way, else the last one.
