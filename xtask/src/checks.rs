@@ -87,8 +87,8 @@ const OWNERS: [(&str, &[&str]); 21] = [
     ("opentelemetry-otlp", &["libs/runtime"]),
     ("metrics-exporter-prometheus", &["libs/runtime"]),
     ("config", &["libs/settings"]),
-    ("rcgen", &["libs/identity", "miner/workers"]),
-    ("tokio-rustls", &["libs/identity", "libs/runtime", "miner/workers"]),
+    ("rcgen", &["libs/identity"]),
+    ("tokio-rustls", &["libs/identity", "libs/runtime"]),
 ];
 
 /// Licences that may be linked into a binary under MIT OR Apache-2.0.

@@ -10,6 +10,7 @@ use hub_proto::worker::v1::{
     Abort, FileList, FromWorker, ReadChunk, ReadRequest, Stop, Task as WireTask, TaskDone, TaskRef,
     ToWorker, WorkerHello, WriteChunk, WriteDone, from_worker, to_worker,
 };
+use lotus_identity::listen::accept;
 use lotus_runtime::peer;
 use lotus_types::Kind;
 use tokio::net::{TcpListener, UnixListener};
@@ -25,7 +26,7 @@ use crate::pool::{Job, Shared, lock};
 use crate::queues::Taker;
 use crate::remote::files::send_file;
 use crate::remote::identity::{Authority, WorkerName};
-use crate::remote::listen::{self, Peer};
+use crate::remote::listen::Peer;
 use crate::{Class, Declared, Output, Task, WorkError};
 
 /// Bytes of one message. The vanilla seal proof of a 32 GiB sector has some tens of MiB.
@@ -70,7 +71,7 @@ pub(crate) fn bind(path: &Path) -> Result<UnixListener, WorkError> {
 /// Serves the socket until the pool stops.
 pub(crate) async fn serve(shared: Arc<Shared>, listener: UnixListener) {
     let stop = shared.stop.clone();
-    let service = WorkersServer::new(Attach(shared))
+    let service = WorkersServer::new(Attach(shared, None))
         .max_decoding_message_size(MESSAGE_LIMIT)
         .max_encoding_message_size(MESSAGE_LIMIT);
     let ours = |s: &io::Result<_>| s.as_ref().map_or(true, peer::may_order);
@@ -95,9 +96,8 @@ pub(crate) async fn serve_remote(
 ) {
     let stop = shared.stop.clone();
     let (to, connections) = mpsc::channel(IN_FLIGHT);
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
-    let accept = listen::accept(port, Arc::new(authority), acceptor, to, stop.clone());
-    let service = WorkersServer::new(Attach(shared))
+    let accept = accept(port, Arc::new(tls), "worker", to, stop.clone());
+    let service = WorkersServer::new(Attach(shared, Some(Arc::new(authority))))
         .max_decoding_message_size(MESSAGE_LIMIT)
         .max_encoding_message_size(MESSAGE_LIMIT);
     let serve = tonic::transport::Server::builder()
@@ -114,15 +114,25 @@ pub(crate) async fn serve_remote(
     }
 }
 
-struct Attach(Arc<Shared>);
+/// The second is of the port for other hosts.
+struct Attach(Arc<Shared>, Option<Arc<Authority>>);
 
-/// The worker on another host that calls, if its certificate counts.
-fn caller<T>(request: &Request<T>) -> Result<WorkerName, Status> {
-    let peer = request.extensions().get::<Peer>();
-    let peer = peer.ok_or_else(|| {
-        Status::permission_denied("a worker of this host reads its files where they are")
-    })?;
-    peer.worker().map_err(Status::permission_denied)
+impl Attach {
+    /// The peer, if it is on another host.
+    fn peer<T>(&self, request: &Request<T>) -> Option<Peer> {
+        Some(Peer {
+            authority: self.1.clone()?,
+            shown: request.extensions().get().cloned()?,
+        })
+    }
+
+    /// The worker on another host that calls, if its certificate counts.
+    fn caller<T>(&self, request: &Request<T>) -> Result<WorkerName, Status> {
+        let peer = self.peer(request).ok_or_else(|| {
+            Status::permission_denied("a worker of this host reads its files where they are")
+        })?;
+        peer.worker().map_err(Status::permission_denied)
+    }
 }
 
 #[tonic::async_trait]
@@ -134,11 +144,8 @@ impl Workers for Attach {
         &self,
         request: Request<Streaming<FromWorker>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
-        let remote = match request.extensions().get::<Peer>() {
-            Some(peer) => Some((
-                peer.worker().map_err(Status::permission_denied)?,
-                peer.clone(),
-            )),
+        let remote = match self.peer(&request) {
+            Some(peer) => Some((peer.worker().map_err(Status::permission_denied)?, peer)),
             None => None,
         };
         let ours = self.0.config.generation.0.to_string();
@@ -167,7 +174,7 @@ impl Workers for Attach {
     }
 
     async fn inputs(&self, request: Request<TaskRef>) -> Result<Response<FileList>, Status> {
-        let worker = caller(&request)?;
+        let worker = self.caller(&request)?;
         let lent = self.0.files.of(&worker, Some(request.get_ref()))?;
         let shared = self.0.clone();
         let files = tokio::task::spawn_blocking(move || shared.files.inputs(&lent)).await;
@@ -179,7 +186,7 @@ impl Workers for Attach {
         &self,
         request: Request<ReadRequest>,
     ) -> Result<Response<Self::ReadStream>, Status> {
-        let worker = caller(&request)?;
+        let worker = self.caller(&request)?;
         let wanted = request.into_inner();
         let lent = self.0.files.of(&worker, wanted.task.as_ref())?;
         let file = lent.open(&wanted.slot, &wanted.name).await?;
@@ -195,7 +202,7 @@ impl Workers for Attach {
         &self,
         request: Request<Streaming<WriteChunk>>,
     ) -> Result<Response<WriteDone>, Status> {
-        let worker = caller(&request)?;
+        let worker = self.caller(&request)?;
         let mut chunks = request.into_inner();
         let silence = Duration::from_secs(self.0.config.settings.silence_secs);
         let head = next_chunk(&mut chunks, silence).await?.head;
@@ -358,7 +365,7 @@ impl Session {
                 }
                 let host: String = hello.host.chars().take(NAMES_LIMIT).collect();
                 Some((
-                    format!("{name} on {host:?} ({})", peer.addr),
+                    format!("{name} on {host:?} ({})", peer.shown.addr),
                     declared(hello),
                 ))
             }

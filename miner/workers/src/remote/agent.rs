@@ -18,10 +18,8 @@ use lotus_proofs::params::{self, Circuit};
 use lotus_runtime::telemetry::{self, LogFormat, TelemetryConfig};
 use lotus_runtime::{Backoff, Fault, signals};
 use lotus_types::Kind;
-use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio_rustls::TlsConnector;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
@@ -29,7 +27,7 @@ use tonic::{Code, Request, Status};
 use tracing::Instrument as _;
 
 use super::copy::{self, Hash, is_plain};
-use super::identity::{Bundle, HUB_NAME};
+use super::identity::Bundle;
 use super::proof::{self, Failed, Program};
 use super::scratch::{Claimed, Scratch};
 use super::tasks::Tasks;
@@ -168,7 +166,7 @@ struct Cx {
     bundle: Bundle,
     class: Class,
     hub: String,
-    tls: TlsConnector,
+    tls: Arc<rustls::ClientConfig>,
     slots: u32,
     scratch: Arc<Scratch>,
     program: Program,
@@ -178,7 +176,7 @@ struct Cx {
 async fn run(args: &RunArgs, bundle: Bundle, stop: CancellationToken) -> Result<(), Fault> {
     let cx = Arc::new(Cx {
         hub: args.hub.clone().unwrap_or_else(|| bundle.hub.clone()),
-        tls: TlsConnector::from(Arc::new(bundle.client_config()?)),
+        tls: Arc::new(bundle.client_config()?),
         slots: args.slots,
         scratch: Scratch::open(&args.dir)?,
         program: Program {
@@ -256,8 +254,7 @@ impl Cx {
                 async move {
                     let tcp = TcpStream::connect(&hub).await?;
                     tcp.set_nodelay(true)?;
-                    let name = ServerName::try_from(HUB_NAME).map_err(std::io::Error::other)?;
-                    tls.connect(name, tcp).await.map(TokioIo::new)
+                    lotus_identity::connect(tls, tcp).await.map(TokioIo::new)
                 }
             }))
             .await

@@ -1,140 +1,34 @@
 //! Who a worker on another host is: certificates of the hub's own authority.
 
 use std::fmt;
-use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::path::Path;
+use std::time::Duration;
 
+pub use lotus_identity::Name as WorkerName;
+use lotus_identity::{Refused, client_config, files, worker_name};
 use lotus_proofs::ProofMode;
 use lotus_runtime::Fault;
 use lotus_types::{Kind, SectorSize};
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
-};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use rustls::{ClientConfig, ServerConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::task::base64_bytes;
 
-/// Name in the hub's certificate. Workers ask for it whatever address they dial.
-pub(crate) const HUB_NAME: &str = "hub.lotus-hub.internal";
-/// What follows a worker's name in its certificate. Whoever else the authority may vouch for one
-/// day has another suffix, and is no worker.
-const WORKER_SUFFIX: &str = ".worker.lotus-hub.internal";
 /// HTTP/2, the only protocol on this port.
-const ALPN: &[u8] = b"h2";
+const ALPN: &[&[u8]] = &[b"h2"];
 /// Largest bundle that is read, bytes.
 const BUNDLE_LIMIT: u64 = 64 << 10;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// Name of a worker on another host: 1 to 32 of a to z, 0 to 9 and `-`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct WorkerName(String);
-
-impl WorkerName {
-    /// The name.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for WorkerName {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let allowed = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
-        let edges = !text.starts_with('-') && !text.ends_with('-');
-        if (1..=32).contains(&text.len()) && text.bytes().all(allowed) && edges {
-            Ok(Self(text.into()))
-        } else {
-            Err(format!(
-                "{text:?} is no name of a worker: give 1 to 32 of a-z, 0-9 and -, such as sealer-1"
-            ))
-        }
-    }
-}
-
-impl TryFrom<String> for WorkerName {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<WorkerName> for String {
-    fn from(name: WorkerName) -> Self {
-        name.0
-    }
-}
-
-impl fmt::Display for WorkerName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// The hub's authority over its workers: a key in a directory of the repo, for its owner alone,
-/// and a list of the certificates that count.
+/// The hub's authority over its workers.
 #[derive(Debug)]
-pub struct Authority {
-    dir: PathBuf,
-    key: KeyPair,
-}
+pub struct Authority(lotus_identity::Authority);
 
 impl Authority {
     /// The authority in `dir`; makes one if there is none.
     pub fn open(dir: &Path) -> Result<Self, Fault> {
-        let open = || -> io::Result<Vec<u8>> {
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(dir.join("workers"))?;
-            let file = dir.join("ca.key");
-            match fs::read(&file) {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                read => return read,
-            }
-            let key = KeyPair::generate().map_err(io::Error::other)?;
-            let tmp = temporary(&file);
-            write_private(&tmp, key.serialized_der())?;
-            // A link, as it fails if somebody was faster: then theirs is the key.
-            let linked = fs::hard_link(&tmp, &file);
-            fs::remove_file(&tmp)?;
-            match linked {
-                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-                _ => fs::File::open(dir)?.sync_all()?,
-            }
-            fs::read(file)
-        };
-        let bytes = open().map_err(|e| {
-            Fault::new(
-                Kind::Config,
-                format!("worker authority in {}: {e}", dir.display()),
-                "make the directory readable and writable for this user alone",
-            )
-        })?;
-        let key = KeyPair::try_from(bytes).map_err(|e| {
-            Fault::new(
-                Kind::Config,
-                format!("{}/ca.key is no key: {e}", dir.display()),
-                "delete it, restart the hub, and make new join bundles for all workers",
-            )
-        })?;
-        Ok(Self {
-            dir: dir.into(),
-            key,
-        })
+        lotus_identity::Authority::open(dir).map(Self)
     }
 
     /// Makes the bundle of a worker, good for `days`. An earlier one of the same name is void.
@@ -145,123 +39,64 @@ impl Authority {
         proofs: (ProofMode, SectorSize),
         days: u32,
     ) -> Result<Bundle, Fault> {
-        let key = KeyPair::generate().map_err(|e| broken(&e))?;
-        let dns = format!("{name}{WORKER_SUFFIX}");
-        let purpose = ExtendedKeyUsagePurpose::ClientAuth;
-        let certificate = self.sign(&dns, purpose, &key, DAY * days)?;
-        write_private(&self.entry(name), fingerprint(&certificate).as_bytes())?;
+        let issued = self.0.issue_worker(name, DAY * days)?;
         Ok(Bundle {
             hub: hub.into(),
             name: name.clone(),
             proofs: proofs.0,
             sector_size: proofs.1,
-            authority: self.certificate()?.to_vec(),
-            certificate: certificate.to_vec(),
-            key: key.serialize_der(),
+            authority: issued.authority,
+            certificate: issued.certificate,
+            key: issued.key,
         })
     }
 
     /// The workers that have a bundle that counts.
     pub fn workers(&self) -> Result<Vec<WorkerName>, Fault> {
-        let mut names = Vec::new();
-        for entry in fs::read_dir(self.dir.join("workers"))? {
-            // A temporary file has no name of a worker.
-            names.extend(entry?.file_name().to_str().and_then(|n| n.parse().ok()));
-        }
-        names.sort();
-        Ok(names)
+        self.0.workers()
     }
 
     /// Makes a worker's bundle void. False if there is none.
     pub fn revoke(&self, name: &WorkerName) -> Result<bool, Fault> {
-        match fs::remove_file(self.entry(name)) {
-            Ok(()) => Ok(true),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(e) => Err(e.into()),
-        }
+        self.0.revoke_worker(name)
     }
 
     /// The worker that a certificate is of, if the certificate counts now. The certificate is of
     /// this authority: the handshake has looked.
     pub(crate) fn worker(&self, certificate: &CertificateDer<'_>) -> Result<WorkerName, String> {
-        let parsed = webpki::EndEntityCert::try_from(certificate).map_err(|e| e.to_string())?;
-        let name = parsed
-            .valid_dns_names()
-            .find_map(|dns| dns.strip_suffix(WORKER_SUFFIX)?.parse::<WorkerName>().ok())
-            .ok_or("this certificate is of no worker: it may not do a worker's work")?;
-        let known = fs::read_to_string(self.entry(&name));
-        if known.is_ok_and(|k| k == fingerprint(certificate)) {
-            Ok(name)
-        } else {
-            Err(format!(
-                "the bundle of {name} does not count any more: make a new one on the hub with \
-                 `lotus-miner workers join-bundle`"
-            ))
-        }
+        self.0.worker(certificate).map_err(|refused| match refused {
+            Refused::NotOurs => {
+                "this certificate is of no worker: it may not do a worker's work".into()
+            }
+            Refused::Broken(why) => why,
+            Refused::Expired
+            | Refused::Revoked
+            | Refused::Unknown
+            | Refused::Used
+            | Refused::WrongKey => {
+                let name = worker_name(certificate);
+                format!(
+                    "the bundle of {} does not count any more: make a new one on the hub with \
+                     `lotus-miner workers join-bundle`",
+                    name.as_ref().map_or("this worker", WorkerName::as_str)
+                )
+            }
+        })
     }
 
     /// TLS of the hub's side: every client must have a certificate of this authority.
     pub(crate) fn server_config(&self) -> Result<ServerConfig, Fault> {
-        let key = KeyPair::generate().map_err(|e| broken(&e))?;
-        // Made anew at each start of the hub.
-        let life = DAY * 3650;
-        let purpose = ExtendedKeyUsagePurpose::ServerAuth;
-        let certificate = self.sign(HUB_NAME, purpose, &key, life)?;
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let roots = roots(self.certificate()?)?;
-        let verifier =
-            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-                .build()
-                .map_err(|e| broken(&e))?;
-        let mut config = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(|e| broken(&e))?
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(vec![certificate], private(key.serialize_der()))
-            .map_err(|e| broken(&e))?;
-        config.alpn_protocols = vec![ALPN.to_vec()];
-        Ok(config)
+        self.0.server_config(ALPN)
     }
 
-    /// The authority's certificate. It is made when it is needed: what workers trust is the name
-    /// and the key in it.
-    fn certificate(&self) -> Result<CertificateDer<'static>, Fault> {
-        let made = authority_params().self_signed(&self.key);
-        made.map(|c| c.der().clone()).map_err(|e| broken(&e))
+    /// A spoke's certificate, for a key of its own.
+    #[cfg(test)]
+    pub(super) fn spoke(&self, public_key: &[u8]) -> Vec<u8> {
+        let caller = "deals/deals-1".parse().unwrap();
+        let bundle = self.0.invite(&caller, "hub:1", DAY).unwrap();
+        let joined = self.0.join(bundle.certificate(), public_key);
+        joined.unwrap().certificate
     }
-
-    pub(super) fn sign(
-        &self,
-        dns: &str,
-        purpose: ExtendedKeyUsagePurpose,
-        key: &KeyPair,
-        life: Duration,
-    ) -> Result<CertificateDer<'static>, Fault> {
-        let mut params = CertificateParams::new([dns.to_owned()]).map_err(|e| broken(&e))?;
-        params.distinguished_name.push(DnType::CommonName, dns);
-        let now = SystemTime::now();
-        // The clock of the other host may be behind.
-        params.not_before = (now - DAY).into();
-        params.not_after = (now + life).into();
-        params.extended_key_usages = vec![purpose];
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        let issuer = Issuer::new(authority_params(), &self.key);
-        let signed = params.signed_by(key, &issuer);
-        signed.map(|c| c.der().clone()).map_err(|e| broken(&e))
-    }
-
-    fn entry(&self, name: &WorkerName) -> PathBuf {
-        self.dir.join("workers").join(name.as_str())
-    }
-}
-
-fn authority_params() -> CertificateParams {
-    let mut params = CertificateParams::default();
-    let name = "lotus-hub worker authority";
-    params.distinguished_name.push(DnType::CommonName, name);
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    params
 }
 
 /// All that a worker on another host starts from: one file.
@@ -296,21 +131,9 @@ impl fmt::Debug for Bundle {
 impl Bundle {
     /// Writes the bundle to a file that does not exist, for this user alone.
     pub fn write(&self, file: &Path) -> Result<(), Fault> {
-        let text = serde_json::to_vec_pretty(self).map_err(|e| broken(&e))?;
-        let mut out = fs::OpenOptions::new()
-            .create_new(true)
-            .write(true)
-            .mode(0o600)
-            .open(file)
-            .map_err(|e| {
-                Fault::new(
-                    Kind::Config,
-                    format!("can not write {}: {e}", file.display()),
-                    "name a file that does not exist, in a directory that does",
-                )
-            })?;
-        out.write_all(&text)?;
-        Ok(out.sync_all()?)
+        let text = serde_json::to_vec_pretty(self)
+            .map_err(|e| Fault::new(Kind::Fatal, format!("bundle: {e}"), "see the log"))?;
+        files::create(file, &text)
     }
 
     /// Reads a bundle.
@@ -322,28 +145,18 @@ impl Bundle {
                 "make one on the hub with `lotus-miner workers join-bundle`, and copy it here",
             )
         };
-        let len = fs::metadata(file).map_err(|e| bad(e.to_string()))?.len();
-        if len > BUNDLE_LIMIT {
-            return Err(bad(format!("it has {len} bytes")));
-        }
-        let text = fs::read(file).map_err(|e| bad(e.to_string()))?;
+        let text = files::read(file, BUNDLE_LIMIT).map_err(|e| bad(e.to_string()))?;
         serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))
     }
 
     /// TLS of the worker's side.
     pub(crate) fn client_config(&self) -> Result<ClientConfig, Fault> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(|e| broken(&e))?
-            .with_root_certificates(roots(self.authority.clone().into())?)
-            .with_client_auth_cert(
-                vec![self.certificate.clone().into()],
-                private(self.key.clone()),
-            )
-            .map_err(|e| broken(&e))?;
-        config.alpn_protocols = vec![ALPN.to_vec()];
-        Ok(config)
+        client_config(
+            self.authority.clone().into(),
+            self.certificate.clone().into(),
+            PrivatePkcs8KeyDer::from(self.key.clone()).into(),
+            ALPN,
+        )
     }
 
     #[cfg(test)]
@@ -356,50 +169,10 @@ impl Bundle {
     }
 }
 
-fn roots(authority: CertificateDer<'static>) -> Result<RootCertStore, Fault> {
-    let mut roots = RootCertStore::empty();
-    roots.add(authority).map_err(|e| broken(&e))?;
-    Ok(roots)
-}
-
-fn private(pkcs8: Vec<u8>) -> PrivateKeyDer<'static> {
-    PrivatePkcs8KeyDer::from(pkcs8).into()
-}
-
-fn fingerprint(certificate: &CertificateDer<'_>) -> String {
-    blake3::hash(certificate).to_hex().to_string()
-}
-
-/// A name beside a file that nobody else uses, and that is no worker's.
-fn temporary(file: &Path) -> PathBuf {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let (pid, n) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-    file.with_extension(format!("tmp-{pid}-{n}"))
-}
-
-fn write_private(file: &Path, bytes: &[u8]) -> io::Result<()> {
-    let tmp = temporary(file);
-    let mut out = fs::OpenOptions::new()
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .mode(0o600)
-        .open(&tmp)?;
-    out.write_all(bytes)?;
-    out.sync_all()?;
-    fs::rename(tmp, file)
-}
-
-fn broken(e: &dyn fmt::Display) -> Fault {
-    Fault::new(
-        Kind::Fatal,
-        format!("certificates: {e}"),
-        "check the bundle and the clock; make a new bundle on the hub",
-    )
-}
-
 #[cfg(test)]
 mod tests {
+    use rcgen::{KeyPair, PublicKeyData as _};
+
     use super::*;
 
     #[test]
@@ -426,36 +199,8 @@ mod tests {
         assert!(who(&authority, &second).is_err(), "revoked");
 
         let key = KeyPair::generate().unwrap();
-        let client = ExtendedKeyUsagePurpose::ClientAuth;
-        let spoke = authority
-            .sign("deals-1.spoke.lotus-hub.internal", client, &key, DAY)
-            .unwrap();
-        assert!(authority.worker(&spoke).is_err());
-    }
-
-    #[test]
-    fn who_opens_it_at_the_same_time_gets_the_same_key() {
-        let dir = tempfile::tempdir().unwrap();
-        let at_once = std::sync::Barrier::new(8);
-        let keys: Vec<Vec<u8>> = std::thread::scope(|s| {
-            let open = || {
-                at_once.wait();
-                Authority::open(dir.path()).unwrap().key.serialize_der()
-            };
-            let all: Vec<_> = (0..8).map(|_| s.spawn(open)).collect();
-            all.into_iter().map(|t| t.join().unwrap()).collect()
-        });
-        assert!(keys.iter().all(|k| *k == keys[0]));
-    }
-
-    #[test]
-    fn names_are_labels() {
-        for good in ["a", "sealer-1", "0"] {
-            assert!(good.parse::<WorkerName>().is_ok(), "{good}");
-        }
-        for bad in ["", "A", "a.b", "-a", "a-", "a/../b", &"a".repeat(33)] {
-            assert!(bad.parse::<WorkerName>().is_err(), "{bad}");
-        }
+        let spoke = authority.spoke(&key.subject_public_key_info());
+        assert!(authority.worker(&spoke.into()).is_err());
     }
 
     #[test]

@@ -13,18 +13,16 @@ use hub_proto::worker::v1::{
 use hyper_util::rt::TokioIo;
 use lotus_proofs::Vanilla;
 use lotus_types::{ActorId, Generation, Kind, SectorId, SectorNumber, SectorSize};
-use rcgen::{ExtendedKeyUsagePurpose, KeyPair};
-use rustls::pki_types::ServerName;
+use rcgen::{KeyPair, PublicKeyData as _};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsConnector;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 
-use super::identity::{Authority, Bundle, HUB_NAME};
+use super::identity::{Authority, Bundle};
 use crate::worker::failed;
 use crate::{Class, Output, Pool, PoolConfig, Task, WorkError, WorkersConfig, server};
 
@@ -125,15 +123,14 @@ impl Rig {
 }
 
 async fn dial(bundle: &Bundle) -> Result<WorkersClient<Channel>, tonic::transport::Error> {
-    let tls = TlsConnector::from(std::sync::Arc::new(bundle.client_config().unwrap()));
+    let tls = std::sync::Arc::new(bundle.client_config().unwrap());
     let hub = bundle.hub.clone();
     let endpoint = Endpoint::from_static("http://hub");
     let channel = endpoint.connect_with_connector(tower::service_fn(move |_| {
         let (tls, hub) = (tls.clone(), hub.clone());
         async move {
             let tcp = TcpStream::connect(hub).await?;
-            let name = ServerName::try_from(HUB_NAME).map_err(std::io::Error::other)?;
-            tls.connect(name, tcp).await.map(TokioIo::new)
+            lotus_identity::connect(tls, tcp).await.map(TokioIo::new)
         }
     }));
     Ok(WorkersClient::new(channel.await?))
@@ -322,17 +319,14 @@ async fn only_workers_with_a_bundle_that_counts_are_let_in() {
     let rig = Rig::start().await;
     let good = rig.bundle("one");
     let key = KeyPair::generate().unwrap();
-    let client = ExtendedKeyUsagePurpose::ClientAuth;
-    let name = "deals-1.spoke.lotus-hub.internal";
-    let spoke = rig.authority.sign(name, client, &key, LIMIT).unwrap();
-    let spoke = good.with_certificate(spoke.to_vec(), key.serialize_der());
+    let public = key.subject_public_key_info();
+    let spoke = good.with_certificate(rig.authority.spoke(&public), key.serialize_der());
     assert_eq!(code(Worker::attach(&spoke).await), Code::PermissionDenied);
 
     // Of another authority: the handshake ends it.
     let elsewhere = tempfile::tempdir().unwrap();
     let other = Authority::open(elsewhere.path()).unwrap();
-    let theirs = other.sign(name, ExtendedKeyUsagePurpose::ClientAuth, &key, LIMIT);
-    let stranger = good.with_certificate(theirs.unwrap().to_vec(), key.serialize_der());
+    let stranger = good.with_certificate(other.spoke(&public), key.serialize_der());
     let refused = async {
         // The client may see it when it connects, or with its first call.
         match dial(&stranger).await {
