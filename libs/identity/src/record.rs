@@ -1,12 +1,12 @@
 //! What is known about one caller, and what follows from it: no I/O, no clock.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
 use crate::certificate::{Facts, Window, unix_ms};
 use crate::secret::base64_bytes;
-use crate::{Caller, REJOIN, Refused};
+use crate::{CLOCK_SKEW, Caller, REJOIN, Refused};
 
 /// Who asks again within this has lost the answer, and gets the same one: it costs no write.
 /// Milliseconds.
@@ -87,6 +87,12 @@ pub(crate) enum Answer {
 }
 
 impl Joined {
+    /// Whether the latest certificate ended at most `grace` ago, or not yet.
+    fn lasts(&self, now: SystemTime, grace: Duration) -> bool {
+        let grace = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        self.credential.expires_unix_ms.saturating_add(grace) >= unix_ms(now)
+    }
+
     fn answer(&self, now: SystemTime) -> Answer {
         let now = unix_ms(now);
         // A clock that was set back makes the latest one a thing of the future: no use.
@@ -138,19 +144,22 @@ impl Record {
         }
     }
 
-    /// Whether the holder of a credential may have a new one.
+    /// Whether the holder of a credential may have a new one: that one, or the latest for the same
+    /// key, did not end too long ago.
     pub(crate) fn renew(&self, facts: &Facts, now: SystemTime) -> Result<Answer, Refused> {
         let joined = self.keyed(facts)?;
-        if facts.window.over(now, REJOIN) {
+        if facts.window.over(now, REJOIN) && !joined.lasts(now, REJOIN) {
             return Err(Refused::Expired);
         }
         Ok(joined.answer(now))
     }
 
-    /// Whether the holder of a credential may call.
+    /// Whether the holder of a credential may call: that one is in force, or was and the latest for
+    /// the same key is. A connection that is open shows the one that it was opened with.
     pub(crate) fn call(&self, facts: &Facts, now: SystemTime) -> Result<(), Refused> {
-        self.keyed(facts)?;
-        if facts.window.holds(now) {
+        let joined = self.keyed(facts)?;
+        let was = facts.window.over(now, Duration::ZERO);
+        if facts.window.holds(now) || (was && joined.lasts(now, CLOCK_SKEW)) {
             Ok(())
         } else {
             Err(Refused::Expired)
@@ -215,7 +224,7 @@ impl Record {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, UNIX_EPOCH};
+    use std::time::UNIX_EPOCH;
 
     use super::*;
     use crate::certificate::Holder;
@@ -317,6 +326,18 @@ mod tests {
         assert_eq!(again.joined_unix_ms, Some(START * 1000));
         let half = (START + LIFE.as_secs() / 2) * 1000;
         assert_eq!(again.renewed_unix_ms, Some(half));
+
+        // A connection with the first credential, once there is a second one.
+        let next = Credential {
+            expires_unix_ms: (START + 2 * LIFE.as_secs()) * 1000,
+            ..credential(2)
+        };
+        let renewed = record.clone().with(b"key", next, at(LIFE));
+        assert_eq!(calls(&renewed, late), Ok(()));
+        let end = LIFE * 2 + CLOCK_SKEW;
+        assert_eq!(calls(&renewed, end), Ok(()));
+        let after = end + Duration::from_secs(1);
+        assert_eq!(calls(&renewed, after), Err(Refused::Expired));
 
         let revoked = Record {
             revoked_unix_ms: Some(1),

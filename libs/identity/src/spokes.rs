@@ -82,8 +82,8 @@ impl Authority {
         })
     }
 
-    /// The spoke that a certificate is of, if it may call now: the certificate is in force, its
-    /// key is the one that is registered, and it is not revoked.
+    /// The spoke that a certificate is of, if it may call now: the certificate is in force, or the
+    /// latest for its key is; its key is the one that is registered, and it is not revoked.
     pub fn caller(&self, certificate: &CertificateDer<'_>) -> Result<Caller, Refused> {
         let facts = self.facts(certificate)?;
         let Holder::Spoke(caller) = &facts.holder else {
