@@ -4,15 +4,18 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio_stream::Stream;
 use tokio_stream::StreamExt as _;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Endpoint;
 
+use crate::secured::Secured;
 use crate::v1::{
     Event, HelloRequest, HelloResponse, SubscribeRequest, capacity_client::CapacityClient,
-    chain_client::ChainClient, events_client::EventsClient, hub_client::HubClient as Hub,
-    pieces_client::PiecesClient, sectors_client::SectorsClient, unsealed_client::UnsealedClient,
+    chain_client::ChainClient, credentials_client::CredentialsClient, events_client::EventsClient,
+    hub_client::HubClient as Hub, pieces_client::PiecesClient, sectors_client::SectorsClient,
+    unsealed_client::UnsealedClient,
 };
 use crate::{API_VERSION, HubError};
 
@@ -20,8 +23,12 @@ use crate::{API_VERSION, HubError};
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HubConfig {
-    /// `unix:/path/hub.sock` on the hub's host, else `http://host:port`.
+    /// `unix:/path/hub.sock` on the hub's host; `https://host:port` of its `api.listen` on another
+    /// one, for a spoke that joined (`lotus-markets join`). Empty: the hub that it joined, else the
+    /// socket of `~/.lotus-hub/miner`.
     pub addr: String,
+    /// Folder of the identity for `https://`. Empty: `identity` in the service's own folder.
+    pub identity: PathBuf,
     /// Seconds a connection attempt may take.
     pub connect_secs: u64,
     /// Seconds a call may take. Streams have no end.
@@ -31,7 +38,8 @@ pub struct HubConfig {
 impl Default for HubConfig {
     fn default() -> Self {
         Self {
-            addr: "http://127.0.0.1:2344".into(),
+            addr: String::new(),
+            identity: PathBuf::new(),
             connect_secs: 5,
             call_secs: 30,
         }
@@ -52,6 +60,8 @@ pub struct HubClient {
     addr: Arc<str>,
     who: Arc<HelloRequest>,
     call: Duration,
+    /// Renews the identity. Ends with the last clone.
+    _renewal: Arc<JoinSet<()>>,
 }
 
 impl std::fmt::Debug for HubClient {
@@ -79,17 +89,27 @@ impl HubClient {
         instance: &str,
         interceptor: Interceptor,
     ) -> Result<Self, HubError> {
-        let channel = dial(cfg)?;
+        let Dialed {
+            addr,
+            channel,
+            identity,
+        } = dial(cfg).await?;
+        let (service, instance) = match &identity {
+            Some(identity) => identity.name(),
+            None => (service.into(), instance.into()),
+        };
         let who = HelloRequest {
             major: API_VERSION.0,
             minor: API_VERSION.1,
-            service: service.into(),
-            instance: instance.into(),
+            service,
+            instance,
         };
+        let renewal = identity.map_or_else(JoinSet::new, |i| i.keep(channel.clone()));
         let client = Self {
             channel: InterceptedService::new(channel, interceptor),
             hello: Arc::new(watch::Sender::new(HelloResponse::default())),
-            addr: cfg.addr.as_str().into(),
+            addr: addr.into(),
+            _renewal: Arc::new(renewal),
             who: Arc::new(who),
             call: Duration::from_secs(cfg.call_secs.max(1)),
         };
@@ -154,38 +174,88 @@ impl HubClient {
         events: EventsClient,
         /// Relayed chain reads.
         chain: ChainClient,
+        /// Identities.
+        credentials: CredentialsClient,
     }
 }
 
-fn dial(cfg: &HubConfig) -> Result<tonic::transport::Channel, HubError> {
+/// Where a client connects to, and as whom.
+struct Dialed {
+    addr: String,
+    channel: tonic::transport::Channel,
+    identity: Option<Secured>,
+}
+
+async fn dial(cfg: &HubConfig) -> Result<Dialed, HubError> {
     let bad = || HubError::BadAddress {
         addr: cfg.addr.clone(),
     };
+    let limit = Duration::from_secs(cfg.connect_secs.max(1));
     let tune = |e: Endpoint| {
-        e.connect_timeout(Duration::from_secs(cfg.connect_secs.max(1)))
+        e.connect_timeout(limit)
             .http2_keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(10))
             .keep_alive_while_idle(true)
     };
-    if let Some(path) = cfg.addr.strip_prefix("unix:") {
+    // The URI only fills the :authority header, where there is a connector.
+    let endpoint = tune(Endpoint::from_static("http://hub"));
+    let addr = cfg.address()?;
+    if let Some(path) = addr.strip_prefix("unix:") {
         let path = PathBuf::from(path);
-        // The URI only fills the :authority header.
-        let endpoint = tune(Endpoint::from_static("http://hub"));
-        return Ok(
-            endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
-                let path = path.clone();
-                async move {
-                    let stream = tokio::net::UnixStream::connect(path).await?;
-                    Ok::<_, std::io::Error>(TokioIo::new(stream))
-                }
-            })),
-        );
+        let channel = endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
+            let path = path.clone();
+            async move {
+                let stream = tokio::net::UnixStream::connect(path).await?;
+                Ok::<_, std::io::Error>(TokioIo::new(stream))
+            }
+        }));
+        return Ok(Dialed {
+            addr,
+            channel,
+            identity: None,
+        });
     }
-    if !cfg.addr.starts_with("http://") {
+    if let Some(at) = addr.strip_prefix("https://") {
+        let identity = Secured::open(&cfg.identity)?;
+        let ready = identity.ready(&endpoint, at);
+        let ready = tokio::time::timeout(limit * 2, ready).await;
+        ready.unwrap_or_else(|_| {
+            Err(HubError::Silent {
+                addr: addr.clone(),
+                why: "no answer in time".into(),
+            })
+        })?;
+        return Ok(Dialed {
+            channel: identity.channel(&endpoint, at),
+            identity: Some(identity),
+            addr,
+        });
+    }
+    if !addr.starts_with("http://") {
         return Err(bad());
     }
-    let endpoint = Endpoint::from_shared(cfg.addr.clone()).map_err(|_| bad())?;
-    Ok(tune(endpoint).connect_lazy())
+    let endpoint = Endpoint::from_shared(addr.clone()).map_err(|_| bad())?;
+    Ok(Dialed {
+        channel: tune(endpoint).connect_lazy(),
+        addr,
+        identity: None,
+    })
+}
+
+impl HubConfig {
+    /// The address in use: that of the settings, else of the hub that this spoke joined, else of
+    /// the hub that is on this host by default.
+    pub fn address(&self) -> Result<String, HubError> {
+        if !self.addr.is_empty() {
+            return Ok(self.addr.clone());
+        }
+        if !self.identity.as_os_str().is_empty() && self.identity.is_dir() {
+            return Ok(format!("https://{}", Secured::open(&self.identity)?.hub()));
+        }
+        let home = std::env::home_dir().unwrap_or_default();
+        let socket = home.join(".lotus-hub/miner/run/hub.sock");
+        Ok(format!("unix:{}", socket.display()))
+    }
 }
 
 /// The hub's events from `from_seq` on, without gap or repeat, for as long as it is polled: after

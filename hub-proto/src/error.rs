@@ -10,7 +10,7 @@ use crate::v1::ErrorDetail;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HubError {
     /// The address in the configuration is of no form we know.
-    #[error("hub address {addr:?} is neither unix:/path/hub.sock nor http://host:port")]
+    #[error("hub address {addr:?} is neither unix:/path/hub.sock nor https://host:port")]
     BadAddress {
         /// What was configured.
         addr: String,
@@ -22,6 +22,14 @@ pub enum HubError {
         addr: String,
         /// The transport's words.
         why: String,
+    },
+    /// This spoke has no identity that it could show, or cannot keep one.
+    #[error("{message}")]
+    Identity {
+        /// What is wrong.
+        message: String,
+        /// What to do.
+        fix: String,
     },
     /// The hub speaks another version.
     #[error("hub speaks API {hub}, this binary speaks {ours}")]
@@ -52,7 +60,9 @@ impl HubError {
     #[must_use]
     pub const fn kind(&self) -> Kind {
         match self {
-            Self::BadAddress { .. } | Self::ApiMismatch { .. } => Kind::Config,
+            Self::BadAddress { .. } | Self::ApiMismatch { .. } | Self::Identity { .. } => {
+                Kind::Config
+            }
             Self::Silent { .. } => Kind::Transport,
             Self::Refused { kind, .. } => *kind,
         }
@@ -63,7 +73,7 @@ impl HubError {
     pub fn fix(&self) -> String {
         match self {
             Self::BadAddress { .. } => {
-                "set hub.addr to the hub's run/hub.sock as unix:/path, or to http://host:port"
+                "set hub.addr to the hub's run/hub.sock as unix:/path, or to https://host:port"
                     .into()
             }
             Self::Silent { addr, .. } => {
@@ -72,7 +82,7 @@ impl HubError {
             Self::ApiMismatch { hub, .. } => {
                 format!("install a release built for hub API {hub}")
             }
-            Self::Refused { fix, .. } => fix.clone(),
+            Self::Refused { fix, .. } | Self::Identity { fix, .. } => fix.clone(),
         }
     }
 

@@ -85,6 +85,7 @@ pub(crate) async fn ask(socket: PathBuf, waits: bool) -> Result<Safety, String> 
         addr: format!("unix:{}", socket.display()),
         connect_secs: ANSWER.as_secs(),
         call_secs: limit.as_secs(),
+        ..HubConfig::default()
     };
     let question = SafeToRestartRequest {
         wait_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),

@@ -38,6 +38,7 @@ async fn stream<F: Future<Output = ()>>(
         addr: format!("unix:{}", socket.display()),
         connect_secs: ANSWER_SECS,
         call_secs: ANSWER_SECS,
+        ..HubConfig::default()
     };
     let no_trace = |request| Ok(request);
     let hub = HubClient::connect(&cfg, "supervisor", "guard", no_trace)

@@ -1,0 +1,134 @@
+//! A connection to a hub on another host: TLS with an identity of this spoke, which is renewed for
+//! as long as the client is there.
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use hyper_util::rt::TokioIo;
+use lotus_identity::{Credential, Held, LIFE, connect};
+use lotus_runtime::Fault;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::HubError;
+use crate::v1::credentials_client::CredentialsClient;
+use crate::v1::{self, JoinRequest, RenewRequest};
+
+const ALPN: &[&[u8]] = &[b"h2"];
+/// A credential is renewed when this much of its life is left.
+const EARLY: Duration = Duration::from_secs(LIFE.as_secs() / 3 * 2);
+/// Waits between tries to renew.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// This spoke's identity. Clones share it.
+#[derive(Clone, Debug)]
+pub(crate) struct Secured(Arc<Mutex<Held>>);
+
+impl Secured {
+    /// The identity in a folder.
+    pub(crate) fn open(dir: &Path) -> Result<Self, HubError> {
+        let held = Held::open(dir, None).map_err(|e| own(&e))?;
+        Ok(Self(Arc::new(Mutex::new(held))))
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `host:port` of the hub that it is for.
+    pub(crate) fn hub(&self) -> String {
+        self.held().hub().to_owned()
+    }
+
+    /// Service and instance that it names.
+    pub(crate) fn name(&self) -> (String, String) {
+        let held = self.held();
+        let caller = held.caller();
+        (caller.service.to_string(), caller.instance.to_string())
+    }
+
+    /// Connections of `endpoint` to the hub at `addr`, each with the credential of its moment.
+    pub(crate) fn channel(&self, endpoint: &Endpoint, addr: &str) -> Channel {
+        let (this, addr) = (self.clone(), addr.to_owned());
+        endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
+            let (this, addr) = (this.clone(), addr.clone());
+            async move {
+                let config = this.held().client_config(ALPN).map_err(io::Error::other)?;
+                let tcp = TcpStream::connect(&addr).await?;
+                tcp.set_nodelay(true)?;
+                let stream = connect(Arc::new(config), tcp).await?;
+                Ok::<_, io::Error>(TokioIo::new(stream))
+            }
+        }))
+    }
+
+    /// Gets the first credential, or the next one if the one that is held is about to end.
+    pub(crate) async fn ready(&self, endpoint: &Endpoint, addr: &str) -> Result<(), HubError> {
+        if !self.held().has_joined() {
+            let public_key = self.held().public_key();
+            let request = JoinRequest { public_key };
+            // A connection of its own: this one is with the join bundle's certificate.
+            let mut hub = CredentialsClient::new(self.channel(endpoint, addr));
+            let credential = hub.join(request).await?.into_inner();
+            self.accept(credential)?;
+        }
+        if self.due() == Duration::ZERO {
+            self.renew(self.channel(endpoint, addr)).await?;
+        }
+        Ok(())
+    }
+
+    /// Renews the credential again and again, for as long as what is returned is kept.
+    pub(crate) fn keep(&self, channel: Channel) -> JoinSet<()> {
+        let this = self.clone();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut wait = FIRST_WAIT;
+            loop {
+                tokio::time::sleep(this.due()).await;
+                match this.renew(channel.clone()).await {
+                    Ok(()) => wait = FIRST_WAIT,
+                    Err(error) => {
+                        tracing::warn!(%error, fix = error.fix(), "identity not renewed");
+                        tokio::time::sleep(wait).await;
+                        wait = (wait * 2).min(LONGEST_WAIT);
+                    }
+                }
+            }
+        });
+        tasks
+    }
+
+    async fn renew(&self, channel: Channel) -> Result<(), HubError> {
+        let mut hub = CredentialsClient::new(channel);
+        let credential = hub.renew(RenewRequest {}).await?.into_inner();
+        self.accept(credential)
+    }
+
+    fn accept(&self, credential: v1::Credential) -> Result<(), HubError> {
+        let credential = Credential {
+            certificate: credential.certificate,
+            expires_unix_ms: credential.expires_unix_ms,
+        };
+        // Writes one small file.
+        self.held().accept(credential).map_err(|e| own(&e))
+    }
+
+    /// How long the credential need not be renewed.
+    fn due(&self) -> Duration {
+        let end = self.held().expires();
+        let left = end.and_then(|at| at.duration_since(SystemTime::now()).ok());
+        left.unwrap_or_default().saturating_sub(EARLY)
+    }
+}
+
+fn own(fault: &Fault) -> HubError {
+    HubError::Identity {
+        message: fault.message.clone(),
+        fix: fault.fix.clone(),
+    }
+}
