@@ -86,7 +86,8 @@ pub struct ProofsConfig {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ApiConfig {
-    /// TCP address. Port 0 picks a free one; `run/api.addr` has the one in use.
+    /// TCP address for spokes on other hosts, with TLS on both sides: each starts from a file of
+    /// `lotus-miner join-bundle`. Port 0 picks a free one; `run/api.addr` has the one in use.
     pub listen: SocketAddr,
     /// Seconds after which a unary call is given up.
     pub call_secs: u64,

@@ -121,10 +121,10 @@ impl Repo {
         self.root.join("journal.redb")
     }
 
-    /// Keys of the authority that workers on other hosts are known by.
+    /// Key and registers of the authority that spokes and workers on other hosts are known by.
     #[must_use]
-    pub fn worker_authority(&self) -> PathBuf {
-        self.root.join("worker-ca")
+    pub fn authority(&self) -> PathBuf {
+        self.root.join("ca")
     }
 
     /// Logs of the workers.

@@ -9,6 +9,7 @@ use hub_proto::v1::HeadChanged;
 use lotus_api::LotusApi;
 use lotus_chain::Follower;
 use lotus_dataplane::{FdServer, http_router};
+use lotus_identity::Authority;
 use lotus_messages::Sender;
 use lotus_node_client::api::TipSetKey;
 use lotus_node_client::{Client, FullNode as _, Node, NodeError};
@@ -26,7 +27,7 @@ use tokio::sync::watch;
 use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{Api, Listeners};
+use crate::api::{Access, Api, Listeners};
 use crate::backup;
 use crate::capacity::Capacity;
 use crate::config::MinerConfig;
@@ -162,7 +163,7 @@ pub async fn run(
         run_dir: repo.run(),
         log_dir: repo.logs(),
         exe: std::env::current_exe()?,
-        authority: repo.worker_authority(),
+        authority: repo.authority(),
         telemetry: cfg.telemetry.clone(),
         proofs,
         generation,
@@ -269,6 +270,7 @@ pub async fn run(
         node: node.clone(),
         sender: sender.clone(),
         confidence: cfg.messages.confidence_epochs,
+        access: Access::new(Arc::new(Authority::open(&repo.authority())?), generation),
         stop: stop.clone(),
     };
     let data_socket = FdServer::bind(&repo.data_socket(), unsealed.clone())

@@ -13,6 +13,7 @@ use hub_proto::{API_VERSION, status, with_code};
 use lotus_types::Kind;
 use tonic::{Code, Request, Response, Status};
 
+use super::access::Who;
 use super::pieces::deal_key;
 use super::{Answer, Api, ONLY_LOOKS, Streamed, from_journal, invalid};
 use crate::capacity::CapacityError;
@@ -26,11 +27,26 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// How often it is thought over meanwhile: what sealing would lose changes by time alone.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// What a caller says, as far as it goes into logs.
+fn short(said: &str) -> String {
+    said.chars().take(64).collect()
+}
+
 #[tonic::async_trait]
 impl Hub for Api {
     async fn hello(&self, request: Request<HelloRequest>) -> Answer<HelloResponse> {
-        let on_this_host = request.remote_addr().is_none_or(|a| a.ip().is_loopback());
+        let who = request.extensions().get::<Who>().cloned();
         let hello = request.into_inner();
+        if let Some(Who::Spoke(caller)) = &who
+            && caller.service.as_str() != hello.service
+        {
+            return Err(status(
+                Kind::Config,
+                format!("{caller} says that it is {}", short(&hello.service)),
+                "give each service its own identity: `lotus-miner join-bundle --service NAME`",
+                None,
+            ));
+        }
         let (major, minor) = API_VERSION;
         if hello.major != major {
             return Err(status(
@@ -43,7 +59,6 @@ impl Hub for Api {
                 None,
             ));
         }
-        let short = |s: &str| s.chars().take(64).collect::<String>();
         tracing::info!(
             service = short(&hello.service),
             instance = short(&hello.instance),
@@ -61,8 +76,10 @@ impl Hub for Api {
                 "events".into(),
                 "proving".into(),
                 "market".into(),
+                "credentials".into(),
             ],
-            data_socket: if on_this_host {
+            // Of no use on another host.
+            data_socket: if matches!(who, Some(Who::Host)) {
                 self.data_socket.display().to_string()
             } else {
                 String::new()
@@ -171,7 +188,11 @@ impl Events for Api {
         std::pin::Pin<Box<dyn futures::Stream<Item = Result<Event, Status>> + Send>>;
 
     async fn subscribe(&self, request: Request<SubscribeRequest>) -> Streamed<Event> {
-        let request = request.into_inner();
+        let who = request.extensions().get::<Who>().cloned();
+        let mut request = request.into_inner();
+        if let Some(Who::Spoke(caller)) = who {
+            seen_by(caller.service.as_str(), &mut request.topics)?;
+        }
         let topics = Topics::parse(&request.topics).map_err(|name| {
             invalid(
                 format!("there is no event topic {name:?}"),
@@ -199,4 +220,21 @@ fn from_events(e: &EventsError) -> Status {
         ),
         EventsError::Journal(e) => from_journal(e),
     }
+}
+
+/// The topics that a service asks for, if it may see them; all that it may see, if it names none.
+fn seen_by(service: &str, topics: &mut Vec<String>) -> Result<(), Status> {
+    let may = hub_proto::access::topics(service);
+    if let Some(topic) = topics.iter().find(|t| !may.contains(&t.as_str())) {
+        return Err(status(
+            Kind::Config,
+            format!("{service} may not see the topic {:?}", short(topic)),
+            format!("subscribe to {}", may.join(", ")),
+            None,
+        ));
+    }
+    if topics.is_empty() {
+        topics.extend(may.iter().map(|t| (*t).to_owned()));
+    }
+    Ok(())
 }

@@ -1,6 +1,8 @@
 //! The hub API over gRPC: checks what comes in, asks the parts of the hub, tells errors by kind.
 
+mod access;
 mod chain;
+mod credentials;
 mod hub;
 mod market;
 mod pieces;
@@ -18,6 +20,7 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use hub_proto::v1::capacity_server::CapacityServer;
 use hub_proto::v1::chain_server::ChainServer;
+use hub_proto::v1::credentials_server::CredentialsServer;
 use hub_proto::v1::events_server::EventsServer;
 use hub_proto::v1::hub_server::HubServer;
 use hub_proto::v1::pieces_server::PiecesServer;
@@ -25,13 +28,16 @@ use hub_proto::v1::sectors_server::SectorsServer;
 use hub_proto::v1::unsealed_server::UnsealedServer;
 use hub_proto::v1::{ProvingState, SafeToRestartResponse, SectorInfo};
 use hub_proto::{status, with_code};
+use lotus_identity::listen;
 use lotus_journal::JournalError;
 use lotus_messages::Sender;
 use lotus_node_client::{Node, NodeError};
 use lotus_runtime::{Fault, addr_file, trace};
 use lotus_types::{ActorId, Generation, Kind, SectorSize};
 use tokio::net::{TcpListener, UnixListener};
-use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
@@ -42,10 +48,14 @@ use crate::config::ApiConfig;
 use crate::events::EventLog;
 use crate::pieces::{Pieces, Placer};
 use crate::unsealed::Unsealed;
+pub use access::Access;
+pub(crate) use credentials::identified;
 pub(crate) use pieces::piece_state;
 
 /// Streams that one connection may hold.
 const MAX_STREAMS: u32 = 256;
+/// Connections that have shown who they are and wait to be served.
+const WAITING: usize = 64;
 /// HTTP/2 pings that find dead connections.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
@@ -112,6 +122,8 @@ pub struct Api {
     pub sender: Sender,
     /// Epochs that must lie on a message before a spoke is told that it landed.
     pub confidence: u64,
+    /// Who may call.
+    pub access: Access,
     /// Ends streams.
     pub stop: CancellationToken,
 }
@@ -131,7 +143,8 @@ impl Api {
             .add_service(SectorsServer::new(self.clone()).max_decoding_message_size(max))
             .add_service(UnsealedServer::new(self.clone()).max_decoding_message_size(max))
             .add_service(EventsServer::new(self.clone()).max_decoding_message_size(max))
-            .add_service(ChainServer::new(self.clone()).max_decoding_message_size(max)))
+            .add_service(ChainServer::new(self.clone()).max_decoding_message_size(max))
+            .add_service(CredentialsServer::new(self.clone()).max_decoding_message_size(max)))
     }
 }
 
@@ -169,13 +182,23 @@ impl Listeners {
         stop: CancellationToken,
     ) -> Result<(), Fault> {
         let routes = api.routes(cfg)?;
+        let tls = Arc::new(api.access.authority().server_config(&[b"h2"])?);
+        let (to, shaken) = mpsc::channel(WAITING);
+        let accept = listen::accept(self.tcp, tls, "spoke", to, stop.clone());
+        let access = api.access.clone();
+        let incoming =
+            ReceiverStream::new(shaken).map(move |s| s.map(|stream| access.hold(stream)));
         let tcp = server(cfg)
+            .layer(api.access.clone())
             .add_routes(routes.clone())
-            .serve_with_incoming_shutdown(TcpListenerStream::new(self.tcp), stop.cancelled());
+            .serve_with_incoming_shutdown(incoming, stop.cancelled());
         let unix = server(cfg)
+            .layer(api.access.clone())
             .add_routes(routes)
             .serve_with_incoming_shutdown(UnixListenerStream::new(self.unix), stop.cancelled());
-        tokio::try_join!(tcp, unix)
+        let all = async { tokio::try_join!(tcp, unix) };
+        let ((), (), served) = tokio::join!(accept, api.access.clone().run(stop.clone()), all);
+        served
             .map(|_| ())
             .map_err(|e| Fault::new(Kind::Fatal, format!("hub API: {e}"), "see the log"))
     }

@@ -42,6 +42,9 @@ fn reach(command: &Command) -> Reach {
         | Command::Auth(_)
         | Command::Params(_)
         | Command::Workers(_)
+        | Command::JoinBundle(_)
+        | Command::Credentials(_)
+        | Command::Api(_)
         | Command::Restore(_)
         | Command::Doctor
         | Command::StorageDeals(_)

@@ -4,6 +4,7 @@ mod actor;
 mod auth;
 mod backup;
 mod cost;
+mod credentials;
 mod doctor;
 mod elsewhere;
 mod info;
@@ -96,6 +97,17 @@ enum Command {
     /// Let workers on other hosts seal for this hub
     #[command(subcommand)]
     Workers(workers::WorkersCommand),
+    /// Write the one file that a spoke on another host starts from
+    ///
+    /// It lets one spoke join, once: whoever uses it first gets the identity, which is good for a
+    /// quarter of an hour and renews itself. Keep it secret. A new bundle for the same instance
+    /// makes void what that had before.
+    JoinBundle(credentials::JoinBundleArgs),
+    /// List and revoke the identities of spokes on other hosts
+    #[command(subcommand)]
+    Credentials(credentials::CredentialsCommand),
+    /// Show which service may call which method of the hub API
+    Api(credentials::ApiArgs),
     /// Look at the pieces that were handed over
     #[command(subcommand)]
     Pieces(pieces::PiecesCommand),
@@ -246,6 +258,8 @@ pub fn start(args: Args) -> Result<(), Fault> {
         Command::Auth(command) => auth::auth(&cx, &command),
         Command::Params(command) => params::params(&cx, &command),
         Command::Workers(command) => workers::workers(&cx, &command),
+        Command::JoinBundle(args) => credentials::join_bundle(&cx, &args),
+        Command::Api(args) => credentials::api(&cx, &args),
         Command::Restore(args) => backup::restore(&cx, &args),
         Command::StorageDeals(_) => Err(moved("storage-deals", "deals")),
         Command::RetrievalDeals(_) => Err(moved("retrieval-deals", "retrieval")),
@@ -268,6 +282,7 @@ pub fn start(args: Args) -> Result<(), Fault> {
                     Command::Mining(command) => mining::mining(&cx, command).await,
                     Command::Actor(command) => actor::actor(&cx, command).await,
                     Command::Messages(command) => messages::messages(&cx, command).await,
+                    Command::Credentials(command) => credentials::credentials(&cx, command).await,
                     Command::Doctor => doctor::doctor(&cx).await,
                     Command::Worker(_)
                     | Command::Run(_)
@@ -275,6 +290,8 @@ pub fn start(args: Args) -> Result<(), Fault> {
                     | Command::Auth(_)
                     | Command::Params(_)
                     | Command::Workers(_)
+                    | Command::JoinBundle(_)
+                    | Command::Api(_)
                     | Command::Restore(_)
                     | Command::StorageDeals(_)
                     | Command::RetrievalDeals(_) => Ok(()),

@@ -1,11 +1,12 @@
 use std::path::PathBuf;
 
 use clap::Subcommand;
-use lotus_runtime::{Fault, addr_file};
+use lotus_runtime::Fault;
 use lotus_types::Kind;
 use lotus_workers::{Authority, WorkerName};
 use serde::Serialize;
 
+use super::credentials::{new_file, reachable};
 use super::{Cx, print, print_json};
 use crate::config::MinerConfig;
 use crate::repo::Repo;
@@ -56,7 +57,7 @@ pub(super) fn workers(cx: &Cx, command: &WorkersCommand) -> Result<(), Fault> {
     if !repo.is_initialised() {
         return Err(repo.no_hub());
     }
-    let authority = Authority::open(&repo.worker_authority())?;
+    let authority = Authority::open(&repo.authority())?;
     match command {
         WorkersCommand::JoinBundle {
             name,
@@ -68,15 +69,7 @@ pub(super) fn workers(cx: &Cx, command: &WorkersCommand) -> Result<(), Fault> {
                 Some(hub) => hub.clone(),
                 None => address(&repo)?,
             };
-            let file = std::path::absolute(output)?;
-            if file.exists() {
-                // Before the earlier bundle of this name is void.
-                return Err(Fault::new(
-                    Kind::Config,
-                    format!("{} exists", file.display()),
-                    "name a file that does not exist",
-                ));
-            }
+            let file = new_file(output)?;
             let cfg = MinerConfig::load(&repo.config())?;
             let proofs = (cfg.proofs.mode, cfg.sector_size()?);
             authority.issue(name, &hub, proofs, *days)?.write(&file)?;
@@ -137,20 +130,5 @@ fn address(repo: &Repo) -> Result<String, Fault> {
              hub, or name the address that is to come with --hub",
         ));
     };
-    if wanted.ip().is_unspecified() {
-        return Err(Fault::new(
-            Kind::Config,
-            format!("workers.listen is {wanted}: that is every address of this host"),
-            "name the one that the worker can reach, such as --hub 10.0.0.5:2347",
-        ));
-    }
-    match addr_file::read(&repo.run(), "workers") {
-        Ok(addr) => Ok(addr),
-        Err(_) if wanted.port() != 0 => Ok(wanted.to_string()),
-        Err(_) => Err(Fault::new(
-            Kind::Config,
-            "the port for workers is chosen when the hub starts, and it did not start yet",
-            "start `lotus-miner run`, or set a port in workers.listen",
-        )),
-    }
+    reachable(repo, wanted, "workers")
 }

@@ -14,9 +14,10 @@ use hub_proto::v1::{
 use hub_proto::{HubClient, HubConfig, HubError};
 use lotus_chain::Follower;
 use lotus_dataplane::{DataError, FdServer, OpenToken};
+use lotus_identity::Authority;
 use lotus_journal::{Journal, JournalError};
 use lotus_messages::{MessagesConfig, Sender};
-use lotus_miner::api::{Api, Listeners, Safety, SectorBook};
+use lotus_miner::api::{Access, Api, Listeners, Safety, SectorBook};
 use lotus_miner::capacity::Capacity;
 use lotus_miner::config::{ApiConfig, PiecesConfig};
 use lotus_miner::events::EventLog;
@@ -190,6 +191,10 @@ impl Hub {
             node,
             sender,
             confidence: 1,
+            access: Access::new(
+                Arc::new(Authority::open(&repo.authority()).unwrap()),
+                generation,
+            ),
             stop: stop.clone(),
         };
         let api_cfg = ApiConfig {

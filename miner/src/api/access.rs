@@ -1,0 +1,350 @@
+//! Who calls, and whether they may. Asked of every request before anything of it is read, and of
+//! every open connection from time to time: streams have no requests.
+
+use std::collections::HashMap;
+use std::future::{Ready, ready};
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::future::Either;
+use http::{HeaderMap, Request, Response};
+use hub_proto::access::{JOINING, Method};
+use hub_proto::{GENERATION_HEADER, status, with_code};
+use lotus_identity::{Authority, Caller, Peer, Presented, Refused, Secured};
+use lotus_types::{Generation, Kind};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::body::Body;
+use tonic::transport::server::Connected;
+use tonic::{Code, Status};
+use tower::{Layer, Service};
+
+/// How often open connections are held against the register. A revocation by the running hub does
+/// not wait for it.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Who {
+    /// A process of this host that may open the hub's socket, so of the hub's user.
+    Host,
+    /// A spoke with an identity.
+    Spoke(Caller),
+    /// A spoke that comes with a join bundle, and has no identity yet.
+    Joining(Caller),
+    /// A spoke that renews its identity, which may have expired.
+    Renewing(Caller),
+}
+
+/// Whether a request is passed on.
+///
+/// `asked` is the generation that it was meant for, where it names one.
+fn decide(
+    path: &str,
+    who: &Result<Who, Refused>,
+    asked: Option<u64>,
+    generation: Generation,
+) -> Result<(), Status> {
+    let (service, allowed) = match who {
+        // The operator's own processes, and the spokes that they start on this host.
+        Ok(Who::Host) => return stale(asked, generation),
+        Ok(Who::Spoke(caller)) => {
+            let service = caller.service.as_str();
+            (service, Method::at(path).is_some_and(|m| m.may(service)))
+        }
+        Ok(Who::Joining(_)) => {
+            let may = |m: &Method| m.callers.contains(&JOINING);
+            (JOINING, Method::at(path).is_some_and(may))
+        }
+        Ok(Who::Renewing(caller)) => (caller.service.as_str(), path == RENEW),
+        Err(refused) => return Err(unknown(refused)),
+    };
+    if !allowed {
+        return Err(status(
+            Kind::Config,
+            format!("{service} may not call {path}"),
+            "`lotus-miner api --matrix` shows who may call what",
+            None,
+        ));
+    }
+    stale(asked, generation)
+}
+
+const RENEW: &str = "/hub.v1.Credentials/Renew";
+
+fn code(status: &Status) -> &'static str {
+    match status.code() {
+        Code::PermissionDenied => "permission_denied",
+        Code::Unauthenticated => "unauthenticated",
+        Code::Aborted => "aborted",
+        _ => "other",
+    }
+}
+
+/// A caller that means an earlier start of this hub is told so, whatever it asks.
+fn stale(asked: Option<u64>, generation: Generation) -> Result<(), Status> {
+    match asked {
+        Some(asked) if asked != generation.0 => Err(with_code(
+            Code::Aborted,
+            Kind::Transport,
+            format!("this hub is of generation {generation}, the call is for {asked}"),
+            "say Hello again: the hub was restarted, or is not the one that is meant",
+            None,
+        )),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn unknown(refused: &Refused) -> Status {
+    let kind = match refused {
+        // The spoke renews it and calls again.
+        Refused::Expired => Kind::Transport,
+        Refused::Broken(_) => Kind::Fatal,
+        _ => Kind::Config,
+    };
+    with_code(
+        Code::Unauthenticated,
+        kind,
+        refused.to_string(),
+        "`lotus-miner credentials list` on the hub shows who may call",
+        None,
+    )
+}
+
+fn asked(headers: &HeaderMap) -> Result<Option<u64>, Status> {
+    let Some(value) = headers.get(GENERATION_HEADER) else {
+        return Ok(None);
+    };
+    let number = value.to_str().ok().and_then(|v| v.parse().ok());
+    number.map(Some).ok_or_else(|| {
+        status(
+            Kind::Data,
+            format!("{GENERATION_HEADER} is no number"),
+            "send the generation that Hello told, or none",
+            None,
+        )
+    })
+}
+
+/// Who may call: the register, and the connections that are open. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Access {
+    authority: Arc<Authority>,
+    generation: Generation,
+    open: Arc<Mutex<HashMap<u64, Connection>>>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    peer: Peer,
+    cut: CancellationToken,
+    /// It might not call any more when it was last looked at.
+    late: bool,
+}
+
+impl Access {
+    /// For the hub of this generation.
+    #[must_use]
+    pub fn new(authority: Arc<Authority>, generation: Generation) -> Self {
+        Self {
+            authority,
+            generation,
+            open: Arc::default(),
+        }
+    }
+
+    pub(crate) fn authority(&self) -> Arc<Authority> {
+        self.authority.clone()
+    }
+
+    fn who(&self, path: &str, peer: Option<&Peer>) -> Result<Who, Refused> {
+        let Some(peer) = peer else {
+            return Ok(Who::Host);
+        };
+        match self.authority.presented(&peer.certificate) {
+            Presented::Joining(caller) => Ok(Who::Joining(caller)),
+            // Whether it may still be renewed is for the one who renews it.
+            Presented::Spoke { caller, .. } if path == RENEW => Ok(Who::Renewing(caller)),
+            Presented::Spoke { .. } => self.authority.caller(&peer.certificate).map(Who::Spoke),
+            Presented::Other => Err(Refused::NotOurs),
+        }
+    }
+
+    fn check<B>(&self, request: &mut Request<B>) -> Result<(), Status> {
+        let path = request.uri().path();
+        let who = self.who(path, request.extensions().get::<Peer>());
+        decide(path, &who, asked(request.headers())?, self.generation)?;
+        if let Ok(who) = who {
+            request.extensions_mut().insert(who);
+        }
+        Ok(())
+    }
+
+    /// Keeps hold of a connection, so that it can be closed.
+    pub(crate) fn hold(&self, stream: Secured) -> HeldStream {
+        static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+        let id = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let cut = CancellationToken::new();
+        let connection = Connection {
+            peer: stream.peer().clone(),
+            cut: cut.clone(),
+            late: false,
+        };
+        self.connections().insert(id, connection);
+        HeldStream {
+            stream,
+            cut: Box::pin(cut.cancelled_owned()),
+            _place: Place {
+                id,
+                access: self.clone(),
+            },
+        }
+    }
+
+    fn connections(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Connection>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes the connections of those that may not call any more; `at_once`, or when it was so
+    /// the last time too: whoever renews an identity that expired needs a moment.
+    pub(crate) fn sweep(&self, at_once: bool) {
+        for connection in self.connections().values_mut() {
+            let certificate = &connection.peer.certificate;
+            let refused = match self.authority.presented(certificate) {
+                // Nothing but its joining is answered.
+                Presented::Joining(_) => None,
+                _ => self.authority.caller(certificate).err(),
+            };
+            let was_late = std::mem::replace(&mut connection.late, refused.is_some());
+            if let Some(refused) = refused
+                && (at_once || was_late)
+                && !connection.cut.is_cancelled()
+            {
+                tracing::info!(addr = %connection.peer.addr, %refused, "a spoke's connection is closed");
+                connection.cut.cancel();
+            }
+        }
+    }
+
+    /// Sweeps again and again until `stop`.
+    pub(crate) async fn run(self, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(LOOK) => self.sweep(false),
+            }
+        }
+    }
+}
+
+/// A connection that the hub can close.
+#[derive(Debug)]
+pub(crate) struct HeldStream {
+    stream: Secured,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    _place: Place,
+}
+
+#[derive(Debug)]
+struct Place {
+    id: u64,
+    access: Access,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.access.connections().remove(&self.id);
+    }
+}
+
+impl HeldStream {
+    fn poll_cut(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        match self.cut.as_mut().poll(cx) {
+            Poll::Ready(()) => Err(io::ErrorKind::ConnectionAborted.into()),
+            Poll::Pending => Ok(()),
+        }
+    }
+}
+
+impl Connected for HeldStream {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.stream.peer().clone()
+    }
+}
+
+impl AsyncRead for HeldStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.poll_cut(cx)?;
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for HeldStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+impl<S> Layer<S> for Access {
+    type Service = Checked<S>;
+
+    fn layer(&self, inner: S) -> Checked<S> {
+        Checked {
+            access: self.clone(),
+            inner,
+        }
+    }
+}
+
+/// A service behind [`Access`].
+#[derive(Clone, Debug)]
+pub struct Checked<S> {
+    access: Access,
+    inner: S,
+}
+
+impl<S, B> Service<Request<B>> for Checked<S>
+where
+    S: Service<Request<B>, Response = Response<Body>>,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Either<S::Future, Ready<Result<Response<Body>, S::Error>>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        match self.access.check(&mut request) {
+            Ok(()) => Either::Left(self.inner.call(request)),
+            Err(status) => {
+                // Counted and not said: a hostile spoke calls as often as it can.
+                metrics::counter!("lotus_hub_api_refused_total", "code" => code(&status))
+                    .increment(1);
+                Either::Right(ready(Ok(status.into_http())))
+            }
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! Who may call the hub: join bundles, identities, and which service may call what.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use hub_proto::access::{ANY, JOINING, METHODS, SERVICES};
+use hub_proto::v1::{Identified, ListCredentialsRequest, RevokeRequest};
+use lotus_identity::{Authority, Caller, Name};
+use lotus_runtime::{Fault, addr_file};
+use lotus_types::Kind;
+use serde::Serialize;
+
+use super::{Cx, from_status, print, print_json, table, time};
+use crate::api::identified;
+use crate::config::MinerConfig;
+use crate::repo::Repo;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+#[derive(Debug, Args)]
+pub(super) struct JoinBundleArgs {
+    /// What it is going to do: deals, indexing or retrieval
+    #[arg(long)]
+    service: Name,
+    /// Which one of those that do it, for replicas: a-z, 0-9 and -
+    #[arg(long, default_value = "1")]
+    instance: Name,
+    /// Where it reaches the hub, host:port. Without it, the address of api.listen
+    #[arg(long, value_name = "HOST:PORT")]
+    hub: Option<String>,
+    /// Hours in which the bundle must be used
+    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..=720))]
+    hours: u32,
+    /// File to write; it must not exist
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum CredentialsCommand {
+    /// List who has an identity, or an invitation to one
+    List,
+    /// Answer nothing of an identity any more, and close its connections, at once
+    Revoke {
+        /// SERVICE/INSTANCE, as `credentials list` shows it
+        caller: Caller,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ApiArgs {
+    /// Print which service may call which method. There is nothing else to print yet
+    #[arg(long)]
+    matrix: bool,
+}
+
+#[derive(Serialize)]
+struct Made {
+    caller: Caller,
+    hub: String,
+    file: PathBuf,
+    hours: u32,
+}
+
+/// Works without a running hub: the authority is in the repo.
+pub(super) fn join_bundle(cx: &Cx, args: &JoinBundleArgs) -> Result<(), Fault> {
+    let repo = initialised(cx)?;
+    let spokes = SERVICES
+        .iter()
+        .filter(|s| !["operator", "supervisor"].contains(s));
+    let spokes: Vec<&str> = spokes.copied().collect();
+    if !spokes.contains(&args.service.as_str()) {
+        return Err(Fault::new(
+            Kind::Config,
+            format!("there is no service {}", args.service),
+            format!("name one of {}", spokes.join(", ")),
+        ));
+    }
+    let hub = match &args.hub {
+        Some(hub) => hub.clone(),
+        None => {
+            let cfg = MinerConfig::load(&repo.config())?;
+            reachable(&repo, cfg.api.listen, "api")?
+        }
+    };
+    let file = new_file(&args.output)?;
+    let caller = Caller {
+        service: args.service.clone(),
+        instance: args.instance.clone(),
+    };
+    let authority = Authority::open(&repo.authority())?;
+    authority
+        .invite(&caller, &hub, HOUR * args.hours)?
+        .write(&file)?;
+    let made = Made {
+        caller,
+        hub,
+        file,
+        hours: args.hours,
+    };
+    if cx.json {
+        return print_json(&made);
+    }
+    print(&format!(
+        "{} lets one {} join the hub at {}, once, within {} hours. What {} had before is void.\n\
+         Copy it to the other host and keep it secret; then, there:\n  \
+         lotus-markets join {}\n  lotus-markets run --services={}",
+        made.file.display(),
+        made.caller.service,
+        made.hub,
+        made.hours,
+        made.caller,
+        args.output.display(),
+        made.caller.service,
+    ))
+}
+
+pub(super) async fn credentials(cx: &Cx, command: CredentialsCommand) -> Result<(), Fault> {
+    let repo = initialised(cx)?;
+    // A hub that does not run has no connections to close: its register is all there is.
+    let hub = cx.hub().await.ok();
+    match command {
+        CredentialsCommand::List => {
+            let all: Vec<Identified> = match hub {
+                Some(hub) => {
+                    let list = hub.request(ListCredentialsRequest {});
+                    let list = hub.credentials().list(list).await.map_err(from_status)?;
+                    list.into_inner().identities
+                }
+                None => {
+                    let all = Authority::open(&repo.authority())?.callers()?;
+                    all.into_iter().map(identified).collect()
+                }
+            };
+            if cx.json {
+                return print_json(&all.iter().map(Row::from).collect::<Vec<_>>());
+            }
+            if all.is_empty() {
+                return print(
+                    "nobody on another host may call this hub; `lotus-miner join-bundle` lets \
+                     somebody",
+                );
+            }
+            let mut out = table(&["Who", "State", "Invited", "Joined", "Renewed", "Ends"]);
+            for row in all.iter().map(Row::from) {
+                let at = |ms: u64| if ms == 0 { String::new() } else { time(ms) };
+                out.add_row([
+                    row.who,
+                    row.state,
+                    at(row.invited_unix_ms),
+                    at(row.joined_unix_ms),
+                    at(row.renewed_unix_ms),
+                    at(row.ends_unix_ms),
+                ]);
+            }
+            print(&out.to_string())
+        }
+        CredentialsCommand::Revoke { caller } => {
+            let revoked = match hub {
+                Some(hub) => {
+                    let request = hub.request(RevokeRequest {
+                        service: caller.service.to_string(),
+                        instance: caller.instance.to_string(),
+                    });
+                    let done = hub.credentials().revoke(request).await;
+                    done.map_err(from_status)?.into_inner().revoked
+                }
+                None => Authority::open(&repo.authority())?.revoke(&caller)?,
+            };
+            if !revoked {
+                return Err(Fault::new(
+                    Kind::Data,
+                    format!("{caller} has no identity that counts"),
+                    "see `lotus-miner credentials list`",
+                ));
+            }
+            if cx.json {
+                return print_json(&caller);
+            }
+            print(&format!(
+                "nothing of {caller} is answered any more; `lotus-miner join-bundle` lets it in again"
+            ))
+        }
+    }
+}
+
+/// An identity, as it is printed.
+#[derive(Serialize)]
+struct Row {
+    who: String,
+    state: String,
+    invited_unix_ms: u64,
+    joined_unix_ms: u64,
+    renewed_unix_ms: u64,
+    ends_unix_ms: u64,
+}
+
+impl From<&Identified> for Row {
+    fn from(i: &Identified) -> Self {
+        Self {
+            who: format!("{}/{}", i.service, i.instance),
+            state: i.state.clone(),
+            invited_unix_ms: i.invited_unix_ms,
+            joined_unix_ms: i.joined_unix_ms,
+            renewed_unix_ms: i.renewed_unix_ms,
+            ends_unix_ms: i.expires_unix_ms,
+        }
+    }
+}
+
+/// Which service may call which method, by what hub.proto says.
+pub(super) fn api(cx: &Cx, _: &ApiArgs) -> Result<(), Fault> {
+    let head: Vec<&str> = std::iter::once("Method")
+        .chain(SERVICES)
+        .chain([JOINING])
+        .collect();
+    if cx.json {
+        let rows: Vec<_> = METHODS
+            .iter()
+            .map(|m| {
+                let callers: Vec<&str> = head[1..]
+                    .iter()
+                    .copied()
+                    .filter(|s| m.may(s) || m.callers.contains(s))
+                    .collect();
+                serde_json::json!({ "method": m.path, "callers": callers })
+            })
+            .collect();
+        return print_json(&rows);
+    }
+    let mut out = table(&head);
+    for m in METHODS {
+        let path = m.path.trim_start_matches("/hub.v1.").to_owned();
+        let cells = head[1..].iter().map(|s| {
+            let may = m.may(s) || m.callers.contains(s);
+            if may { "yes" } else { "" }.to_owned()
+        });
+        out.add_row(std::iter::once(path).chain(cells));
+    }
+    print(&format!(
+        "{out}\n`{JOINING}`: a spoke with a join bundle and no identity yet. `{ANY}` in hub.proto is \
+         everybody else. Processes on the hub's own host use its socket and may call all."
+    ))
+}
+
+fn initialised(cx: &Cx) -> Result<Repo, Fault> {
+    let repo = cx.repo()?;
+    if repo.is_initialised() {
+        Ok(repo)
+    } else {
+        Err(repo.no_hub())
+    }
+}
+
+/// A path for a new bundle. Looked at before an earlier bundle of the same name becomes void.
+pub(super) fn new_file(output: &Path) -> Result<PathBuf, Fault> {
+    let file = std::path::absolute(output)?;
+    if file.exists() {
+        return Err(Fault::new(
+            Kind::Config,
+            format!("{} exists", file.display()),
+            "name a file that does not exist",
+        ));
+    }
+    Ok(file)
+}
+
+/// Where others reach a port of this hub, as far as the hub can know. `section` has the setting
+/// `listen`, and is the name of the port's address file.
+pub(super) fn reachable(
+    repo: &Repo,
+    wanted: std::net::SocketAddr,
+    section: &str,
+) -> Result<String, Fault> {
+    if wanted.ip().is_unspecified() {
+        return Err(Fault::new(
+            Kind::Config,
+            format!("{section}.listen is {wanted}: that is every address of this host"),
+            "name the one that the other host can reach, such as --hub 10.0.0.5:2347",
+        ));
+    }
+    match addr_file::read(&repo.run(), section) {
+        Ok(addr) => Ok(addr),
+        Err(_) if wanted.port() != 0 => Ok(wanted.to_string()),
+        Err(_) => Err(Fault::new(
+            Kind::Config,
+            format!(
+                "the port of {section}.listen is chosen when the hub starts, and it did not yet"
+            ),
+            format!("start `lotus-miner run`, or set a port in {section}.listen"),
+        )),
+    }
+}
