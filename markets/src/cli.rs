@@ -1,8 +1,10 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
 use comfy_table::{Table, presets};
-use lotus_runtime::{Fault, signals, telemetry};
+use hub_proto::{HubClient, HubConfig};
+use lotus_identity::{Bundle, Held};
+use lotus_runtime::{Fault, signals, telemetry, trace};
 
 use crate::client::{self, ClientCommand};
 use crate::config::Repo;
@@ -55,6 +57,17 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Join a hub on another host, with the file that `lotus-miner join-bundle` made there
+    ///
+    /// The file is good for one spoke, once; it can be deleted then. The service keeps who it is in
+    /// its own folder and renews that by itself: `run` needs nothing more.
+    Join {
+        /// The file
+        bundle: PathBuf,
+        /// Directory of configuration and state [default: ~/.lotus-hub/markets].
+        #[arg(long, env = "LOTUS_HUB_MARKETS")]
+        repo: Option<PathBuf>,
+    },
     /// List the services of this binary.
     Services {
         /// As JSON.
@@ -101,6 +114,7 @@ pub fn start(args: Args) -> Result<(), Fault> {
             let needs = needs::of(&services, &repo.config()?, &repo)?;
             needs::print(&needs, json)
         }
+        Command::Join { bundle, repo } => runtime()?.block_on(join(&bundle, &Repo::at(repo)?)),
         Command::Services { json } => {
             list(json);
             Ok(())
@@ -135,12 +149,42 @@ fn run(repo: Repo, names: Option<&[String]>) -> Result<(), Fault> {
     let outcome = runtime.block_on(async {
         let _telemetry = telemetry::init("lotus-markets", &cfg.telemetry)?;
         let names: Vec<_> = services.iter().map(|e| e.name).collect();
-        tracing::info!(repo = %repo.dir().display(), ?names, hub = cfg.hub.addr, "starting");
+        tracing::info!(repo = %repo.dir().display(), ?names, "starting");
         signals::run_until_signal(|stop| host::run(services, cfg, repo, stop)).await
     });
     // Blocking work of a broken-off request must not hold the exit.
     runtime.shutdown_background();
     outcome
+}
+
+/// Makes a key for the identity that a bundle gives, and gets its first credential.
+async fn join(bundle: &Path, repo: &Repo) -> Result<(), Fault> {
+    let caller = Bundle::read(bundle)?.caller().clone();
+    let service = caller.service.as_str();
+    registry::select(Some(&[service.to_owned()]))?;
+    let cfg = repo.config()?;
+    let held = Held::open(&repo.hub(&cfg, service).identity, Some(bundle))?;
+    let hub = HubConfig {
+        // Where the bundle says, whatever the settings say.
+        addr: String::new(),
+        ..repo.hub(&cfg, service)
+    };
+    match HubClient::connect(&hub, service, "", trace::client_interceptor).await {
+        Ok(_) => println!("{caller} joined the hub at {}", held.hub()),
+        Err(e) if e.kind().is_retryable() => println!(
+            "{caller} has an identity to be; the hub at {} does not answer now ({e}). \
+             `lotus-markets run --services={service}` joins it as soon as it does",
+            held.hub()
+        ),
+        Err(e) => return Err(Fault::new(e.kind(), e.to_string(), e.fix())),
+    }
+    if !cfg.hub.addr.is_empty() {
+        println!(
+            "hub.addr in {} names another hub: empty it",
+            repo.config_file().display()
+        );
+    }
+    Ok(())
 }
 
 fn list(json: bool) {

@@ -65,6 +65,22 @@ impl Repo {
         self.0.join(service)
     }
 
+    /// Where a service keeps who it is at a hub on another host.
+    #[must_use]
+    pub fn identity(&self, service: &str) -> PathBuf {
+        self.of(service).join("identity")
+    }
+
+    /// The hub, as a service dials it: with its own identity, unless the settings name another.
+    #[must_use]
+    pub fn hub(&self, cfg: &MarketsConfig, service: &str) -> HubConfig {
+        let mut hub = cfg.hub.clone();
+        if hub.identity.as_os_str().is_empty() {
+            hub.identity = self.identity(service);
+        }
+        hub
+    }
+
     /// The directory itself.
     #[must_use]
     pub fn dir(&self) -> &Path {

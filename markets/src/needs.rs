@@ -17,22 +17,23 @@ pub(crate) fn of(services: &[Entry], cfg: &MarketsConfig, repo: &Repo) -> Result
     needs.write.push(absolute(repo.run_dir())?);
     for entry in services {
         needs.write.push(absolute(repo.of(entry.name))?);
+        let hub = repo.hub(cfg, entry.name).address();
+        let hub = hub.map_err(|e| Fault::new(e.kind(), e.to_string(), e.fix()))?;
+        // Whoever may connect to a socket with a path may: nothing of the hub's folder is read.
+        if !hub.starts_with("unix:") {
+            needs = needs.url(&hub).names();
+        }
         needs = needs.and((entry.needs)(cfg));
     }
     Ok(needs.and(Needs::default()))
 }
 
-/// The hub, the admin endpoint and telemetry.
+/// The admin endpoint and telemetry.
 fn process(cfg: &MarketsConfig) -> io::Result<Needs> {
     let mut needs = Needs {
         bind: vec![cfg.admin.listen.port()],
         ..Needs::default()
     };
-    match cfg.hub.addr.strip_prefix("unix:") {
-        // Whoever may connect to a socket with a path may: nothing of the hub's folder is read.
-        Some(_) => {}
-        None => needs = needs.url(&cfg.hub.addr).names(),
-    }
     let otlp = telemetry::endpoint(&cfg.telemetry);
     if !otlp.is_empty() {
         needs = needs.url(&otlp).names();
@@ -100,7 +101,7 @@ mod tests {
         assert_eq!(n.bind, [0]);
         assert_eq!(needs("deals", &cfg).connect, [53, 80, 443]);
 
-        cfg.hub.addr = "http://10.0.0.1:2344".into();
+        cfg.hub.addr = "https://10.0.0.1:2344".into();
         cfg.telemetry.otlp_endpoint = "http://127.0.0.1:4317".into();
         cfg.indexing.announce_urls = vec!["https://cid.contact/announce".into()];
         assert_eq!(needs("indexing", &cfg).connect, [53, 443, 2344, 4317]);

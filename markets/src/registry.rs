@@ -35,9 +35,9 @@ fn run<S: Service>(service: S, cx: Cx) -> Running {
 /// Every service, in the order in which they are started.
 #[rustfmt::skip]
 pub const SERVICES: &[Entry] = &[
-    Entry { name: Deals::NAME, about: "takes deals over HTTP (MK20) and hands their pieces to the hub", needs: |c| c.deals.needs(), start: |c, r, cx| run(Deals::new(c.deals.clone(), c.hub.clone(), r.of(Deals::NAME), r.run_dir()), cx) },
-    Entry { name: Retrieval::NAME, about: "serves pieces and DAGs over HTTP (trustless gateway)", needs: |c| c.retrieval.needs(), start: |c, r, cx| run(Retrieval::new(c.retrieval.clone(), c.hub.clone(), r.of(Retrieval::NAME), r.run_dir()), cx) },
-    Entry { name: Indexing::NAME, about: "indexes pieces and advertises them to IPNI", needs: |c| c.indexing.needs(), start: |c, r, cx| run(Indexing::new(c.indexing.clone(), c.hub.clone(), r.of(Indexing::NAME), r.run_dir()), cx) },
+    Entry { name: Deals::NAME, about: "takes deals over HTTP (MK20) and hands their pieces to the hub", needs: |c| c.deals.needs(), start: |c, r, cx| run(Deals::new(c.deals.clone(), r.hub(c, Deals::NAME), r.of(Deals::NAME), r.run_dir()), cx) },
+    Entry { name: Retrieval::NAME, about: "serves pieces and DAGs over HTTP (trustless gateway)", needs: |c| c.retrieval.needs(), start: |c, r, cx| run(Retrieval::new(c.retrieval.clone(), r.hub(c, Retrieval::NAME), r.of(Retrieval::NAME), r.run_dir()), cx) },
+    Entry { name: Indexing::NAME, about: "indexes pieces and advertises them to IPNI", needs: |c| c.indexing.needs(), start: |c, r, cx| run(Indexing::new(c.indexing.clone(), r.hub(c, Indexing::NAME), r.of(Indexing::NAME), r.run_dir()), cx) },
 ];
 
 /// The services that `names` asks for, each once; all when it is `None`.
