@@ -1,0 +1,346 @@
+//! Every method of the hub API, called by every service with every kind of identity: the code of
+//! the answer is known for each.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use base64::Engine as _;
+use hub_proto::GENERATION_HEADER;
+use hub_proto::access::{JOINING, METHODS, Method, SERVICES};
+use hub_proto::v1::HelloRequest;
+use hub_proto::v1::hub_client::HubClient;
+use hyper_util::rt::TokioIo;
+use lotus_e2e::{Net, NetConfig, secs};
+use lotus_identity::{Authority, Caller, Held, connect};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request};
+
+/// What an empty message is answered with, where the method may be called. What is asked for is
+/// not there, or says too little; what needs nothing is answered.
+const EMPTY: &[(&str, Code)] = &[
+    // Of an API version that nobody has.
+    ("Hub/Hello", Code::PermissionDenied),
+    ("Hub/Identity", Code::Ok),
+    ("Hub/SafeToRestart", Code::Ok),
+    ("Hub/WatchProving", Code::Ok),
+    ("Capacity/Watch", Code::Ok),
+    ("Capacity/Acquire", Code::InvalidArgument),
+    ("Capacity/Release", Code::Ok),
+    ("Pieces/Offer", Code::InvalidArgument),
+    ("Pieces/Status", Code::InvalidArgument),
+    ("Pieces/Withdraw", Code::InvalidArgument),
+    ("Pieces/List", Code::Ok),
+    ("Sectors/List", Code::Ok),
+    ("Sectors/Get", Code::NotFound),
+    ("Unsealed/Locate", Code::InvalidArgument),
+    ("Unsealed/Lease", Code::InvalidArgument),
+    ("Unsealed/RequestUnseal", Code::InvalidArgument),
+    ("Events/Subscribe", Code::Ok),
+    ("Chain/Head", Code::Ok),
+    ("Chain/Allocation", Code::InvalidArgument),
+    ("Chain/MarketClient", Code::InvalidArgument),
+    ("Chain/Publish", Code::InvalidArgument),
+    ("Chain/SignAsk", Code::InvalidArgument),
+    ("Credentials/Join", Code::Unauthenticated),
+    ("Credentials/Renew", Code::Ok),
+    ("Credentials/List", Code::Ok),
+    ("Credentials/Revoke", Code::InvalidArgument),
+];
+
+/// These answer as long as somebody listens.
+const STREAMS: [&str; 3] = ["Hub/WatchProving", "Capacity/Watch", "Events/Subscribe"];
+
+const LIMIT: Duration = secs(20);
+
+/// Somebody who dials the hub, anew for each call: connections of those who may not call are
+/// closed.
+struct Someone {
+    who: String,
+    addr: String,
+    tls: Option<Arc<rustls::ClientConfig>>,
+}
+
+impl Someone {
+    /// With the certificate that `held` has now.
+    fn new(addr: &str, held: &Held) -> Self {
+        Self {
+            who: held.caller().to_string(),
+            addr: addr.into(),
+            tls: Some(Arc::new(held.client_config(&[b"h2"]).unwrap())),
+        }
+    }
+
+    fn channel(&self) -> Channel {
+        let (addr, tls) = (self.addr.clone(), self.tls.clone());
+        let Some(tls) = tls else {
+            let plain = Endpoint::from_shared(format!("http://{addr}")).unwrap();
+            return plain.connect_timeout(LIMIT).connect_lazy();
+        };
+        let endpoint = Endpoint::from_static("http://hub").connect_timeout(LIMIT);
+        endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
+            let (addr, tls) = (addr.clone(), tls.clone());
+            async move {
+                let tcp = tokio::net::TcpStream::connect(addr).await?;
+                Ok::<_, std::io::Error>(TokioIo::new(connect(tls, tcp).await?))
+            }
+        }))
+    }
+
+    /// Calls a method with an empty message, and the code of the answer.
+    async fn call(&self, method: &Method, generation: Option<u64>) -> Code {
+        let call = async {
+            let mut grpc = tonic::client::Grpc::new(self.channel());
+            grpc.ready().await.map_err(|_| Code::Unavailable)?;
+            let mut request = Request::new(());
+            if let Some(g) = generation {
+                let value = g.to_string().parse().unwrap();
+                request.metadata_mut().insert(GENERATION_HEADER, value);
+            }
+            let path = http::uri::PathAndQuery::from_static(method.path);
+            let codec = tonic_prost::ProstCodec::<(), ()>::default();
+            let answer = grpc.server_streaming(request, path, codec).await;
+            let mut answer = answer.map_err(code)?.into_inner();
+            if !STREAMS.contains(&short(method)) {
+                answer.message().await.map_err(code)?;
+            }
+            Ok(())
+        };
+        match tokio::time::timeout(LIMIT, call).await {
+            Ok(Ok(())) => Code::Ok,
+            Ok(Err(code)) => code,
+            Err(_) => Code::DeadlineExceeded,
+        }
+    }
+
+    /// Calls every method and compares.
+    async fn expects(&self, what: &str, generation: Option<u64>, code: impl Fn(&Method) -> Code) {
+        let mut wrong = Vec::new();
+        for method in METHODS {
+            let (got, wanted) = (self.call(method, generation).await, code(method));
+            if got != wanted {
+                wrong.push(format!("{}: {got:?} and not {wanted:?}", short(method)));
+            }
+        }
+        assert!(wrong.is_empty(), "{}, {what}: {wrong:#?}", self.who);
+    }
+}
+
+/// The code of the hub's answer. Whatever this side makes of a connection that was closed on it is
+/// no answer: UNAVAILABLE.
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn code(status: tonic::Status) -> Code {
+    match std::error::Error::source(&status) {
+        Some(_) => Code::Unavailable,
+        None => status.code(),
+    }
+}
+
+fn short(method: &Method) -> &'static str {
+    method.path.trim_start_matches("/hub.v1.")
+}
+
+/// What whoever may call the method gets for an empty message.
+fn empty(method: &Method) -> Code {
+    let row = EMPTY.iter().find(|(name, _)| *name == short(method));
+    row.unwrap_or_else(|| panic!("{} is new: say what it answers", method.path))
+        .1
+}
+
+/// A spoke of this service that joined, as an authority with this clock sees it.
+fn joined(dir: &Path, authority: &Authority, caller: &Caller) -> Held {
+    let bundle = dir.join(format!("{}-{}.bundle", caller.service, caller.instance));
+    let day = secs(24 * 3600);
+    let invitation = authority.invite(caller, "hub:1", day).unwrap();
+    invitation.write(&bundle).unwrap();
+    let mut held = Held::open(&bundle.with_extension("held"), Some(&bundle)).unwrap();
+    let credential = authority
+        .join(invitation.certificate(), &held.public_key())
+        .unwrap();
+    held.accept(credential).unwrap();
+    held
+}
+
+fn caller(service: &str, instance: &str) -> Caller {
+    format!("{service}/{instance}").parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_method_by_every_service() {
+    let net = Net::start(&NetConfig::default()).await.unwrap();
+    net.ready(secs(120)).await.unwrap();
+    let hub = net.root().join("miner");
+    let addr = lotus_runtime::addr_file::read(&hub.join("run"), "api").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let now = Authority::open(&hub.join("ca")).unwrap();
+    let hour_ago = || SystemTime::now() - secs(3600);
+    let before = Authority::with_clock(&hub.join("ca"), Arc::new(hour_ago)).unwrap();
+    let stranger = Authority::open(&dir.path().join("another-hub")).unwrap();
+
+    let first = Someone::new(&addr, &joined(dir.path(), &now, &caller("deals", "hello")));
+    let hello = HubClient::new(first.channel())
+        .hello(HelloRequest {
+            major: hub_proto::API_VERSION.0,
+            service: "deals".into(),
+            ..HelloRequest::default()
+        })
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(hello.data_socket, "", "of no use on another host");
+    let generation = hello.generation;
+
+    for service in SERVICES {
+        let allowed = |m: &Method| m.may(service);
+        let held = joined(dir.path(), &now, &caller(service, "good"));
+        let good = Someone::new(&addr, &held);
+        let of_its_own = |m: &Method| match allowed(m) {
+            true => empty(m),
+            false => Code::PermissionDenied,
+        };
+        good.expects("in force", Some(generation), of_its_own).await;
+        good.expects("no generation", None, of_its_own).await;
+        let stale = |m: &Method| match allowed(m) {
+            true => Code::Aborted,
+            false => Code::PermissionDenied,
+        };
+        good.expects("stale", Some(generation - 1), stale).await;
+
+        let late = joined(dir.path(), &before, &caller(service, "late"));
+        let late = Someone::new(&addr, &late);
+        // In the order of the list: a connection whose identity was renewed is as good as before.
+        let renews = |m: &Method| match short(m) {
+            "Credentials/Renew" => Code::Ok,
+            "Credentials/List" | "Credentials/Revoke" => of_its_own(m),
+            _ => Code::Unauthenticated,
+        };
+        late.expects("expired", None, renews).await;
+
+        assert!(now.revoke(&caller(service, "good")).unwrap());
+        good.expects("revoked", None, |_| Code::Unauthenticated)
+            .await;
+
+        let theirs = joined(
+            &dir.path().join("another-hub"),
+            &stranger,
+            &caller(service, "good"),
+        );
+        let theirs = Someone::new(&addr, &theirs);
+        theirs
+            .expects("of another hub", None, |_| Code::Unavailable)
+            .await;
+    }
+
+    // Whoever comes with a bundle can join, and nothing else.
+    let bundle = dir.path().join("joining.bundle");
+    let invitation = now.invite(&caller("deals", "new"), "hub:1", LIMIT).unwrap();
+    invitation.write(&bundle).unwrap();
+    let held = Held::open(&dir.path().join("joining"), Some(&bundle)).unwrap();
+    let joining = |m: &Method| match m.callers.contains(&JOINING) {
+        // An empty key is none.
+        true => Code::Unauthenticated,
+        false => Code::PermissionDenied,
+    };
+    Someone::new(&addr, &held)
+        .expects("a bundle", None, joining)
+        .await;
+
+    // Without a certificate nobody gets as far as a call.
+    let nobody = |tls| Someone {
+        who: "nobody".into(),
+        addr: addr.clone(),
+        tls,
+    };
+    nobody(None)
+        .expects("without TLS", None, |_| Code::Unavailable)
+        .await;
+    let text: serde_json::Value = serde_json::from_slice(&std::fs::read(&bundle).unwrap()).unwrap();
+    let authority = base64::engine::general_purpose::STANDARD
+        .decode(text["authority"].as_str().unwrap())
+        .unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(authority.into()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut bare = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    bare.alpn_protocols = vec![b"h2".to_vec()];
+    nobody(Some(Arc::new(bare)))
+        .expects("without a certificate", None, |_| Code::Unavailable)
+        .await;
+
+    net.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_spoke_joins_and_is_sent_away() {
+    let net = Net::start(&NetConfig::default()).await.unwrap();
+    net.ready(secs(120)).await.unwrap();
+    let hub = net.root().join("miner").display().to_string();
+    let far = net.root().join("far");
+    let repo = far.display().to_string();
+    let bundle = net.root().join("far.bundle").display().to_string();
+    let miner = async |words: &[&str]| {
+        let args = [words, &["--json", "--repo", &hub]].concat();
+        let out = net.run("lotus-miner", &args).await.unwrap();
+        serde_json::from_str::<serde_json::Value>(&out).unwrap()
+    };
+
+    let invite = ["join-bundle", "--service", "retrieval", "--instance", "far"];
+    let made = miner(&[&invite[..], &["--output", &bundle]].concat()).await;
+    assert_eq!(made["caller"], "retrieval/far");
+    let said = net
+        .run("lotus-markets", &["join", &bundle, "--repo", &repo])
+        .await
+        .unwrap();
+    assert!(said.contains("retrieval/far joined the hub"), "{said}");
+    // Another host that got hold of the file.
+    let thief = net.root().join("thief").display().to_string();
+    let refused = net
+        .run("lotus-markets", &["join", &bundle, "--repo", &thief])
+        .await;
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("was used already"), "{refused}");
+
+    let log = net.root().join("far.log");
+    let mut spoke = std::process::Command::new(net.exe("lotus-markets"))
+        .args(["run", "--services=retrieval", "--repo", &repo])
+        .env("LOTUS_MARKETS__RETRIEVAL__LISTEN", "127.0.0.1:0")
+        .env("LOTUS_MARKETS__ADMIN__LISTEN", "127.0.0.1:0")
+        .stdout(std::process::Stdio::null())
+        .stderr(std::fs::File::create(&log).unwrap())
+        .spawn()
+        .unwrap();
+    let http = lotus_runtime::http_client().build().unwrap();
+    let ready = async || {
+        let admin = lotus_runtime::addr_file::read(&far.join("run"), "retrieval-admin").ok()?;
+        let url = format!("http://{admin}/readyz");
+        let answer = http.get(url).send().await.ok()?;
+        Some(answer.status().is_success())
+    };
+    net.wait("the spoke to be ready", secs(30), async |_| {
+        ready().await.filter(|ready| *ready)
+    })
+    .await
+    .unwrap();
+    let listed = miner(&["credentials", "list"]).await;
+    assert_eq!(listed[0]["who"], "retrieval/far");
+    assert_eq!(listed[0]["state"], "joined");
+
+    miner(&["credentials", "revoke", "retrieval/far"]).await;
+    let said = || std::fs::read_to_string(&log).unwrap();
+    net.wait("the spoke to hear of it", secs(30), async |_| {
+        said().contains("was revoked").then_some(())
+    })
+    .await
+    .unwrap_or_else(|e| panic!("{e}: {}", said()));
+    assert_ne!(ready().await, Some(true));
+    spoke.kill().unwrap();
+    spoke.wait().unwrap();
+    assert_eq!(miner(&["credentials", "list"]).await[0]["state"], "revoked");
+    net.stop().await.unwrap();
+}
