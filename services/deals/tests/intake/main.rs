@@ -61,7 +61,11 @@ impl Net {
             stop: CancellationToken::new(),
             base: String::new(),
             key: SigningKey::from_slice(&[7; 32]).unwrap(),
-            http: lotus_runtime::http_client().build().unwrap(),
+            // No connection is used twice: the service ends one that waited for `header_secs`.
+            http: lotus_runtime::http_client()
+                .pool_max_idle_per_host(0)
+                .build()
+                .unwrap(),
             change: Box::new(change),
         };
         net.start().await;
