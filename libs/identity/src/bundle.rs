@@ -2,17 +2,15 @@
 
 use std::fmt;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use lotus_runtime::Fault;
 use lotus_types::Kind;
-use rustls::ClientConfig;
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 
 use crate::certificate::broken;
 use crate::secret::{Secret, der};
-use crate::{Caller, client_config, files};
+use crate::{Caller, files};
 
 /// Largest bundle that is read, bytes.
 const LIMIT: u64 = 64 << 10;
@@ -80,8 +78,9 @@ impl Bundle {
     }
 
     /// Until when it can be used, by the hub's clock.
-    #[must_use]
-    pub fn expires(&self) -> SystemTime {
+    #[cfg(test)]
+    pub(crate) fn expires(&self) -> std::time::SystemTime {
+        use std::time::{Duration, UNIX_EPOCH};
         let after = Duration::from_millis(self.expires_unix_ms);
         UNIX_EPOCH.checked_add(after).unwrap_or(UNIX_EPOCH)
     }
@@ -93,8 +92,9 @@ impl Bundle {
     }
 
     /// TLS of a connection that joins.
-    pub fn client_config(&self, alpn: &[&[u8]]) -> Result<ClientConfig, Fault> {
+    #[cfg(test)]
+    pub(crate) fn client_config(&self, alpn: &[&[u8]]) -> Result<rustls::ClientConfig, Fault> {
         let (authority, certificate) = (self.authority.clone(), self.certificate.clone());
-        client_config(authority, certificate, self.key.private_key(), alpn)
+        crate::client_config(authority, certificate, self.key.private_key(), alpn)
     }
 }

@@ -27,13 +27,8 @@ pub(crate) const LONGEST: Duration = Duration::from_secs(3650 * 24 * 3600);
 /// What the certificate of a connection says, before the register is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Presented {
-    /// A spoke's.
-    Spoke {
-        /// Whose.
-        caller: Caller,
-        /// It is not in force now: it can be renewed, and nothing else.
-        expired: bool,
-    },
+    /// A spoke's. Whether it is in force is for [`Authority::caller`](crate::Authority::caller).
+    Spoke(Caller),
     /// A join bundle's: it can join, and nothing else.
     Joining(Caller),
     /// A worker's, or of no authority that is known here.

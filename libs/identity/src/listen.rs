@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
 use crate::tls::HANDSHAKE_LIMIT;
@@ -40,12 +40,19 @@ pub struct Peer {
 pub struct Secured<S = TcpStream> {
     stream: TlsStream<S>,
     peer: Peer,
+    end: DropGuard,
+    ended: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl<S> Secured<S> {
     /// Who is at the other end.
     pub fn peer(&self) -> &Peer {
         &self.peer
+    }
+
+    /// Closes the connection when it is cancelled, and is cancelled when the connection is closed.
+    pub fn end(&self) -> CancellationToken {
+        self.end.token().clone()
     }
 }
 
@@ -63,6 +70,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Secured<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.ended.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
@@ -147,6 +157,11 @@ pub async fn secure<S: AsyncRead + AsyncWrite + Unpin>(
         .and_then(|chain| chain.first())
         .map(|c| c.clone().into_owned())
         .ok_or_else(|| io::Error::other("no certificate"))?;
-    let peer = Peer { certificate, addr };
-    Ok(Secured { stream, peer })
+    let end = CancellationToken::new();
+    Ok(Secured {
+        stream,
+        peer: Peer { certificate, addr },
+        ended: Box::pin(end.clone().cancelled_owned()),
+        end: end.drop_guard(),
+    })
 }

@@ -101,10 +101,7 @@ impl Authority {
             return Presented::Other;
         };
         match &facts.holder {
-            Holder::Spoke(caller) => Presented::Spoke {
-                caller: caller.clone(),
-                expired: !facts.window.holds((self.clock)()),
-            },
+            Holder::Spoke(caller) => Presented::Spoke(caller.clone()),
             Holder::Joining(caller) => Presented::Joining(caller.clone()),
             Holder::Worker(_) | Holder::Hub | Holder::Other => Presented::Other,
         }

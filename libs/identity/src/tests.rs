@@ -129,15 +129,12 @@ fn an_invitation_ends() {
 fn a_credential_lasts_a_quarter_of_an_hour_and_is_renewed_within_a_week() {
     let hub = Hub::new();
     let (_, first) = hub.joined("retrieval/r1");
-    let spoke = |expired| Presented::Spoke {
-        caller: of("retrieval/r1"),
-        expired,
-    };
+    let spoke = Presented::Spoke(of("retrieval/r1"));
     hub.wait(LIFE + CLOCK_SKEW);
-    assert_eq!(hub.authority.presented(&first), spoke(false));
+    assert_eq!(hub.authority.presented(&first), spoke);
     assert!(hub.authority.caller(&first).is_ok());
     hub.wait(SECOND);
-    assert_eq!(hub.authority.presented(&first), spoke(true));
+    assert_eq!(hub.authority.presented(&first), spoke);
     assert_eq!(hub.authority.caller(&first), Err(Refused::Expired));
 
     let second = cert(&hub.authority.renew(&first).unwrap());
