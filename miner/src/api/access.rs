@@ -1,11 +1,8 @@
 //! Who calls, and whether they may. Asked of every request before anything of it is read, and of
 //! every open connection from time to time: streams have no requests.
 
-use std::collections::HashMap;
 use std::future::{Ready, ready};
-use std::io;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -15,16 +12,17 @@ use hub_proto::access::{JOINING, Method};
 use hub_proto::{GENERATION_HEADER, status, with_code};
 use lotus_identity::{Authority, Caller, Peer, Presented, Refused, Secured};
 use lotus_types::{Generation, Kind};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
-use tonic::transport::server::Connected;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 
 /// How often open connections are held against the register. A revocation by the running hub does
 /// not wait for it.
 const LOOK: Duration = Duration::from_secs(5);
+/// Connections that are open at once, of all and of one caller: a spoke needs a few.
+const CONNECTIONS: usize = 4096;
+const CONNECTIONS_OF_ONE: usize = 64;
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,13 +132,15 @@ fn asked(headers: &HeaderMap) -> Result<Option<u64>, Status> {
 pub struct Access {
     authority: Arc<Authority>,
     generation: Generation,
-    open: Arc<Mutex<HashMap<u64, Connection>>>,
+    open: Arc<Mutex<Vec<Connection>>>,
 }
 
 #[derive(Debug)]
 struct Connection {
     peer: Peer,
-    cut: CancellationToken,
+    of: Presented,
+    /// Cancelled when it is closed, or to close it.
+    end: CancellationToken,
     /// It might not call any more when it was last looked at.
     late: bool,
 }
@@ -167,8 +167,8 @@ impl Access {
         match self.authority.presented(&peer.certificate) {
             Presented::Joining(caller) => Ok(Who::Joining(caller)),
             // Whether it may still be renewed is for the one who renews it.
-            Presented::Spoke { caller, .. } if path == RENEW => Ok(Who::Renewing(caller)),
-            Presented::Spoke { .. } => self.authority.caller(&peer.certificate).map(Who::Spoke),
+            Presented::Spoke(caller) if path == RENEW => Ok(Who::Renewing(caller)),
+            Presented::Spoke(_) => self.authority.caller(&peer.certificate).map(Who::Spoke),
             Presented::Other => Err(Refused::NotOurs),
         }
     }
@@ -183,48 +183,46 @@ impl Access {
         Ok(())
     }
 
-    /// Keeps hold of a connection, so that it can be closed.
-    pub(crate) fn hold(&self, stream: Secured) -> HeldStream {
-        static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
-        let id = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let cut = CancellationToken::new();
-        let connection = Connection {
-            peer: stream.peer().clone(),
-            cut: cut.clone(),
-            late: false,
-        };
-        self.connections().insert(id, connection);
-        HeldStream {
-            stream,
-            cut: Box::pin(cut.cancelled_owned()),
-            _place: Place {
-                id,
-                access: self.clone(),
-            },
+    /// Takes a connection in, so that it can be closed. None if there are enough.
+    pub(crate) fn admit(&self, stream: Secured) -> Option<Secured> {
+        let of = self.authority.presented(&stream.peer().certificate);
+        let mut open = self.connections();
+        open.retain(|c| !c.end.is_cancelled());
+        let of_one = open.iter().filter(|c| c.of == of).count();
+        if open.len() >= CONNECTIONS || of_one >= CONNECTIONS_OF_ONE {
+            metrics::counter!("lotus_hub_api_connections_refused_total").increment(1);
+            return None;
         }
+        open.push(Connection {
+            peer: stream.peer().clone(),
+            of,
+            end: stream.end(),
+            late: false,
+        });
+        Some(stream)
     }
 
-    fn connections(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Connection>> {
+    fn connections(&self) -> MutexGuard<'_, Vec<Connection>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Closes the connections of those that may not call any more; `at_once`, or when it was so
     /// the last time too: whoever renews an identity that expired needs a moment.
     pub(crate) fn sweep(&self, at_once: bool) {
-        for connection in self.connections().values_mut() {
-            let certificate = &connection.peer.certificate;
-            let refused = match self.authority.presented(certificate) {
+        let mut open = self.connections();
+        open.retain(|c| !c.end.is_cancelled());
+        for connection in &mut *open {
+            if let Presented::Joining(_) = connection.of {
                 // Nothing but its joining is answered.
-                Presented::Joining(_) => None,
-                _ => self.authority.caller(certificate).err(),
-            };
+                continue;
+            }
+            let refused = self.authority.caller(&connection.peer.certificate).err();
             let was_late = std::mem::replace(&mut connection.late, refused.is_some());
             if let Some(refused) = refused
                 && (at_once || was_late)
-                && !connection.cut.is_cancelled()
             {
                 tracing::info!(addr = %connection.peer.addr, %refused, "a spoke's connection is closed");
-                connection.cut.cancel();
+                connection.end.cancel();
             }
         }
     }
@@ -237,72 +235,6 @@ impl Access {
                 () = tokio::time::sleep(LOOK) => self.sweep(false),
             }
         }
-    }
-}
-
-/// A connection that the hub can close.
-#[derive(Debug)]
-pub(crate) struct HeldStream {
-    stream: Secured,
-    cut: Pin<Box<WaitForCancellationFutureOwned>>,
-    _place: Place,
-}
-
-#[derive(Debug)]
-struct Place {
-    id: u64,
-    access: Access,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.access.connections().remove(&self.id);
-    }
-}
-
-impl HeldStream {
-    fn poll_cut(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        match self.cut.as_mut().poll(cx) {
-            Poll::Ready(()) => Err(io::ErrorKind::ConnectionAborted.into()),
-            Poll::Pending => Ok(()),
-        }
-    }
-}
-
-impl Connected for HeldStream {
-    type ConnectInfo = Peer;
-
-    fn connect_info(&self) -> Peer {
-        self.stream.peer().clone()
-    }
-}
-
-impl AsyncRead for HeldStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        self.poll_cut(cx)?;
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for HeldStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 

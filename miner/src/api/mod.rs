@@ -187,7 +187,7 @@ impl Listeners {
         let accept = listen::accept(self.tcp, tls, "spoke", to, stop.clone());
         let access = api.access.clone();
         let incoming =
-            ReceiverStream::new(shaken).map(move |s| s.map(|stream| access.hold(stream)));
+            ReceiverStream::new(shaken).filter_map(move |s| s.map(|s| access.admit(s)).transpose());
         let tcp = server(cfg)
             .layer(api.access.clone())
             .add_routes(routes.clone())
@@ -196,8 +196,15 @@ impl Listeners {
             .layer(api.access.clone())
             .add_routes(routes)
             .serve_with_incoming_shutdown(UnixListenerStream::new(self.unix), stop.cancelled());
-        let all = async { tokio::try_join!(tcp, unix) };
-        let ((), (), served) = tokio::join!(accept, api.access.clone().run(stop.clone()), all);
+        let helpers = async {
+            tokio::join!(accept, api.access.clone().run(stop.clone()));
+            // They end on a stop; what is being served then is served to its end.
+            std::future::pending().await
+        };
+        let served = tokio::select! {
+            served = async { tokio::try_join!(tcp, unix) } => served,
+            never = helpers => never,
+        };
         served
             .map(|_| ())
             .map_err(|e| Fault::new(Kind::Fatal, format!("hub API: {e}"), "see the log"))

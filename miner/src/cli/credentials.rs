@@ -78,7 +78,7 @@ pub(super) fn join_bundle(cx: &Cx, args: &JoinBundleArgs) -> Result<(), Fault> {
         ));
     }
     let hub = match &args.hub {
-        Some(hub) => hub.clone(),
+        Some(hub) => host_port(hub)?,
         None => {
             let cfg = MinerConfig::load(&repo.config())?;
             reachable(&repo, cfg.api.listen, "api")?
@@ -118,7 +118,7 @@ pub(super) fn join_bundle(cx: &Cx, args: &JoinBundleArgs) -> Result<(), Fault> {
 
 pub(super) async fn credentials(cx: &Cx, command: CredentialsCommand) -> Result<(), Fault> {
     let repo = initialised(cx)?;
-    // A hub that does not run has no connections to close: its register is all there is.
+    // Of a hub that does not answer the register is all there is, and it counts for that hub too.
     let hub = cx.hub().await.ok();
     match command {
         CredentialsCommand::List => {
@@ -251,6 +251,21 @@ fn initialised(cx: &Cx) -> Result<Repo, Fault> {
     } else {
         Err(repo.no_hub())
     }
+}
+
+/// An address that somebody typed, `host:port`.
+pub(super) fn host_port(text: &str) -> Result<String, Fault> {
+    let good = text
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0));
+    if good && !text.contains('/') {
+        return Ok(text.into());
+    }
+    Err(Fault::new(
+        Kind::Config,
+        format!("{text:?} is no address"),
+        "give host:port, such as 10.0.0.5:2344",
+    ))
 }
 
 /// A path for a new bundle. Looked at before an earlier bundle of the same name becomes void.

@@ -6,7 +6,7 @@ use lotus_types::Kind;
 use lotus_workers::{Authority, WorkerName};
 use serde::Serialize;
 
-use super::credentials::{new_file, reachable};
+use super::credentials::{host_port, new_file, reachable};
 use super::{Cx, print, print_json};
 use crate::config::MinerConfig;
 use crate::repo::Repo;
@@ -66,7 +66,7 @@ pub(super) fn workers(cx: &Cx, command: &WorkersCommand) -> Result<(), Fault> {
             output,
         } => {
             let hub = match hub {
-                Some(hub) => hub.clone(),
+                Some(hub) => host_port(hub)?,
                 None => address(&repo)?,
             };
             let file = new_file(output)?;
