@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -81,37 +81,85 @@ macro_rules! clients {
 }
 
 impl HubClient {
-    /// Dials the hub and says hello. `service` names the caller ("retrieval", "cli"), `instance`
-    /// tells replicas apart, and `interceptor` runs on every call: it adds the trace context.
+    /// Dials the hub and says hello. `service` names the caller ("retrieval"), `instance` tells
+    /// replicas apart where no identity does, and `interceptor` runs on every call: it adds the
+    /// trace context.
     pub async fn connect(
         cfg: &HubConfig,
         service: &str,
         instance: &str,
         interceptor: Interceptor,
     ) -> Result<Self, HubError> {
-        let Dialed {
-            addr,
-            channel,
-            identity,
-        } = dial(cfg).await?;
-        let (service, instance) = match &identity {
-            Some(identity) => identity.name(),
-            None => (service.into(), instance.into()),
+        let addr = cfg.address()?;
+        let connect = Duration::from_secs(cfg.connect_secs.max(1));
+        let call = Duration::from_secs(cfg.call_secs.max(1));
+        if let Some(socket) = addr.strip_prefix("unix:") {
+            let socket = Path::new(socket);
+            return Self::on_this_host(socket, call, service, instance, interceptor).await;
+        }
+        let Some(at) = addr.strip_prefix("https://") else {
+            return Err(HubError::BadAddress { addr });
         };
+        let endpoint = endpoint(connect);
+        let identity = Secured::open(&cfg.identity)?;
+        let ready = tokio::time::timeout(connect + call, identity.ready(&endpoint, at)).await;
+        ready.unwrap_or_else(|_| {
+            Err(HubError::Silent {
+                addr: addr.clone(),
+                why: "no answer in time".into(),
+            })
+        })?;
+        let instance = identity.instance();
+        let channel = identity.channel(&endpoint, at);
+        let renewal = identity.keep(channel.clone(), call);
+        let who = (service, instance.as_str());
+        Self::greet(channel, renewal, addr, who, call, interceptor).await
+    }
+
+    /// Dials the hub at its socket on this host, where no identity is asked for. `call` is how long
+    /// a unary call may take.
+    pub async fn on_this_host(
+        socket: &Path,
+        call: Duration,
+        service: &str,
+        instance: &str,
+        interceptor: Interceptor,
+    ) -> Result<Self, HubError> {
+        let addr = format!("unix:{}", socket.display());
+        let socket = socket.to_owned();
+        let connector = tower::service_fn(move |_| {
+            let socket = socket.clone();
+            async move {
+                let stream = tokio::net::UnixStream::connect(socket).await?;
+                Ok::<_, std::io::Error>(TokioIo::new(stream))
+            }
+        });
+        let channel = endpoint(call).connect_with_connector_lazy(connector);
+        let who = (service, instance);
+        Self::greet(channel, JoinSet::new(), addr, who, call, interceptor).await
+    }
+
+    async fn greet(
+        channel: tonic::transport::Channel,
+        renewal: JoinSet<()>,
+        addr: String,
+        (service, instance): (&str, &str),
+        call: Duration,
+        interceptor: Interceptor,
+    ) -> Result<Self, HubError> {
         let who = HelloRequest {
             major: API_VERSION.0,
             minor: API_VERSION.1,
-            service,
-            instance,
+            service: service.into(),
+            instance: instance.into(),
         };
-        let renewal = identity.map_or_else(JoinSet::new, |i| i.keep(channel.clone()));
         let client = Self {
             channel: InterceptedService::new(channel, interceptor),
             hello: Arc::new(watch::Sender::new(HelloResponse::default())),
             addr: addr.into(),
-            _renewal: Arc::new(renewal),
             who: Arc::new(who),
-            call: Duration::from_secs(cfg.call_secs.max(1)),
+            call,
+            _renewal: Arc::new(renewal),
         };
         client.say_hello().await?;
         Ok(client)
@@ -179,67 +227,13 @@ impl HubClient {
     }
 }
 
-/// Where a client connects to, and as whom.
-struct Dialed {
-    addr: String,
-    channel: tonic::transport::Channel,
-    identity: Option<Secured>,
-}
-
-async fn dial(cfg: &HubConfig) -> Result<Dialed, HubError> {
-    let bad = || HubError::BadAddress {
-        addr: cfg.addr.clone(),
-    };
-    let limit = Duration::from_secs(cfg.connect_secs.max(1));
-    let tune = |e: Endpoint| {
-        e.connect_timeout(limit)
-            .http2_keep_alive_interval(Duration::from_secs(20))
-            .keep_alive_timeout(Duration::from_secs(10))
-            .keep_alive_while_idle(true)
-    };
-    // The URI only fills the :authority header, where there is a connector.
-    let endpoint = tune(Endpoint::from_static("http://hub"));
-    let addr = cfg.address()?;
-    if let Some(path) = addr.strip_prefix("unix:") {
-        let path = PathBuf::from(path);
-        let channel = endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
-            let path = path.clone();
-            async move {
-                let stream = tokio::net::UnixStream::connect(path).await?;
-                Ok::<_, std::io::Error>(TokioIo::new(stream))
-            }
-        }));
-        return Ok(Dialed {
-            addr,
-            channel,
-            identity: None,
-        });
-    }
-    if let Some(at) = addr.strip_prefix("https://") {
-        let identity = Secured::open(&cfg.identity)?;
-        let ready = identity.ready(&endpoint, at);
-        let ready = tokio::time::timeout(limit * 2, ready).await;
-        ready.unwrap_or_else(|_| {
-            Err(HubError::Silent {
-                addr: addr.clone(),
-                why: "no answer in time".into(),
-            })
-        })?;
-        return Ok(Dialed {
-            channel: identity.channel(&endpoint, at),
-            identity: Some(identity),
-            addr,
-        });
-    }
-    if !addr.starts_with("http://") {
-        return Err(bad());
-    }
-    let endpoint = Endpoint::from_shared(addr.clone()).map_err(|_| bad())?;
-    Ok(Dialed {
-        channel: tune(endpoint).connect_lazy(),
-        addr,
-        identity: None,
-    })
+/// An endpoint behind a connector: the URI only fills the `:authority` header.
+fn endpoint(connect: Duration) -> Endpoint {
+    Endpoint::from_static("http://hub")
+        .connect_timeout(connect)
+        .http2_keep_alive_interval(Duration::from_secs(20))
+        .keep_alive_timeout(Duration::from_secs(10))
+        .keep_alive_while_idle(true)
 }
 
 impl HubConfig {

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use hyper_util::rt::TokioIo;
 use lotus_identity::{Credential, Held, LIFE, connect};
 use lotus_runtime::Fault;
+use lotus_types::Kind;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tonic::transport::{Channel, Endpoint};
@@ -44,11 +45,9 @@ impl Secured {
         self.held().hub().to_owned()
     }
 
-    /// Service and instance that it names.
-    pub(crate) fn name(&self) -> (String, String) {
-        let held = self.held();
-        let caller = held.caller();
-        (caller.service.to_string(), caller.instance.to_string())
+    /// The instance that it names.
+    pub(crate) fn instance(&self) -> String {
+        self.held().caller().instance.to_string()
     }
 
     /// Connections of `endpoint` to the hub at `addr`, each with the credential of its moment.
@@ -74,7 +73,7 @@ impl Secured {
             // A connection of its own: this one is with the join bundle's certificate.
             let mut hub = CredentialsClient::new(self.channel(endpoint, addr));
             let credential = hub.join(request).await?.into_inner();
-            self.accept(credential)?;
+            self.accept(credential).await?;
         }
         if self.due() == Duration::ZERO {
             self.renew(self.channel(endpoint, addr)).await?;
@@ -82,22 +81,28 @@ impl Secured {
         Ok(())
     }
 
-    /// Renews the credential again and again, for as long as what is returned is kept.
-    pub(crate) fn keep(&self, channel: Channel) -> JoinSet<()> {
+    /// Renews the credential again and again, for as long as what is returned is kept. Each try may
+    /// take `limit`.
+    pub(crate) fn keep(&self, channel: Channel, limit: Duration) -> JoinSet<()> {
         let this = self.clone();
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut wait = FIRST_WAIT;
             loop {
                 tokio::time::sleep(this.due()).await;
-                match this.renew(channel.clone()).await {
-                    Ok(()) => wait = FIRST_WAIT,
-                    Err(error) => {
-                        tracing::warn!(%error, fix = error.fix(), "identity not renewed");
-                        tokio::time::sleep(wait).await;
-                        wait = (wait * 2).min(LONGEST_WAIT);
+                let renewed = tokio::time::timeout(limit, this.renew(channel.clone())).await;
+                match renewed {
+                    Ok(Ok(())) => {
+                        wait = FIRST_WAIT;
+                        continue;
                     }
+                    Ok(Err(error)) => {
+                        tracing::warn!(%error, fix = error.fix(), "identity not renewed");
+                    }
+                    Err(_) => tracing::warn!(?limit, "identity not renewed: no answer in time"),
                 }
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(LONGEST_WAIT);
             }
         });
         tasks
@@ -106,16 +111,21 @@ impl Secured {
     async fn renew(&self, channel: Channel) -> Result<(), HubError> {
         let mut hub = CredentialsClient::new(channel);
         let credential = hub.renew(RenewRequest {}).await?.into_inner();
-        self.accept(credential)
+        self.accept(credential).await
     }
 
-    fn accept(&self, credential: v1::Credential) -> Result<(), HubError> {
+    async fn accept(&self, credential: v1::Credential) -> Result<(), HubError> {
         let credential = Credential {
             certificate: credential.certificate,
             expires_unix_ms: credential.expires_unix_ms,
         };
-        // Writes one small file.
-        self.held().accept(credential).map_err(|e| own(&e))
+        let this = self.clone();
+        // Waits for the disk.
+        let kept = tokio::task::spawn_blocking(move || this.held().accept(credential));
+        match kept.await {
+            Ok(kept) => kept.map_err(|e| own(&e)),
+            Err(e) => Err(own(&Fault::new(Kind::Fatal, e.to_string(), "see the log"))),
+        }
     }
 
     /// How long the credential need not be renewed.

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use hub_proto::HubClient;
 use hub_proto::v1::SafeToRestartRequest;
-use hub_proto::{HubClient, HubConfig};
 
 /// How long the hub may take to say whether a stop is safe.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -81,17 +81,11 @@ pub(crate) fn decide(answer: Result<Safety, String>, force: bool) -> Verdict {
 pub(crate) async fn ask(socket: PathBuf, waits: bool) -> Result<Safety, String> {
     let wait = if waits { WAIT } else { Duration::ZERO };
     let limit = ANSWER + wait;
-    let cfg = HubConfig {
-        addr: format!("unix:{}", socket.display()),
-        connect_secs: ANSWER.as_secs(),
-        call_secs: limit.as_secs(),
-        ..HubConfig::default()
-    };
     let question = SafeToRestartRequest {
         wait_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
     };
     let asked = async {
-        let hub = HubClient::connect(&cfg, "supervisor", "supervisor", Ok)
+        let hub = HubClient::on_this_host(&socket, limit, "supervisor", "supervisor", Ok)
             .await
             .map_err(|e| e.to_string())?;
         hub.hub()

@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use hub_proto::HubClient;
 use hub_proto::v1::IdentityRequest;
-use hub_proto::{HubClient, HubConfig};
 use lotus_e2e::{Failed, Net, NetConfig, secs};
 use serde::Serialize;
 
@@ -95,11 +95,8 @@ pub(super) async fn run() -> Result<Storm, Failed> {
 }
 
 async fn hub(net: &Net) -> Result<HubClient, Failed> {
-    let cfg = HubConfig {
-        addr: format!("unix:{}", net.root().join("miner/run/hub.sock").display()),
-        ..HubConfig::default()
-    };
-    HubClient::connect(&cfg, "cli", "bench", Ok)
+    let socket = net.root().join("miner/run/hub.sock");
+    HubClient::on_this_host(&socket, secs(30), "cli", "bench", Ok)
         .await
         .map_err(|e| Failed::at("hub", e))
 }

@@ -36,7 +36,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{ContentArrangement, Table};
-use hub_proto::{HubClient, HubConfig, HubError};
+use hub_proto::{HubClient, HubError};
 use lotus_node_client::{Client, Node};
 use lotus_runtime::{Fault, signals, trace};
 use lotus_types::Kind;
@@ -49,6 +49,8 @@ use crate::run::{from_node, run};
 
 /// Threads of the hub for calls and journal work; proofs run in processes of their own.
 const BLOCKING_THREADS: usize = 64;
+/// How long the running hub may take to answer a command.
+const ANSWER: Duration = Duration::from_secs(30);
 /// How long the runtime waits for a write to a slow disk at the end.
 const LAST_WRITES: Duration = Duration::from_secs(5);
 
@@ -343,12 +345,9 @@ impl Cx {
 
     /// The running hub.
     async fn hub(&self) -> Result<HubClient, Fault> {
-        let cfg = HubConfig {
-            addr: format!("unix:{}", self.repo()?.hub_socket().display()),
-            ..HubConfig::default()
-        };
-        HubClient::connect(
-            &cfg,
+        HubClient::on_this_host(
+            &self.repo()?.hub_socket(),
+            ANSWER,
             "cli",
             &std::process::id().to_string(),
             trace::client_interceptor,

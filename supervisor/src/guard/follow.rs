@@ -3,14 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use hub_proto::HubClient;
 use hub_proto::v1::WatchProvingRequest;
-use hub_proto::{HubClient, HubConfig};
 
 use super::Work;
 
 /// After a stream that broke. A hub that ended is followed no more.
 const AGAIN: Duration = Duration::from_secs(1);
-const ANSWER_SECS: u64 = 5;
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// Calls `told` with each change, and with nothing when the stream breaks, for as long as it is
 /// polled. Ends at a hub that is too old to say.
@@ -34,14 +34,8 @@ async fn stream<F: Future<Output = ()>>(
     socket: &Path,
     told: &impl Fn(Vec<Work>) -> F,
 ) -> Result<(), tonic::Status> {
-    let cfg = HubConfig {
-        addr: format!("unix:{}", socket.display()),
-        connect_secs: ANSWER_SECS,
-        call_secs: ANSWER_SECS,
-        ..HubConfig::default()
-    };
     let no_trace = |request| Ok(request);
-    let hub = HubClient::connect(&cfg, "supervisor", "guard", no_trace)
+    let hub = HubClient::on_this_host(socket, ANSWER, "supervisor", "guard", no_trace)
         .await
         .map_err(|e| tonic::Status::unavailable(e.to_string()))?;
     let mut changes = hub

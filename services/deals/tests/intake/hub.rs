@@ -1,7 +1,6 @@
 //! A hub as the deal service sees it: gRPC, credits, pull by descriptor, events.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -14,7 +13,7 @@ use lotus_types::Kind;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 use tokio_stream::Stream;
-use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
+use tokio_stream::wrappers::{UnboundedReceiverStream, UnixListenerStream};
 use tonic::{Code, Request, Response, Status};
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -47,10 +46,9 @@ pub(crate) fn name(key: &v1::DealKey) -> String {
 }
 
 impl FakeHub {
-    pub(crate) async fn start(tasks: &mut JoinSet<()>) -> (Self, SocketAddr) {
+    pub(crate) fn start(tasks: &mut JoinSet<()>, socket: &Path) -> Self {
         let hub = Self(Arc::default());
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addr = listener.local_addr().unwrap();
+        let listener = tokio::net::UnixListener::bind(socket).unwrap();
         let h = hub.clone();
         tasks.spawn(async move {
             tonic::transport::Server::builder()
@@ -59,11 +57,11 @@ impl FakeHub {
                 .add_service(v1::pieces_server::PiecesServer::new(h.clone()))
                 .add_service(v1::events_server::EventsServer::new(h.clone()))
                 .add_service(v1::chain_server::ChainServer::new(h))
-                .serve_with_incoming(TcpListenerStream::new(listener))
+                .serve_with_incoming(UnixListenerStream::new(listener))
                 .await
                 .unwrap();
         });
-        (hub, addr)
+        hub
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {

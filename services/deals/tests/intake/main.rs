@@ -50,11 +50,12 @@ fn address(key: &SigningKey) -> Address {
 impl Net {
     async fn new(change: impl Fn(&mut DealsConfig) + Send + Sync + 'static) -> Self {
         let mut tasks = JoinSet::new();
-        let (hub, addr) = FakeHub::start(&mut tasks).await;
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("hub.sock");
         let mut net = Self {
-            dir: tempfile::tempdir().unwrap(),
-            hub,
-            hub_addr: format!("http://{addr}"),
+            dir,
+            hub: FakeHub::start(&mut tasks, &socket),
+            hub_addr: format!("unix:{}", socket.display()),
             _hub_task: tasks,
             service: JoinSet::new(),
             health: Health::default(),
