@@ -10,8 +10,9 @@ use std::time::{Duration, SystemTime};
 use base64::Engine as _;
 use hub_proto::GENERATION_HEADER;
 use hub_proto::access::{JOINING, METHODS, Method, SERVICES};
-use hub_proto::v1::HelloRequest;
+use hub_proto::v1::events_client::EventsClient;
 use hub_proto::v1::hub_client::HubClient;
+use hub_proto::v1::{HelloRequest, SubscribeRequest};
 use hyper_util::rt::TokioIo;
 use lotus_e2e::{Net, NetConfig, secs};
 use lotus_identity::{Authority, Caller, Held, connect};
@@ -217,6 +218,36 @@ async fn every_method_by_every_service() {
             _ => Code::Unauthenticated,
         };
         late.expects("expired", None, renews).await;
+
+        let subscribe = Method::at("/hub.v1.Events/Subscribe").unwrap();
+        for topic in ["piece", "sector", "head"]
+            .into_iter()
+            .filter(|_| allowed(subscribe))
+        {
+            let request = SubscribeRequest {
+                topics: vec![topic.into()],
+                ..SubscribeRequest::default()
+            };
+            let asked = EventsClient::new(good.channel()).subscribe(request).await;
+            let wanted = match hub_proto::access::topics(service).contains(&topic) {
+                true => Code::Ok,
+                false => Code::PermissionDenied,
+            };
+            let got = asked.map_or_else(|s| s.code(), |_| Code::Ok);
+            assert_eq!(got, wanted, "{service} about {topic}");
+        }
+        // Each says what it is, and the certificate says so too.
+        let other = SERVICES.into_iter().find(|s| *s != service).unwrap();
+        for (claimed, wanted) in [(service, Code::Ok), (other, Code::PermissionDenied)] {
+            let hello = HelloRequest {
+                major: hub_proto::API_VERSION.0,
+                service: claimed.into(),
+                ..HelloRequest::default()
+            };
+            let said = HubClient::new(good.channel()).hello(hello).await;
+            let got = said.map_or_else(|s| s.code(), |_| Code::Ok);
+            assert_eq!(got, wanted, "{service} says {claimed}");
+        }
 
         assert!(now.revoke(&caller(service, "good")).unwrap());
         good.expects("revoked", None, |_| Code::Unauthenticated)
