@@ -51,14 +51,15 @@ pub(crate) struct Report {
     index_ingest_target_met: bool,
     /// Entries a second of the clock, syncs included.
     index_ingest_per_s: f64,
-    /// Pages that a lookup of a multihash that is there reads.
+    /// Pages that a lookup of a multihash that is there reads, when the index is at rest.
     index_page_reads_per_lookup: f64,
+    /// Whether that is at most one.
+    index_page_reads_target_met: bool,
     /// Pages that a lookup of one that is not there reads.
     index_page_reads_per_miss: f64,
-    /// The first after everything was merged into one segment, as no running service does it.
-    index_page_reads_per_lookup_merged: f64,
-    /// Whether that is at most one. With more segments a filter is wrong at times.
-    index_page_reads_merged_target_met: bool,
+    /// The first right after the last entry, with segments that wait for a merge: a filter is wrong
+    /// at times.
+    index_page_reads_per_lookup_busy: f64,
     /// Lookups of what is there, a second of processor time.
     index_lookups_per_s_core: f64,
     /// Segments when everything was in.
@@ -97,9 +98,9 @@ impl Report {
             "index: page reads of a lookup".to_owned(),
             format!("{:.3}", self.index_page_reads_per_lookup),
             format!(
-                "{} segments; {:.3} when merged; {:.3} for what is not there",
+                "{:.3} while {} segments wait for a merge; {:.3} for what is not there",
+                self.index_page_reads_per_lookup_busy,
                 self.index_segments,
-                self.index_page_reads_per_lookup_merged,
                 self.index_page_reads_per_miss
             ),
         ]);
@@ -162,10 +163,12 @@ pub(crate) fn run(options: &Options) -> Result<Report, Failed> {
         eprintln!("segments: {} of {entries} entries", (piece + 1) * PIECE);
     }
     let stats = store.stats();
-    let (hits, seconds) = lookups(&store, entries, true)?;
+    let (busy, seconds) = lookups(&store, entries, true)?;
     let (misses, _) = lookups(&store, entries, false)?;
-    store.compact().map_err(|e| Failed::at("merge", e))?;
-    let (merged, _) = lookups(&store, entries, true)?;
+    // As the service does when nothing changed for ten minutes.
+    let settle = store.settle(Duration::ZERO);
+    settle.map_err(|e| Failed::at("merge", e))?;
+    let (rest, _) = lookups(&store, entries, true)?;
     let ingest = ratio("ingest", float(entries), processor.as_secs_f64())?;
     Ok(Report {
         index_entries: entries,
@@ -173,10 +176,10 @@ pub(crate) fn run(options: &Options) -> Result<Report, Failed> {
         index_ingest_per_s_core: ingest,
         index_ingest_target_met: ingest >= TARGET,
         index_ingest_per_s: ratio("ingest", float(entries), clock.as_secs_f64())?,
-        index_page_reads_per_lookup: hits,
+        index_page_reads_per_lookup: rest,
+        index_page_reads_target_met: rest <= 1.0,
         index_page_reads_per_miss: misses,
-        index_page_reads_per_lookup_merged: merged,
-        index_page_reads_merged_target_met: merged <= 1.0,
+        index_page_reads_per_lookup_busy: busy,
         index_lookups_per_s_core: ratio("lookups", float(LOOKUPS), seconds)?,
         index_segments: stats.segments,
         index_bytes_per_entry: ratio("bytes", float(stats.bytes), float(entries))?,

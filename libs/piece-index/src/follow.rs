@@ -190,6 +190,7 @@ impl<H: Hooks> Follower<H> {
         relist.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut saved = self.seen;
         let mut rebuilds = self.index.rebuilds();
+        let mut settling = JoinSet::new();
         let mut list_retry = Backoff::new(RETRY.0, Duration::from_secs(5));
         loop {
             self.start_jobs(&stop);
@@ -199,6 +200,7 @@ impl<H: Hooks> Follower<H> {
                     Ok(done) => self.finish(done),
                     Err(e) => return Err(Fault::new(Kind::Fatal, format!("indexing failed: {e}"), "report this, with the log")),
                 },
+                Some(_) = settling.join_next() => {}
                 Some(due) = self.retries.next(), if !self.retries.is_empty() => {
                     let cid = due.into_inner();
                     self.piece(cid).waiting = false;
@@ -228,6 +230,10 @@ impl<H: Hooks> Follower<H> {
                         if self.seen != saved {
                             saved = self.seen;
                             self.index.set_cursor(saved)?;
+                        }
+                        if settling.is_empty() && self.jobs.is_empty() {
+                            let index = self.index.clone();
+                            settling.spawn_blocking(move || index.settle());
                         }
                     }
                     Ok(false) => break,

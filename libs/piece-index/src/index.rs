@@ -30,6 +30,8 @@ const OLD: &str = "entries";
 const CURSOR: &str = "cursor";
 /// Time for another process to close the index: a command that only looks has it for a moment.
 const LOCK_WAIT: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 3000 });
+/// The index is at rest when nothing changed for so long.
+const QUIET: Duration = Duration::from_secs(600);
 /// Places returned for one multihash.
 const MAX_HOLDERS: usize = 16;
 /// Places looked at to find them: some are of pieces that go at this moment.
@@ -250,11 +252,13 @@ impl PieceIndex {
 
     /// Merges what is due. The piece that brought it on is in the index whatever becomes of it.
     fn tidy(&self) {
-        if let Err(error) = self.inner.segments.maintain() {
-            let fix = error.fix();
-            tracing::warn!(%error, fix, "segments were not merged");
-            metrics::counter!("lotus_markets_index_merge_failures_total").increment(1);
-        }
+        note(self.inner.segments.maintain());
+    }
+
+    /// Merges all segments into one if nothing changed for a while and if that pays. Call it now and
+    /// then.
+    pub fn settle(&self) {
+        note(self.inner.segments.settle(QUIET));
     }
 
     /// Adds a piece that is a CAR: every block is checked and indexed.
@@ -577,6 +581,15 @@ fn rows(db: &Database) -> Result<Vec<(PieceCid, Row)>, IndexError> {
         out.push((PieceCid::new(Commitment(*cid.value())), Row::of(at.value())));
     }
     Ok(out)
+}
+
+/// Notes how a merge went: without it the index is slower, and whole.
+fn note(merged: Result<(), SegmentsError>) {
+    if let Err(error) = merged {
+        let fix = error.fix();
+        tracing::warn!(%error, fix, "segments were not merged");
+        metrics::counter!("lotus_markets_index_merge_failures_total").increment(1);
+    }
 }
 
 /// Brings the three parts together after a crash: a piece counts when its row, its records and its

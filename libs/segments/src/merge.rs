@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
 use std::path::Path;
+use std::time::Duration;
 
 use crate::SegmentsError;
 use crate::segment::Segment;
@@ -43,6 +44,21 @@ pub(crate) fn due(sizes: &[(u64, u64)]) -> Vec<usize> {
     sizes.iter().position(hollow).into_iter().collect()
 }
 
+/// A store at rest becomes one segment when what lies beside the largest has an eighth of it, or
+/// when the largest is so old. So what is taken in bit by bit is not rewritten for each bit.
+const BESIDE: u64 = 8;
+const OLD: Duration = Duration::from_secs(24 * 3600);
+
+/// Whether all segments, of those sizes, are to become one while nothing is taken in. The largest
+/// has that age.
+pub(crate) fn at_rest(sizes: &[(u64, u64)], age: Duration) -> bool {
+    let all: u64 = sizes.iter().map(|s| s.0).sum();
+    let gone: u64 = sizes.iter().map(|s| s.1).sum();
+    let largest = sizes.iter().map(|s| s.0).max().unwrap_or(0);
+    let pays = |part: u64, whole: u64| part > 0 && (part * BESIDE >= whole || age >= OLD);
+    pays(all - largest, largest) || pays(gone, all)
+}
+
 /// Writes the records of the segments into one, without those of the pieces in `gone`. Returns
 /// how many there are.
 pub(crate) fn merge(
@@ -77,6 +93,23 @@ pub(crate) fn merge(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_store_at_rest_becomes_one_segment_when_that_pays() {
+        let (young, old) = (OLD - Duration::from_secs(1), OLD);
+        for (sizes, when_young, when_old) in [
+            (&[][..], false, false),
+            (&[(10, 0)], false, false),
+            (&[(80, 0), (9, 0)], false, true),
+            (&[(80, 0), (10, 0)], true, true),
+            (&[(80, 0), (5, 0), (5, 0)], true, true),
+            (&[(80, 9)], false, true),
+            (&[(80, 10)], true, true),
+        ] {
+            assert_eq!(at_rest(sizes, young), when_young, "{sizes:?}");
+            assert_eq!(at_rest(sizes, old), when_old, "{sizes:?}");
+        }
+    }
 
     #[test]
     fn tiers_fill_and_merge() {

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError as Busy};
+use std::time::Duration;
 
 use siphasher::sip::SipHasher13;
 
@@ -316,8 +317,23 @@ impl Segments {
         }
     }
 
+    /// Merges everything into one segment, where a lookup reads one page, if nothing changed for
+    /// `quiet` and if that pays. Returns at once while another thread merges.
+    pub fn settle(&self, quiet: Duration) -> Result<(), SegmentsError> {
+        if let Err(Busy::WouldBlock) = self.inner.merging.try_lock() {
+            return Ok(());
+        }
+        let state = self.state();
+        let Some(largest) = state.segments.iter().max_by_key(|s| s.records) else {
+            return Ok(());
+        };
+        let pays = age(&self.inner.dir.join("MANIFEST"))? >= quiet
+            && merge::at_rest(&state.sizes(), age(&largest.path)?);
+        if pays { self.compact() } else { Ok(()) }
+    }
+
     /// Merges everything into one segment.
-    pub fn compact(&self) -> Result<(), SegmentsError> {
+    pub(crate) fn compact(&self) -> Result<(), SegmentsError> {
         let _alone = lock(&self.inner.merging);
         let state = self.state();
         let all: Vec<usize> = (0..state.segments.len()).collect();
@@ -486,6 +502,15 @@ impl Ingest {
 
 fn lock(mutex: &Mutex<()>) -> MutexGuard<'_, ()> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How long ago a file was written. Zero when the clock was set back since.
+fn age(path: &Path) -> Result<Duration, SegmentsError> {
+    let written = fs::metadata(path).and_then(|m| m.modified());
+    Ok(written
+        .map_err(SegmentsError::io(path))?
+        .elapsed()
+        .unwrap_or_default())
 }
 
 fn file(dir: &Path, id: u64) -> PathBuf {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use proptest::prelude::*;
 
@@ -393,6 +394,26 @@ fn a_lookup_reads_one_page_whatever_the_number_of_segments() {
     store.compact().unwrap();
     assert_eq!(reads(&|n| n % pieces), blocks);
     assert!(reads(&|_| pieces) < blocks / 50);
+}
+
+#[test]
+fn a_store_settles_when_it_is_quiet() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, model) = prepared(dir.path());
+    let manifest = fs::File::open(dir.path().join("MANIFEST")).unwrap();
+    let quiet = Duration::from_secs(600);
+    let ago = |secs| SystemTime::now() - Duration::from_secs(secs);
+    manifest.set_modified(ago(500)).unwrap();
+    store.settle(quiet).unwrap();
+    assert_eq!((store.stats().segments, store.stats().gone), (8, 30));
+    // As with a clock that was set back.
+    manifest.set_modified(SystemTime::now() + quiet).unwrap();
+    store.settle(quiet).unwrap();
+    assert_eq!(store.stats().segments, 8);
+    manifest.set_modified(ago(700)).unwrap();
+    store.settle(quiet).unwrap();
+    assert_eq!((store.stats().segments, store.stats().gone), (1, 0));
+    compare(&store, &model);
 }
 
 #[test]
