@@ -31,6 +31,8 @@ pub enum Attempt {
     Bind(SocketAddr),
     /// Asks whoever listens on a Unix socket for HTTP/2.
     Talk(PathBuf),
+    /// Calls the hub at its socket as the operator's processes do, without an identity.
+    Order(PathBuf),
     /// Sends signal 0, which is a question only.
     Signal(u32),
     /// Attaches as a debugger.

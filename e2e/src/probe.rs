@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
+use hub_proto::HubClient;
 use lotus_e2e::attempts::{Answer, Attempt, SILENT};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -101,6 +102,7 @@ fn tried(attempt: &Attempt) -> io::Result<()> {
         Attempt::Family(family) => socket(*family, libc::SOCK_DGRAM, 0),
         Attempt::Bind(addr) => std::net::TcpListener::bind(addr).map(drop),
         Attempt::Talk(path) => talk(path),
+        Attempt::Order(path) => order(path),
         Attempt::Signal(pid) => Ok(nix::sys::signal::kill(as_pid(*pid)?, None)?),
         Attempt::Trace(pid) => trace(*pid),
         Attempt::ReadMemory(pid) => read_memory(*pid),
@@ -174,6 +176,21 @@ fn talk(path: &Path) -> io::Result<()> {
     match stream.read(&mut [0; 9])? {
         0 => Err(io::ErrorKind::UnexpectedEof.into()),
         _ => Ok(()),
+    }
+}
+
+/// EACCES when the hub takes it for nobody.
+fn order(path: &Path) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let hello = HubClient::on_this_host(path, LIMIT, "operator", "probe", Ok);
+    match runtime.block_on(hello) {
+        Ok(_) => Ok(()),
+        Err(e) if e.to_string().contains("a process in a sandbox") => {
+            Err(io::Error::from_raw_os_error(libc::EACCES))
+        }
+        Err(e) => Err(io::Error::other(e)),
     }
 }
 

@@ -16,6 +16,8 @@ use hub_proto::v1::{HelloRequest, SubscribeRequest};
 use hyper_util::rt::TokioIo;
 use lotus_e2e::{Net, NetConfig, secs};
 use lotus_identity::{Authority, Caller, Held, connect};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request};
 
@@ -56,6 +58,10 @@ const STREAMS: [&str; 3] = ["Hub/WatchProving", "Capacity/Watch", "Events/Subscr
 
 const LIMIT: Duration = secs(20);
 
+trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
+
 /// Somebody who dials the hub, anew for each call: connections of those who may not call are
 /// closed.
 struct Someone {
@@ -77,15 +83,23 @@ impl Someone {
     fn channel(&self) -> Channel {
         let (addr, tls) = (self.addr.clone(), self.tls.clone());
         let Some(tls) = tls else {
-            let plain = Endpoint::from_shared(format!("http://{addr}")).unwrap();
+            // tonic dials `unix:` by itself.
+            let addr = match addr.starts_with("unix:") {
+                true => addr,
+                false => format!("http://{addr}"),
+            };
+            let plain = Endpoint::from_shared(addr).unwrap();
             return plain.connect_timeout(LIMIT).connect_lazy();
         };
         let endpoint = Endpoint::from_static("http://hub").connect_timeout(LIMIT);
         endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
             let (addr, tls) = (addr.clone(), tls.clone());
             async move {
-                let tcp = tokio::net::TcpStream::connect(addr).await?;
-                Ok::<_, std::io::Error>(TokioIo::new(connect(tls, tcp).await?))
+                let stream: Box<dyn Io> = match addr.strip_prefix("unix:") {
+                    Some(path) => Box::new(UnixStream::connect(path).await?),
+                    None => Box::new(TcpStream::connect(addr).await?),
+                };
+                Ok::<_, std::io::Error>(TokioIo::new(connect(tls, stream).await?))
             }
         }))
     }
@@ -178,6 +192,9 @@ async fn every_method_by_every_service() {
     let now = Authority::open(&hub.join("ca")).unwrap();
     let hour_ago = || SystemTime::now() - secs(3600);
     let before = Authority::with_clock(&hub.join("ca"), Arc::new(hour_ago)).unwrap();
+    let month_ago = || SystemTime::now() - secs(30 * 24 * 3600);
+    let month = Authority::with_clock(&hub.join("ca"), Arc::new(month_ago)).unwrap();
+    let socket = format!("unix:{}", hub.join("run/hub.sock").display());
     let stranger = Authority::open(&dir.path().join("another-hub")).unwrap();
 
     let first = Someone::new(&addr, &joined(dir.path(), &now, &caller("deals", "hello")));
@@ -191,6 +208,17 @@ async fn every_method_by_every_service() {
         .unwrap()
         .into_inner();
     assert_eq!(hello.data_socket, "", "of no use on another host");
+    let client = Someone::new(&socket, &joined(dir.path(), &now, &caller("deals", "here")));
+    let here = HubClient::new(client.channel())
+        .hello(HelloRequest {
+            major: hub_proto::API_VERSION.0,
+            service: "deals".into(),
+            ..HelloRequest::default()
+        })
+        .await
+        .unwrap()
+        .into_inner();
+    assert!(here.data_socket.ends_with("data.sock"), "{here:?}");
     let generation = hello.generation;
 
     for service in SERVICES {
@@ -203,6 +231,8 @@ async fn every_method_by_every_service() {
         };
         good.expects("in force", Some(generation), of_its_own).await;
         good.expects("no generation", None, of_its_own).await;
+        let here = Someone::new(&socket, &held);
+        here.expects("on the hub's host", None, of_its_own).await;
         let stale = |m: &Method| match allowed(m) {
             true => Code::Aborted,
             false => Code::PermissionDenied,
@@ -218,6 +248,21 @@ async fn every_method_by_every_service() {
             _ => Code::Unauthenticated,
         };
         late.expects("expired", None, renews).await;
+        let long_ago = joined(dir.path(), &month, &caller(service, "long-ago"));
+        let renews_here_alone = |addr: &str, code| {
+            let late = Someone::new(addr, &long_ago);
+            async move {
+                let renew = Method::at("/hub.v1.Credentials/Renew").unwrap();
+                assert_eq!(
+                    late.call(renew, None).await,
+                    code,
+                    "{service} at {}",
+                    late.addr
+                );
+            }
+        };
+        renews_here_alone(&addr, Code::Unauthenticated).await;
+        renews_here_alone(&socket, Code::Ok).await;
 
         let subscribe = Method::at("/hub.v1.Events/Subscribe").unwrap();
         for topic in ["piece", "sector", "head"]
@@ -277,6 +322,18 @@ async fn every_method_by_every_service() {
     Someone::new(&addr, &held)
         .expects("a bundle", None, joining)
         .await;
+
+    // The operator's processes need none.
+    let operator = Someone {
+        who: "operator".into(),
+        addr: socket,
+        tls: None,
+    };
+    let any = |m: &Method| match short(m) {
+        "Credentials/Join" | "Credentials/Renew" => Code::PermissionDenied,
+        _ => empty(m),
+    };
+    operator.expects("on the hub's host", None, any).await;
 
     // Without a certificate nobody gets as far as a call.
     let nobody = |tls| Someone {
@@ -358,9 +415,21 @@ async fn a_spoke_joins_and_is_sent_away() {
     })
     .await
     .unwrap();
-    let listed = miner(&["credentials", "list"]).await;
-    assert_eq!(listed[0]["who"], "retrieval/far");
-    assert_eq!(listed[0]["state"], "joined");
+    let state = async |who: &str| {
+        let listed = miner(&["credentials", "list"]).await;
+        let rows = listed.as_array().unwrap();
+        let row = rows.iter().find(|r| r["who"] == who).unwrap();
+        row["state"].as_str().unwrap().to_owned()
+    };
+    // Those of this host have theirs from the supervisor.
+    for who in [
+        "retrieval/far",
+        "retrieval/local",
+        "deals/local",
+        "indexing/local",
+    ] {
+        assert_eq!(state(who).await, "joined", "{who}");
+    }
 
     miner(&["credentials", "revoke", "retrieval/far"]).await;
     let said = || std::fs::read_to_string(&log).unwrap();
@@ -372,6 +441,60 @@ async fn a_spoke_joins_and_is_sent_away() {
     assert_ne!(ready().await, Some(true));
     spoke.kill().unwrap();
     spoke.wait().unwrap();
-    assert_eq!(miner(&["credentials", "list"]).await[0]["state"], "revoked");
+    assert_eq!(state("retrieval/far").await, "revoked");
+    assert_eq!(state("retrieval/local").await, "joined");
+
+    // All of that is written down, by a log that goes on after the hub was killed.
+    let before = miner(&["audit", "verify"]).await;
+    let hub_was = net.kill9("hub").await.unwrap();
+    net.wait("another hub", secs(60), async |net| {
+        let hub = net.process("hub").await.ok()?;
+        (hub.ready && hub.pid != Some(hub_was)).then_some(())
+    })
+    .await
+    .unwrap();
+    let noted = format!(
+        "{}:{}",
+        before["head"]["seq"],
+        before["head"]["hash"].as_str().unwrap()
+    );
+    let after = miner(&["audit", "verify", "--head", &noted]).await;
+    assert!(after["records"].as_u64() >= before["records"].as_u64());
+    let listed = miner(&["audit", "list", "-n", "1000"]).await;
+    let has = |who: &str, method: &str, key: &str, outcome: &str| {
+        let same = |r: &serde_json::Value| {
+            r["who"] == who && r["method"] == method && r["key"] == key && r["outcome"] == outcome
+        };
+        let all = listed.as_array().unwrap();
+        assert!(all.iter().any(same), "{who} {method}: {listed:#}");
+    };
+    has(
+        "retrieval/far (joining)",
+        "/hub.v1.Credentials/Join",
+        "",
+        "ok",
+    );
+    has(
+        "retrieval/far (joining)",
+        "/hub.v1.Credentials/Join",
+        "",
+        "Unauthenticated",
+    );
+    let revoke = "/hub.v1.Credentials/Revoke";
+    has("operator", revoke, "retrieval/far", "ok");
+    // Somebody makes another one of it.
+    let copy = net.root().join("audit-copy");
+    std::fs::create_dir(&copy).unwrap();
+    let file = "00000001.jsonl";
+    let text = std::fs::read_to_string(net.root().join("miner/audit").join(file)).unwrap();
+    let at = copy.display().to_string();
+    let changed = text.replace("\"retrieval/far\"", "\"deals/local\"");
+    assert_ne!(text, changed);
+    for (text, sound) in [(text, true), (changed, false)] {
+        std::fs::write(copy.join(file), text).unwrap();
+        let args = ["audit", "verify", "--dir", &at, "--repo", &hub];
+        let said = net.run("lotus-miner", &args).await;
+        assert_eq!(said.is_ok(), sound, "{said:?}");
+    }
     net.stop().await.unwrap();
 }

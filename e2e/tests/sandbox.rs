@@ -153,6 +153,11 @@ async fn rows(net: &Net, service: &str, sector: &Path, open: u16) -> Vec<Row> {
             REFUSED,
             "system calls",
         ),
+        row(
+            A::Order(root.join("miner/run/hub.sock")),
+            EACCES,
+            "system calls",
+        ),
         // Other processes.
         row(A::Trace(hub), EPERM, "system calls"),
         row(A::ReadMemory(hub), EPERM, "system calls"),
@@ -176,6 +181,7 @@ async fn rows(net: &Net, service: &str, sector: &Path, open: u16) -> Vec<Row> {
     let mut secrets = vec![
         sector.to_owned(),
         root.join("miner/config.toml"),
+        root.join("miner/ca/ca.key"),
         root.join("supervisor.toml"),
         root.join("run/processes.json"),
         root.join("logs/events.jsonl"),

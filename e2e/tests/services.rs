@@ -32,8 +32,11 @@ async fn spokes_run_as_named_and_come_back_when_killed() {
             "devnet",
             "hub-init",
             "hub",
+            "deals-identity",
             "deals",
+            "retrieval-identity",
             "retrieval",
+            "indexing-identity",
             "indexing"
         ]
     );

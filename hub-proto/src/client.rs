@@ -3,6 +3,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use lotus_identity::Held;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_stream::Stream;
@@ -27,7 +28,8 @@ pub struct HubConfig {
     /// one, for a spoke that joined (`lotus-markets join`). Empty: the hub that it joined, else the
     /// socket of `~/.lotus-hub/miner`.
     pub addr: String,
-    /// Folder of the identity for `https://`. Empty: `identity` in the service's own folder.
+    /// Folder of the identity. Empty: `identity` in the service's own folder. On the hub's host a
+    /// process outside of a sandbox needs none.
     pub identity: PathBuf,
     /// Seconds a connection attempt may take.
     pub connect_secs: u64,
@@ -93,12 +95,15 @@ impl HubClient {
         let addr = cfg.address()?;
         let connect = Duration::from_secs(cfg.connect_secs.max(1));
         let call = Duration::from_secs(cfg.call_secs.max(1));
-        if let Some(socket) = addr.strip_prefix("unix:") {
-            let socket = Path::new(socket);
-            return Self::on_this_host(socket, call, service, instance, interceptor).await;
-        }
-        let Some(at) = addr.strip_prefix("https://") else {
-            return Err(HubError::BadAddress { addr });
+        let at = match addr.strip_prefix("unix:") {
+            Some(socket) if !cfg.has_identity() => {
+                let socket = Path::new(socket);
+                return Self::on_this_host(socket, call, service, instance, interceptor).await;
+            }
+            Some(_) => addr.as_str(),
+            None => addr
+                .strip_prefix("https://")
+                .ok_or_else(|| HubError::BadAddress { addr: addr.clone() })?,
         };
         let endpoint = endpoint(connect);
         let identity = Secured::open(&cfg.identity)?;
@@ -113,11 +118,11 @@ impl HubClient {
         let channel = identity.channel(&endpoint, at);
         let renewal = identity.keep(channel.clone(), call);
         let who = (service, instance.as_str());
-        Self::greet(channel, renewal, addr, who, call, interceptor).await
+        Self::greet(channel, renewal, addr.clone(), who, call, interceptor).await
     }
 
-    /// Dials the hub at its socket on this host, where no identity is asked for. `call` is how long
-    /// a unary call may take.
+    /// Dials the hub at its socket on this host as one of the operator's processes, without an
+    /// identity. `call` is how long a unary call may take.
     pub async fn on_this_host(
         socket: &Path,
         call: Duration,
@@ -243,12 +248,20 @@ impl HubConfig {
         if !self.addr.is_empty() {
             return Ok(self.addr.clone());
         }
-        if !self.identity.as_os_str().is_empty() && self.identity.is_dir() {
-            return Ok(format!("https://{}", Secured::open(&self.identity)?.hub()));
+        if self.has_identity() {
+            let hub = Secured::open(&self.identity)?.hub();
+            return Ok(match hub.starts_with("unix:") {
+                true => hub,
+                false => format!("https://{hub}"),
+            });
         }
         let home = std::env::home_dir().unwrap_or_default();
         let socket = home.join(".lotus-hub/miner/run/hub.sock");
         Ok(format!("unix:{}", socket.display()))
+    }
+
+    fn has_identity(&self) -> bool {
+        !self.identity.as_os_str().is_empty() && Held::is_in(&self.identity)
     }
 }
 

@@ -1,5 +1,5 @@
-//! A connection to a hub on another host: TLS with an identity of this spoke, which is renewed for
-//! as long as the client is there.
+//! A connection with an identity of this spoke, over TLS, which is renewed for as long as the client
+//! is there.
 
 use std::io;
 use std::path::Path;
@@ -10,7 +10,8 @@ use hyper_util::rt::TokioIo;
 use lotus_identity::{Credential, Held, LIFE, connect};
 use lotus_runtime::Fault;
 use lotus_types::Kind;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinSet;
 use tonic::transport::{Channel, Endpoint};
 
@@ -40,7 +41,7 @@ impl Secured {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `host:port` of the hub that it is for.
+    /// Where the hub is that it is for: `host:port`, or `unix:/path`.
     pub(crate) fn hub(&self) -> String {
         self.held().hub().to_owned()
     }
@@ -50,16 +51,14 @@ impl Secured {
         self.held().caller().instance.to_string()
     }
 
-    /// Connections of `endpoint` to the hub at `addr`, each with the credential of its moment.
+    /// Connections of `endpoint` to the hub at `addr`, `host:port` or `unix:/path`, each with the credential of its moment.
     pub(crate) fn channel(&self, endpoint: &Endpoint, addr: &str) -> Channel {
         let (this, addr) = (self.clone(), addr.to_owned());
         endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
             let (this, addr) = (this.clone(), addr.clone());
             async move {
                 let config = this.held().client_config(ALPN).map_err(io::Error::other)?;
-                let tcp = TcpStream::connect(&addr).await?;
-                tcp.set_nodelay(true)?;
-                let stream = connect(Arc::new(config), tcp).await?;
+                let stream = connect(Arc::new(config), dial(&addr).await?).await?;
                 Ok::<_, io::Error>(TokioIo::new(stream))
             }
         }))
@@ -135,6 +134,20 @@ impl Secured {
         left.unwrap_or_default().saturating_sub(EARLY)
     }
 }
+
+/// A connection to `host:port`, or to `unix:/path`.
+async fn dial(addr: &str) -> io::Result<Box<dyn Io>> {
+    if let Some(path) = addr.strip_prefix("unix:") {
+        return Ok(Box::new(UnixStream::connect(path).await?));
+    }
+    let tcp = TcpStream::connect(addr).await?;
+    tcp.set_nodelay(true)?;
+    Ok(Box::new(tcp))
+}
+
+trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 
 fn own(fault: &Fault) -> HubError {
     HubError::Identity {

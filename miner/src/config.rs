@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use lotus_api::LotusApiConfig;
+use lotus_audit::AuditConfig;
 use lotus_messages::MessagesConfig;
 use lotus_node_client::NodeConfig;
 use lotus_proofs::ProofMode;
@@ -40,6 +41,8 @@ pub struct MinerConfig {
     pub pieces: PiecesConfig,
     /// The event log.
     pub events: EventsConfig,
+    /// The audit log: every call of the hub API that changed something.
+    pub audit: AuditConfig,
     /// Messages to the chain.
     pub messages: MessagesConfig,
     /// Sealing.

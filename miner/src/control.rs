@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use axum::extract::{Path as UrlPath, State};
 use axum::http::StatusCode;
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -20,7 +21,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use crate::api::bind_unix;
+use crate::api::{Recorder, bind_unix, recorded};
 use crate::control_storage::StorageControl;
 use crate::operations::Operations;
 use crate::orders;
@@ -142,7 +143,12 @@ impl IntoResponse for Failed {
 
 impl Control {
     /// Serves the socket until `stop`.
-    pub async fn serve(self, socket: &Path, stop: CancellationToken) -> Result<(), Fault> {
+    pub(crate) async fn serve(
+        self,
+        socket: &Path,
+        recorder: Recorder,
+        stop: CancellationToken,
+    ) -> Result<(), Fault> {
         let listener = bind_unix(socket)?;
         let messages = orders::routes(self.sender.clone());
         let operations = self.operations.clone().router();
@@ -161,7 +167,8 @@ impl Control {
             .with_state(Arc::new(self))
             .merge(messages)
             .merge(operations)
-            .merge(storage);
+            .merge(storage)
+            .layer(from_fn_with_state(recorder, recorded));
         axum::serve(Operators(listener), app)
             .with_graceful_shutdown(stop.cancelled_owned())
             .await

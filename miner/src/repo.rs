@@ -127,6 +127,12 @@ impl Repo {
         self.root.join("ca")
     }
 
+    /// The audit log.
+    #[must_use]
+    pub fn audit(&self) -> PathBuf {
+        self.root.join("audit")
+    }
+
     /// Logs of the workers.
     #[must_use]
     pub fn logs(&self) -> PathBuf {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use hub_proto::v1::HeadChanged;
 use lotus_api::LotusApi;
+use lotus_audit::Audit;
 use lotus_chain::Follower;
 use lotus_dataplane::{FdServer, http_router};
 use lotus_identity::Authority;
@@ -27,7 +28,7 @@ use tokio::sync::watch;
 use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{Access, Api, Listeners};
+use crate::api::{Access, Api, Listeners, Recorder};
 use crate::backup;
 use crate::capacity::Capacity;
 use crate::config::MinerConfig;
@@ -177,6 +178,9 @@ pub async fn run(
 
     let events =
         EventLog::open(journal.clone(), generation, cfg.events.keep).map_err(journal_fault)?;
+    let audit = Audit::open(&repo.audit(), &cfg.audit)
+        .map_err(|e| Fault::new(e.kind(), e.to_string(), e.fix()))?;
+    let recorder = Recorder::new(audit, generation);
     let pieces = Pieces::open(
         journal.clone(),
         events.clone(),
@@ -271,6 +275,7 @@ pub async fn run(
         sender: sender.clone(),
         confidence: cfg.messages.confidence_epochs,
         access: Access::new(Arc::new(Authority::open(&repo.authority())?), generation),
+        recorder: recorder.clone(),
         stop: stop.clone(),
     };
     let data_socket = FdServer::bind(&repo.data_socket(), unsealed.clone())
@@ -349,7 +354,9 @@ pub async fn run(
         },
     };
     let (socket, end) = (repo.control_socket(), stop.clone());
-    parts.spawn("control", async move { control.serve(&socket, end).await });
+    parts.spawn("control", async move {
+        control.serve(&socket, recorder, end).await
+    });
     parts.spawn_endless(
         "heads",
         tell_heads(follower.clone(), events, height, stop.clone()),

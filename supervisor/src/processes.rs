@@ -117,7 +117,7 @@ pub fn of_host(cfg: &Config, root: &Path, bin: &Path) -> Result<Vec<Process>, Fa
         }
         Ok(path.display().to_string())
     };
-    let dir = |name: &str| root.join(name).display().to_string();
+    let dir_of = |name: &str| root.join(name).display().to_string();
     let watchdog = |secs: u64| (secs > 0).then(|| Duration::from_secs(secs));
     let process = |name: &str, command: Vec<String>| {
         Process::new(name, command).within(cfg.limits.start_secs, cfg.limits.stop_secs)
@@ -149,9 +149,10 @@ pub fn of_host(cfg: &Config, root: &Path, bin: &Path) -> Result<Vec<Process>, Fa
             ..process(name, p.command.clone()).within(p.start_secs, p.stop_secs)
         });
     }
+    let mut introduced_after = Vec::new();
     let mut hub_after = both(&cfg.hub.after, &cfg.hub.requires);
     if cfg.devnet.enabled {
-        let mut command = words(&[&exe("lotus-devnet")?, "run", "--repo", &dir("devnet")]);
+        let mut command = words(&[&exe("lotus-devnet")?, "run", "--repo", &dir_of("devnet")]);
         command.extend(cfg.devnet.args.iter().cloned());
         out.push(Process {
             env: cfg.devnet.env.clone(),
@@ -161,11 +162,11 @@ pub fn of_host(cfg: &Config, root: &Path, bin: &Path) -> Result<Vec<Process>, Fa
             &exe("lotus-miner")?,
             "init",
             "--repo",
-            &dir("miner"),
+            &dir_of("miner"),
             "--actor",
             &cfg.devnet.actor,
             "--node-repo",
-            &dir("devnet"),
+            &dir_of("devnet"),
         ]);
         out.push(Process {
             env: cfg.hub.env.clone(),
@@ -174,11 +175,12 @@ pub fn of_host(cfg: &Config, root: &Path, bin: &Path) -> Result<Vec<Process>, Fa
             ..process("hub-init", command)
         });
         hub_after.extend(words(&["devnet", "hub-init"]));
+        introduced_after = words(&["hub-init"]);
     }
     let socket = root.join("miner/run/hub.sock");
     let mut spokes_after = Vec::new();
     if cfg.hub.enabled {
-        let mut command = words(&[&exe("lotus-miner")?, "run", "--repo", &dir("miner")]);
+        let mut command = words(&[&exe("lotus-miner")?, "run", "--repo", &dir_of("miner")]);
         command.extend(cfg.hub.args.iter().cloned());
         out.push(Process {
             env: cfg.hub.env.clone(),
@@ -191,9 +193,33 @@ pub fn of_host(cfg: &Config, root: &Path, bin: &Path) -> Result<Vec<Process>, Fa
     }
     for service in &cfg.spokes.services {
         let mut env = BTreeMap::new();
+        let mut after = spokes_after.clone();
         if cfg.hub.enabled {
             let addr = format!("unix:{}", socket.display());
             env.insert("LOTUS_MARKETS__HUB__ADDR".to_owned(), addr);
+            // Where the service looks for it, whatever its settings say of others.
+            let identity = root.join(format!("markets/{service}/identity"));
+            let dir = identity.display().to_string();
+            env.insert("LOTUS_MARKETS__HUB__IDENTITY".to_owned(), dir.clone());
+            let name = format!("{service}-identity");
+            let command = words(&[
+                &exe("lotus-miner")?,
+                "join-bundle",
+                "--repo",
+                &dir_of("miner"),
+                "--service",
+                service,
+                "--identity",
+                &dir,
+            ]);
+            out.push(Process {
+                env: cfg.hub.env.clone(),
+                after: introduced_after.clone(),
+                may_fail: true,
+                creates: Some(identity.join("identity.json")),
+                ..process(&name, command)
+            });
+            after.push(name);
         }
         env.extend(cfg.spokes.env.clone());
         let services = format!("--services={service}");
@@ -202,11 +228,11 @@ pub fn of_host(cfg: &Config, root: &Path, bin: &Path) -> Result<Vec<Process>, Fa
             "run",
             &services,
             "--repo",
-            &dir("markets"),
+            &dir_of("markets"),
         ]);
         out.push(Process {
             env,
-            after: spokes_after.clone(),
+            after,
             strategy: Strategy::Reconnect,
             may_fail: true,
             health: Some(root.join(format!("markets/run/{service}-admin.addr"))),
@@ -294,8 +320,11 @@ mod tests {
                 "devnet",
                 "hub-init",
                 "hub",
+                "deals-identity",
                 "deals",
+                "retrieval-identity",
                 "retrieval",
+                "indexing-identity",
                 "indexing"
             ]
         );
@@ -304,6 +333,25 @@ mod tests {
                 assert!(names[..i].contains(&a.as_str()), "{} after {a}", p.name);
             }
         }
+    }
+
+    #[test]
+    fn spokes_get_an_identity_before_they_start() {
+        let all = of_host(&Config::default(), Path::new("/r"), binaries().path()).unwrap();
+        let of = |name: &str| all.iter().find(|p| p.name == name).unwrap();
+        let made = of("deals-identity");
+        let dir = "/r/markets/deals/identity";
+        assert_eq!(made.creates, Some(Path::new(dir).join("identity.json")));
+        assert_eq!(made.command[1], "join-bundle");
+        assert!(made.command.ends_with(&["--identity".into(), dir.into()]));
+        assert!(made.after.is_empty(), "the hub need not run");
+        assert_eq!(of("deals").after, ["hub", "deals-identity"]);
+        assert_eq!(of("deals").env["LOTUS_MARKETS__HUB__IDENTITY"], dir);
+
+        let mut elsewhere = Config::default();
+        elsewhere.hub.enabled = false;
+        let all = of_host(&elsewhere, Path::new("/r"), binaries().path()).unwrap();
+        assert!(all.iter().all(|p| !p.is_oneshot() && p.after.is_empty()));
     }
 
     #[test]

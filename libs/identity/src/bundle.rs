@@ -22,7 +22,7 @@ const ROOM: usize = 8 << 10;
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Bundle {
-    /// Where the hub listens, `host:port`.
+    /// Where the hub listens: `host:port`, or `unix:/path` on its own host.
     pub(crate) hub: String,
     pub(crate) caller: Caller,
     /// Of two bundles of one authority for one caller, the later counts.
@@ -65,7 +65,7 @@ impl Bundle {
         serde_json::from_slice(text.bytes()).map_err(|e| bad(e.to_string()))
     }
 
-    /// Where the hub listens, `host:port`.
+    /// Where the hub listens: `host:port`, or `unix:/path` on its own host.
     #[must_use]
     pub fn hub(&self) -> &str {
         &self.hub

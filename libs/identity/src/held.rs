@@ -78,16 +78,26 @@ impl Held {
     /// bundle: a key is made, and on disk before anything is asked. A bundle that what is there
     /// came from, or that is older, or gone, changes nothing.
     pub fn open(dir: &Path, bundle: Option<&Path>) -> Result<Self, Fault> {
-        files::make_dir(dir)?;
-        let file = dir.join(FILE);
-        let kept = read(&file)?;
         let bundle = match bundle {
             // It was for the first start.
-            Some(path) if kept.is_some() && gone(path) => None,
+            Some(path) if Self::is_in(dir) && gone(path) => None,
             Some(path) => Some(Bundle::read(path)?),
             None => None,
         };
-        let kept = match (kept, bundle) {
+        Self::start(dir, bundle)
+    }
+
+    /// Whether there is an identity in `dir`.
+    #[must_use]
+    pub fn is_in(dir: &Path) -> bool {
+        dir.join(FILE).exists()
+    }
+
+    /// The same with a bundle that was read, or just made.
+    pub fn start(dir: &Path, bundle: Option<Bundle>) -> Result<Self, Fault> {
+        files::make_dir(dir)?;
+        let file = dir.join(FILE);
+        let kept = match (read(&file)?, bundle) {
             (Some(kept), Some(bundle)) if !newer(&bundle, &kept)? => kept,
             (_, Some(bundle)) => {
                 let key = KeyPair::generate().map_err(|e| broken(&e))?;
@@ -121,7 +131,7 @@ impl Held {
         &self.kept.caller
     }
 
-    /// Where the hub listens, `host:port`.
+    /// Where the hub listens: `host:port`, or `unix:/path` on this host.
     #[must_use]
     pub fn hub(&self) -> &str {
         &self.kept.hub

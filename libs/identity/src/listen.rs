@@ -21,9 +21,9 @@ use tonic::transport::server::Connected;
 use crate::tls::HANDSHAKE_LIMIT;
 
 /// Peers that are saying who they are at the same time.
-const HANDSHAKES: usize = 64;
+pub(crate) const HANDSHAKES: usize = 64;
 /// Wait after an error of the listener itself, such as too many open files.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Who is at the other end of a connection. The handshake has verified that the certificate is of
 /// the authority, and that the peer has its key; whether it counts is to be asked at each call.
@@ -31,8 +31,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 pub struct Peer {
     /// The certificate that it showed.
     pub certificate: CertificateDer<'static>,
-    /// Where it connected from.
-    pub addr: SocketAddr,
+    /// Where it connected from. None: this host, by a socket with a path.
+    pub addr: Option<SocketAddr>,
 }
 
 /// A connection with a client's certificate.
@@ -129,7 +129,7 @@ pub async fn accept(
         handshakes.spawn(async move {
             let _permit = permit;
             let shaken = match tcp.set_nodelay(true) {
-                Ok(()) => secure(tls, tcp, addr).await,
+                Ok(()) => secure(tls, tcp, Some(addr)).await,
                 Err(e) => Err(e),
             };
             match shaken {
@@ -145,7 +145,7 @@ pub async fn accept(
 pub async fn secure<S: AsyncRead + AsyncWrite + Unpin>(
     tls: Arc<ServerConfig>,
     stream: S,
-    addr: SocketAddr,
+    addr: Option<SocketAddr>,
 ) -> io::Result<Secured<S>> {
     let shaking = TlsAcceptor::from(tls).accept(stream);
     let shaken = tokio::time::timeout(HANDSHAKE_LIMIT, shaking).await;

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::certificate::{Facts, Window, unix_ms};
 use crate::secret::base64_bytes;
-use crate::{CLOCK_SKEW, Caller, REJOIN, Refused};
+use crate::{CLOCK_SKEW, Caller, Refused};
 
 /// Who asks again within this has lost the answer, and gets the same one: it costs no write.
 /// Milliseconds.
@@ -145,10 +145,15 @@ impl Record {
     }
 
     /// Whether the holder of a credential may have a new one: that one, or the latest for the same
-    /// key, did not end too long ago.
-    pub(crate) fn renew(&self, facts: &Facts, now: SystemTime) -> Result<Answer, Refused> {
+    /// key, ended at most `late` ago.
+    pub(crate) fn renew(
+        &self,
+        facts: &Facts,
+        now: SystemTime,
+        late: Duration,
+    ) -> Result<Answer, Refused> {
         let joined = self.keyed(facts)?;
-        if facts.window.over(now, REJOIN) && !joined.lasts(now, REJOIN) {
+        if facts.window.over(now, late) && !joined.lasts(now, late) {
             return Err(Refused::Expired);
         }
         Ok(joined.answer(now))
@@ -228,7 +233,7 @@ mod tests {
 
     use super::*;
     use crate::certificate::Holder;
-    use crate::{CLOCK_SKEW, LIFE};
+    use crate::{CLOCK_SKEW, LIFE, REJOIN};
 
     const START: u64 = 1_000_000;
 
@@ -311,13 +316,15 @@ mod tests {
         let late = LIFE + CLOCK_SKEW + second;
         assert_eq!(calls(&record, late), Err(Refused::Expired));
 
-        let renews = |r: &Record, after| r.renew(&facts, at(after));
+        let renews = |r: &Record, after| r.renew(&facts, at(after), REJOIN);
         assert_eq!(renews(&record, second), Ok(Answer::Same(credential(1))));
         assert_eq!(renews(&record, LIFE / 2), Ok(Answer::Sign));
         assert_eq!(renews(&record, late), Ok(Answer::Sign));
         assert_eq!(renews(&record, LIFE + REJOIN), Ok(Answer::Sign));
         let gone = LIFE + REJOIN + second;
         assert_eq!(renews(&record, gone), Err(Refused::Expired));
+        let ever = record.renew(&facts, at(gone), Duration::MAX);
+        assert_eq!(ever, Ok(Answer::Sign));
 
         let again = record
             .clone()

@@ -11,6 +11,12 @@ pub enum Refused {
          from a join bundle of this hub (`lotus-miner join-bundle`)"
     )]
     NotOurs,
+    /// A process in a sandbox that showed none.
+    #[error(
+        "a process in a sandbox calls with an identity of its own: the supervisor gives one to each \
+         spoke on this host, and `lotus-miner join-bundle --identity DIR` does"
+    )]
+    Nothing,
     /// Its time is over.
     #[error(
         "this certificate expired: a spoke's is renewed within 7 days, after that, and for a \

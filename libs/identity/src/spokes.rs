@@ -13,7 +13,7 @@ use crate::certificate::{
 };
 use crate::record::{Answer, Record};
 use crate::secret::Secret;
-use crate::{Authority, CLOCK_SKEW, Caller, Credential, Refused, Registered};
+use crate::{Authority, CLOCK_SKEW, Caller, Credential, Peer, REJOIN, Refused, Registered};
 
 /// Certificates that are remembered as verified. A spoke has a few at a time.
 const VERIFIED_LIMIT: usize = 4096;
@@ -69,8 +69,17 @@ impl Authority {
     }
 
     /// A new certificate for the key that is registered. Also for one that expired, if that was
-    /// at most [`REJOIN`](crate::REJOIN) ago.
-    pub fn renew(&self, certificate: &CertificateDer<'_>) -> Result<Credential, Refused> {
+    /// at most [`REJOIN`] ago; on the hub's own host, whenever it was.
+    pub fn renew(&self, peer: &Peer) -> Result<Credential, Refused> {
+        let late = peer.addr.map_or(Duration::MAX, |_| REJOIN);
+        self.renew_late(&peer.certificate, late)
+    }
+
+    pub(crate) fn renew_late(
+        &self,
+        certificate: &CertificateDer<'_>,
+        late: Duration,
+    ) -> Result<Credential, Refused> {
         let facts = self.facts(certificate)?;
         let Holder::Spoke(caller) = &facts.holder else {
             return Err(Refused::NotOurs);
@@ -78,7 +87,7 @@ impl Authority {
         let key = PublicKey::parse(&facts.public_key)?;
         let now = (self.clock)();
         self.answer(caller, &key, &facts.public_key, now, |record| {
-            record.renew(&facts, now)
+            record.renew(&facts, now, late)
         })
     }
 

@@ -137,17 +137,26 @@ fn a_credential_lasts_a_quarter_of_an_hour_and_is_renewed_within_a_week() {
     assert_eq!(hub.authority.presented(&first), spoke);
     assert_eq!(hub.authority.caller(&first), Err(Refused::Expired));
 
-    let second = cert(&hub.authority.renew(&first).unwrap());
+    let second = cert(&hub.authority.renew_late(&first, REJOIN).unwrap());
     assert!(hub.authority.caller(&second).is_ok());
     // Lost, and asked for once more.
-    assert_eq!(cert(&hub.authority.renew(&first).unwrap()), second);
-    assert_eq!(cert(&hub.another().renew(&first).unwrap()), second);
+    assert_eq!(
+        cert(&hub.authority.renew_late(&first, REJOIN).unwrap()),
+        second
+    );
+    assert_eq!(
+        cert(&hub.another().renew_late(&first, REJOIN).unwrap()),
+        second
+    );
 
     hub.wait(LIFE + REJOIN);
-    let third = cert(&hub.another().renew(&second).unwrap());
+    let third = cert(&hub.another().renew_late(&second, REJOIN).unwrap());
     assert_ne!(third, second);
     hub.wait(LIFE + REJOIN + SECOND);
-    assert_eq!(hub.authority.renew(&third), Err(Refused::Expired));
+    assert_eq!(
+        hub.authority.renew_late(&third, REJOIN),
+        Err(Refused::Expired)
+    );
     assert_eq!(hub.authority.caller(&third), Err(Refused::Expired));
 }
 
@@ -157,7 +166,7 @@ fn a_clock_that_is_set_back_shuts_nobody_out() {
     let (_, first) = hub.joined("retrieval/r1");
     hub.set_back(HOUR);
     assert_eq!(hub.authority.caller(&first), Err(Refused::Expired));
-    let second = hub.authority.renew(&first).unwrap();
+    let second = hub.authority.renew_late(&first, REJOIN).unwrap();
     assert!(hub.authority.caller(&cert(&second)).is_ok());
 }
 
@@ -176,7 +185,10 @@ fn a_revoked_spoke_is_out_at_once() {
     assert!(cli.revoke(&of("retrieval/r2")).unwrap());
     for certificate in [&here, &there] {
         assert_eq!(hub.authority.caller(certificate), Err(Refused::Revoked));
-        assert_eq!(hub.authority.renew(certificate), Err(Refused::Revoked));
+        assert_eq!(
+            hub.authority.renew_late(certificate, REJOIN),
+            Err(Refused::Revoked)
+        );
         assert_eq!(cli.caller(certificate), Err(Refused::Revoked));
     }
     assert!(hub.authority.caller(&other).is_ok());
@@ -202,7 +214,7 @@ fn a_renewal_at_the_same_time_does_not_undo_a_revocation() {
         let renewals = s.spawn(|| {
             let renew = || {
                 hub.wait(Duration::from_secs(60));
-                renewing.renew(&certificate)
+                renewing.renew_late(&certificate, REJOIN)
             };
             // Until it is refused; the limit is there for the day that it is not.
             (0..10_000).find_map(|_| renew().err())
@@ -219,7 +231,10 @@ fn a_new_invitation_voids_what_the_old_one_got() {
     let (key, old) = hub.joined("retrieval/r1");
     let unused = hub.invite("retrieval/r1");
     assert_eq!(hub.authority.caller(&old), Err(Refused::WrongKey));
-    assert_eq!(hub.authority.renew(&old), Err(Refused::WrongKey));
+    assert_eq!(
+        hub.authority.renew_late(&old, REJOIN),
+        Err(Refused::WrongKey)
+    );
     let newest = hub.another().invite(&of("retrieval/r1"), "hub:1", HOUR);
     let public = key.subject_public_key_info();
     let join = |b: &Bundle| hub.authority.join(b.certificate(), &public);
@@ -249,7 +264,7 @@ fn each_kind_of_certificate_is_good_for_its_own() {
         &b"no".as_slice().into(),
     ] {
         assert_eq!(a.caller(not_a_spokes), Err(Refused::NotOurs));
-        assert_eq!(a.renew(not_a_spokes), Err(Refused::NotOurs));
+        assert_eq!(a.renew_late(not_a_spokes, REJOIN), Err(Refused::NotOurs));
     }
     for not_a_bundles in [&spoke, &worker, &theirs] {
         assert_eq!(a.join(not_a_bundles, &public), Err(Refused::NotOurs));
@@ -262,7 +277,7 @@ fn each_kind_of_certificate_is_good_for_its_own() {
     // Nothing is known of it any more.
     std::fs::remove_file(hub.dir.path().join("ca/spokes/r1.retrieval.json")).unwrap();
     assert_eq!(a.caller(&spoke), Err(Refused::Unknown));
-    assert_eq!(a.renew(&spoke), Err(Refused::Unknown));
+    assert_eq!(a.renew_late(&spoke, REJOIN), Err(Refused::Unknown));
 }
 
 #[test]
@@ -274,7 +289,7 @@ fn the_register_is_listed_and_says_which_file_is_broken() {
     hub.joined("deals/d1");
     hub.authority.revoke(&of("deals/d1")).unwrap();
     hub.wait(LIFE);
-    hub.authority.renew(&certificate).unwrap();
+    hub.authority.renew_late(&certificate, REJOIN).unwrap();
 
     let listed = hub.another().callers().unwrap();
     let seen: Vec<_> = listed

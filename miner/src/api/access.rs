@@ -1,6 +1,7 @@
 //! Who calls, and whether they may. Asked of every request before anything of it is read, and of
 //! every open connection from time to time: streams have no requests.
 
+use std::fmt;
 use std::future::{Ready, ready};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -10,7 +11,7 @@ use futures::future::Either;
 use http::{HeaderMap, Request, Response};
 use hub_proto::access::{JOINING, Method};
 use hub_proto::{GENERATION_HEADER, status, with_code};
-use lotus_identity::{Authority, Caller, Peer, Presented, Refused, Secured};
+use lotus_identity::{Authority, Caller, Local, Peer, Presented, Refused, Secured, Shown};
 use lotus_types::{Generation, Kind};
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
@@ -27,7 +28,7 @@ const CONNECTIONS_OF_ONE: usize = 64;
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Who {
-    /// A process of this host that may open the hub's socket, so of the hub's user.
+    /// A process of this host and of the hub's user, in no sandbox.
     Host,
     /// A spoke with an identity.
     Spoke(Caller),
@@ -35,6 +36,16 @@ pub(crate) enum Who {
     Joining(Caller),
     /// A spoke that renews its identity, which may have expired.
     Renewing(Caller),
+}
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host => f.write_str("operator"),
+            Self::Spoke(caller) | Self::Renewing(caller) => write!(f, "{caller}"),
+            Self::Joining(caller) => write!(f, "{caller} (joining)"),
+        }
+    }
 }
 
 /// Whether a request is passed on.
@@ -47,7 +58,7 @@ fn decide(
     generation: Generation,
 ) -> Result<(), Status> {
     let (service, allowed) = match who {
-        // The operator's own processes, and the spokes that they start on this host.
+        // The operator's own processes.
         Ok(Who::Host) => return stale(asked, generation),
         Ok(Who::Spoke(caller)) => {
             let service = caller.service.as_str();
@@ -160,9 +171,11 @@ impl Access {
         self.authority.clone()
     }
 
-    fn who(&self, path: &str, peer: Option<&Peer>) -> Result<Who, Refused> {
-        let Some(peer) = peer else {
-            return Ok(Who::Host);
+    fn who(&self, path: &str, shown: Option<&Shown>) -> Result<Who, Refused> {
+        let peer = match shown {
+            Some(Shown::Operator) => return Ok(Who::Host),
+            Some(Shown::Certificate(peer)) => peer,
+            Some(Shown::Nothing) | None => return Err(Refused::Nothing),
         };
         match self.authority.presented(&peer.certificate) {
             Presented::Joining(caller) => Ok(Who::Joining(caller)),
@@ -174,8 +187,13 @@ impl Access {
     }
 
     fn check<B>(&self, request: &mut Request<B>) -> Result<(), Status> {
+        // Of a connection from another host there is the peer alone.
+        let peer = request.extensions_mut().remove::<Peer>();
+        if let Some(peer) = peer {
+            request.extensions_mut().insert(Shown::Certificate(peer));
+        }
         let path = request.uri().path();
-        let who = self.who(path, request.extensions().get::<Peer>());
+        let who = self.who(path, request.extensions().get());
         decide(path, &who, asked(request.headers())?, self.generation)?;
         if let Ok(who) = who {
             request.extensions_mut().insert(who);
@@ -184,7 +202,7 @@ impl Access {
     }
 
     /// Takes a connection in, so that it can be closed. None if there are enough.
-    pub(crate) fn admit(&self, stream: Secured) -> Option<Secured> {
+    pub(crate) fn admit<S>(&self, stream: Secured<S>) -> Option<Secured<S>> {
         let of = self.authority.presented(&stream.peer().certificate);
         let mut open = self.connections();
         open.retain(|c| !c.end.is_cancelled());
@@ -200,6 +218,14 @@ impl Access {
             late: false,
         });
         Some(stream)
+    }
+
+    /// The same for the socket of this host. Operators' connections are not closed.
+    pub(crate) fn admit_local(&self, stream: Local) -> Option<Local> {
+        match stream {
+            Local::Secured(stream) => self.admit(stream).map(Local::Secured),
+            plain @ Local::Plain(..) => Some(plain),
+        }
     }
 
     fn connections(&self) -> MutexGuard<'_, Vec<Connection>> {
@@ -221,7 +247,7 @@ impl Access {
             if let Some(refused) = refused
                 && (at_once || was_late)
             {
-                tracing::info!(addr = %connection.peer.addr, %refused, "a spoke's connection is closed");
+                tracing::info!(addr = ?connection.peer.addr, %refused, "a spoke's connection is closed");
                 connection.end.cancel();
             }
         }

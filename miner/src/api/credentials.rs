@@ -6,12 +6,13 @@ use hub_proto::v1::{
     Credential, Identified, JoinRequest, ListCredentialsRequest, ListCredentialsResponse,
     RenewRequest, RevokeRequest, RevokeResponse,
 };
-use lotus_identity::{Authority, Caller, Peer, Refused, Registered, State};
+use lotus_identity::{Authority, Caller, Peer, Refused, Registered, Shown, State};
 use lotus_runtime::Fault;
 use lotus_types::Kind;
 use tonic::{Request, Response, Status};
 
 use super::access::unknown;
+use super::audit::About;
 use super::{Answer, Api, invalid};
 
 /// Largest public key that is looked at, bytes; one of P-256 has 91.
@@ -34,7 +35,7 @@ impl Credentials for Api {
 
     async fn renew(&self, request: Request<RenewRequest>) -> Answer<Credential> {
         let peer = peer(&request)?;
-        let made = self.ask(move |a| a.renew(&peer.certificate)).await?;
+        let made = self.ask(move |a| a.renew(&peer)).await?;
         answer(made)
     }
 
@@ -47,11 +48,13 @@ impl Credentials for Api {
     }
 
     async fn revoke(&self, request: Request<RevokeRequest>) -> Answer<RevokeResponse> {
+        let about = About::of(&request);
         let RevokeRequest { service, instance } = request.into_inner();
         let caller: Caller = format!("{service}/{instance}")
             .parse()
             .map_err(|e: String| invalid(e, "see `lotus-miner credentials list`"))?;
         let name = caller.to_string();
+        about.is(&name);
         let revoked = self.ask(move |a| a.revoke(&caller)).await?;
         let revoked = revoked.map_err(|e| from_fault(&e))?;
         self.access.sweep(true);
@@ -75,14 +78,15 @@ impl Api {
 
 /// The certificate of the connection that a request came by.
 fn peer<T>(request: &Request<T>) -> Result<Peer, Status> {
-    request.extensions().get::<Peer>().cloned().ok_or_else(|| {
-        status(
+    match request.extensions().get() {
+        Some(Shown::Certificate(peer)) => Ok(peer.clone()),
+        _ => Err(status(
             Kind::Config,
-            "this connection needs no credential",
-            "processes on the hub's host use run/hub.sock as they are",
+            "an operator's process needs no credential",
+            "call as it is",
             None,
-        )
-    })
+        )),
+    }
 }
 
 fn answer(made: Result<lotus_identity::Credential, Refused>) -> Answer<Credential> {

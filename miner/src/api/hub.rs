@@ -10,10 +10,12 @@ use hub_proto::v1::{
     SafeToRestartResponse, SubscribeRequest, WatchCapacityRequest, WatchProvingRequest,
 };
 use hub_proto::{API_VERSION, status, with_code};
+use lotus_identity::{Peer, Shown};
 use lotus_types::Kind;
 use tonic::{Code, Request, Response, Status};
 
 use super::access::Who;
+use super::audit::About;
 use super::pieces::deal_key;
 use super::{Answer, Api, ONLY_LOOKS, Streamed, from_journal, invalid};
 use crate::capacity::CapacityError;
@@ -36,6 +38,10 @@ fn short(said: &str) -> String {
 impl Hub for Api {
     async fn hello(&self, request: Request<HelloRequest>) -> Answer<HelloResponse> {
         let who = request.extensions().get::<Who>().cloned();
+        let far = matches!(
+            request.extensions().get(),
+            Some(Shown::Certificate(Peer { addr: Some(_), .. }))
+        );
         let hello = request.into_inner();
         if let Some(Who::Spoke(caller)) = &who
             && caller.service.as_str() != hello.service
@@ -79,10 +85,10 @@ impl Hub for Api {
                 "credentials".into(),
             ],
             // Of no use on another host.
-            data_socket: if matches!(who, Some(Who::Host)) {
-                self.data_socket.display().to_string()
-            } else {
+            data_socket: if far {
                 String::new()
+            } else {
+                self.data_socket.display().to_string()
             },
             data_url: self.data_url.clone(),
         }))
@@ -164,8 +170,10 @@ impl Capacity for Api {
     }
 
     async fn acquire(&self, request: Request<AcquireRequest>) -> Answer<Credit> {
+        let about = About::of(&request);
         let request = request.into_inner();
         let key = deal_key(request.key.as_ref())?;
+        about.is(&key);
         self.capacity
             .acquire(&key, request.piece_size, request.ttl_seconds)
             .map(Response::new)
@@ -173,7 +181,10 @@ impl Capacity for Api {
     }
 
     async fn release(&self, request: Request<ReleaseRequest>) -> Answer<ReleaseResponse> {
-        self.capacity.release(&request.into_inner().id);
+        let about = About::of(&request);
+        let id = request.into_inner().id;
+        about.is(&id);
+        self.capacity.release(&id);
         Ok(Response::new(ReleaseResponse {}))
     }
 }

@@ -19,6 +19,7 @@ use lotus_node_client::api::{TipSetKey, cbor_cid};
 use lotus_types::{Address, Kind, PaddedSize, TokenAmount};
 use tonic::{Request, Response, Status};
 
+use super::audit::About;
 use super::chain::{address, from_node_or_unknown};
 use super::{Answer, Api, from_node, invalid};
 
@@ -61,9 +62,11 @@ impl Api {
         &self,
         request: Request<PublishRequest>,
     ) -> Answer<PublishState> {
+        let about = About::of(&request);
         let request = request.into_inner();
         let params = self.publish_params(&request)?;
         let key = publish_key(&params, request.attempt);
+        about.is(&key);
         let send = SendRequest {
             key: key.clone(),
             from: Payer::Miner(Address::new_id(self.actor.0)),
@@ -123,7 +126,9 @@ impl Api {
         &self,
         request: Request<SignAskRequest>,
     ) -> Answer<SignAskResponse> {
+        let about = About::of(&request);
         let r = request.into_inner();
+        about.is(format!("ask {}", r.seq_no));
         let atto = |text: &str| {
             let parsed = text.parse::<BigInt>().ok();
             let positive = parsed.filter(|n| text.len() <= 40 && *n >= BigInt::from(0));

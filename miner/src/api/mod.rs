@@ -1,6 +1,7 @@
 //! The hub API over gRPC: checks what comes in, asks the parts of the hub, tells errors by kind.
 
 mod access;
+mod audit;
 mod chain;
 mod credentials;
 mod hub;
@@ -28,7 +29,7 @@ use hub_proto::v1::sectors_server::SectorsServer;
 use hub_proto::v1::unsealed_server::UnsealedServer;
 use hub_proto::v1::{ProvingState, SafeToRestartResponse, SectorInfo};
 use hub_proto::{status, with_code};
-use lotus_identity::listen;
+use lotus_identity::{listen, local};
 use lotus_journal::JournalError;
 use lotus_messages::Sender;
 use lotus_node_client::{Node, NodeError};
@@ -37,7 +38,7 @@ use lotus_types::{ActorId, Generation, Kind, SectorSize};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
-use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
@@ -49,6 +50,8 @@ use crate::events::EventLog;
 use crate::pieces::{Pieces, Placer};
 use crate::unsealed::Unsealed;
 pub use access::Access;
+pub use audit::Recorder;
+pub(crate) use audit::recorded;
 pub(crate) use credentials::identified;
 pub(crate) use pieces::piece_state;
 
@@ -124,6 +127,8 @@ pub struct Api {
     pub confidence: u64,
     /// Who may call.
     pub access: Access,
+    /// Where it is written down who changed what.
+    pub recorder: Recorder,
     /// Ends streams.
     pub stop: CancellationToken,
 }
@@ -184,20 +189,27 @@ impl Listeners {
         let routes = api.routes(cfg)?;
         let tls = Arc::new(api.access.authority().server_config(&[b"h2"])?);
         let (to, shaken) = mpsc::channel(WAITING);
-        let accept = listen::accept(self.tcp, tls, "spoke", to, stop.clone());
+        let remote = listen::accept(self.tcp, tls.clone(), "spoke", to, stop.clone());
         let access = api.access.clone();
         let incoming =
             ReceiverStream::new(shaken).filter_map(move |s| s.map(|s| access.admit(s)).transpose());
         let tcp = server(cfg)
             .layer(api.access.clone())
+            .layer(api.recorder.clone())
             .add_routes(routes.clone())
             .serve_with_incoming_shutdown(incoming, stop.cancelled());
+        let (to, looked) = mpsc::channel(WAITING);
+        let local = local::accept(self.unix, tls, to, stop.clone());
+        let access = api.access.clone();
+        let incoming = ReceiverStream::new(looked)
+            .filter_map(move |s| s.map(|s| access.admit_local(s)).transpose());
         let unix = server(cfg)
             .layer(api.access.clone())
+            .layer(api.recorder.clone())
             .add_routes(routes)
-            .serve_with_incoming_shutdown(UnixListenerStream::new(self.unix), stop.cancelled());
+            .serve_with_incoming_shutdown(incoming, stop.cancelled());
         let helpers = async {
-            tokio::join!(accept, api.access.clone().run(stop.clone()));
+            tokio::join!(remote, local, api.access.clone().run(stop.clone()));
             // They end on a stop; what is being served then is served to its end.
             std::future::pending().await
         };

@@ -15,6 +15,7 @@ use lotus_runtime::trace;
 use lotus_types::{DealKey, PaddedSize, PieceCid, PieceInfo, SectorSize};
 use tonic::{Request, Response, Status};
 
+use super::audit::About;
 use super::hub::from_capacity;
 use super::{Answer, Api, MAX_PAGE, from_journal, invalid, not_found};
 use crate::pieces::machine::{DealTerms, Offer, Phase, Source, Usage};
@@ -33,8 +34,10 @@ const MAX_NOTIFY: usize = 16 << 10;
 #[tonic::async_trait]
 impl Pieces for Api {
     async fn offer(&self, request: Request<OfferRequest>) -> Answer<PieceState> {
+        let about = About::of(&request);
         let request = request.into_inner();
         let (key, offer) = parse_offer(&request, self.sector_size)?;
+        about.is(&key);
         let size = offer.piece.size.get();
         // A replay is answered whatever the room; its credit, if any, goes back.
         if self
@@ -65,7 +68,9 @@ impl Pieces for Api {
     }
 
     async fn withdraw(&self, request: Request<WithdrawRequest>) -> Answer<PieceState> {
+        let about = About::of(&request);
         let key = deal_key(request.into_inner().key.as_ref())?;
+        about.is(&key);
         let now = self
             .pieces
             .withdraw(&key, &*self.placer)

@@ -5,6 +5,7 @@ use hub_proto::v1::unsealed_server::Unsealed;
 use hub_proto::v1::{LeaseRequest, LeaseResponse, LocateRequest, LocateResponse};
 use tonic::{Request, Response, Status};
 
+use super::audit::About;
 use super::pieces::piece_cid;
 use super::{Answer, Api, not_found};
 use crate::pieces::blocking;
@@ -40,7 +41,9 @@ impl Unsealed for Api {
     }
 
     async fn request_unseal(&self, request: Request<LocateRequest>) -> Answer<LocateResponse> {
+        let about = About::of(&request);
         let (cid, _) = piece_cid(&request.into_inner().piece_cid)?;
+        about.is(cid);
         let unsealed = self.unsealed.clone();
         let found = blocking(move || unsealed.request(&cid)).await;
         Ok(Response::new(answer(found.map_err(|e| refuse(&e))?)))

@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::builder::ArgPredicate;
 use clap::{Args, Subcommand};
 use hub_proto::access::{ANY, JOINING, METHODS, SERVICES};
 use hub_proto::v1::{Identified, ListCredentialsRequest, RevokeRequest};
-use lotus_identity::{Authority, Caller, Name};
+use lotus_identity::{Authority, Caller, Held, Name};
 use lotus_runtime::{Fault, addr_file};
 use lotus_types::Kind;
 use serde::Serialize;
@@ -23,18 +24,26 @@ pub(super) struct JoinBundleArgs {
     /// What it is going to do: deals, indexing or retrieval
     #[arg(long)]
     service: Name,
-    /// Which one of those that do it, for replicas: a-z, 0-9 and -
-    #[arg(long, default_value = "1")]
+    /// Which one of those that do it, for replicas: a-z, 0-9 and -. With --identity, local
+    #[arg(
+        long,
+        default_value = "1",
+        default_value_if("identity", ArgPredicate::IsPresent, "local")
+    )]
     instance: Name,
     /// Where it reaches the hub, host:port. Without it, the address of api.listen
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "identity")]
     hub: Option<String>,
     /// Hours in which the bundle must be used
     #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..=720))]
     hours: u32,
     /// File to write; it must not exist
-    #[arg(short, long, value_name = "FILE")]
-    output: PathBuf,
+    #[arg(short, long, value_name = "FILE", required_unless_present = "identity")]
+    output: Option<PathBuf>,
+    /// For a spoke on this host: folder of its identity, REPO/SERVICE/identity, where nothing is
+    /// left to do. The supervisor does that by itself
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["output", "hours"])]
+    identity: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -77,6 +86,15 @@ pub(super) fn join_bundle(cx: &Cx, args: &JoinBundleArgs) -> Result<(), Fault> {
             format!("name one of {}", spokes.join(", ")),
         ));
     }
+    let caller = Caller {
+        service: args.service.clone(),
+        instance: args.instance.clone(),
+    };
+    let output = match (&args.identity, &args.output) {
+        (Some(dir), _) => return introduce(cx, &repo, &caller, dir),
+        (None, Some(output)) => output,
+        (None, None) => return Err(Fault::new(Kind::Config, "no file", "name it with -o")),
+    };
     let hub = match &args.hub {
         Some(hub) => host_port(hub)?,
         None => {
@@ -84,11 +102,7 @@ pub(super) fn join_bundle(cx: &Cx, args: &JoinBundleArgs) -> Result<(), Fault> {
             reachable(&repo, cfg.api.listen, "api")?
         }
     };
-    let file = new_file(&args.output)?;
-    let caller = Caller {
-        service: args.service.clone(),
-        instance: args.instance.clone(),
-    };
+    let file = new_file(output)?;
     let authority = Authority::open(&repo.authority())?;
     authority
         .invite(&caller, &hub, HOUR * args.hours)?
@@ -111,9 +125,56 @@ pub(super) fn join_bundle(cx: &Cx, args: &JoinBundleArgs) -> Result<(), Fault> {
         made.hub,
         made.hours,
         made.caller,
-        args.output.display(),
+        output.display(),
         made.caller.service,
     ))
+}
+
+/// Puts the beginning of an identity where a spoke on this host looks for it.
+fn introduce(cx: &Cx, repo: &Repo, caller: &Caller, dir: &Path) -> Result<(), Fault> {
+    let dir = std::path::absolute(dir)?;
+    if Held::is_in(&dir) {
+        return Err(Fault::new(
+            Kind::Config,
+            format!("{} has an identity", dir.display()),
+            "remove the folder first if it is to have another one",
+        ));
+    }
+    let socket = std::path::absolute(repo.hub_socket())?;
+    let hub = format!("unix:{}", socket.display());
+    let bundle = Authority::open(&repo.authority())?.invite(caller, &hub, HOUR * 24 * 30)?;
+    Held::start(&dir, Some(bundle))?;
+    give(&dir)?;
+    let made = Made {
+        caller: caller.clone(),
+        hub,
+        file: dir,
+        hours: 24 * 30,
+    };
+    if cx.json {
+        return print_json(&made);
+    }
+    print(&format!(
+        "{} is now {}: start `lotus-markets run --services={}` with that repo",
+        made.file.display(),
+        made.caller,
+        made.caller.service,
+    ))
+}
+
+/// Gives a folder, and what is in it, to whom the folder above it belongs: spokes may be users of
+/// their own.
+fn give(dir: &Path) -> Result<(), Fault> {
+    use std::os::unix::fs::{MetadataExt as _, chown};
+    let above = std::fs::metadata(dir.parent().unwrap_or(dir))?;
+    let own = std::fs::metadata(dir)?;
+    if own.uid() == above.uid() {
+        return Ok(());
+    }
+    for entry in std::fs::read_dir(dir)? {
+        chown(entry?.path(), Some(above.uid()), Some(above.gid()))?;
+    }
+    Ok(chown(dir, Some(above.uid()), Some(above.gid()))?)
 }
 
 pub(super) async fn credentials(cx: &Cx, command: CredentialsCommand) -> Result<(), Fault> {
@@ -138,7 +199,7 @@ pub(super) async fn credentials(cx: &Cx, command: CredentialsCommand) -> Result<
             }
             if all.is_empty() {
                 return print(
-                    "nobody on another host may call this hub; `lotus-miner join-bundle` lets \
+                    "nobody but the operator may call this hub; `lotus-miner join-bundle` lets \
                      somebody",
                 );
             }
@@ -240,7 +301,7 @@ pub(super) fn api(cx: &Cx, _: &ApiArgs) -> Result<(), Fault> {
     }
     print(&format!(
         "{out}\n`{JOINING}`: a spoke with a join bundle and no identity yet. `{ANY}` in hub.proto is \
-         everybody else. Processes on the hub's own host use its socket and may call all."
+         everybody else. The operator's processes on the hub's host may call all."
     ))
 }
 

@@ -45,6 +45,7 @@ fn reach(command: &Command) -> Reach {
         | Command::JoinBundle(_)
         | Command::Credentials(_)
         | Command::Api(_)
+        | Command::Audit(_)
         | Command::Restore(_)
         | Command::Doctor
         | Command::StorageDeals(_)

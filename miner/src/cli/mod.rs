@@ -1,6 +1,7 @@
 //! The command line.
 
 mod actor;
+mod audit;
 mod auth;
 mod backup;
 mod cost;
@@ -108,6 +109,9 @@ enum Command {
     /// List and revoke the identities of spokes on other hosts
     #[command(subcommand)]
     Credentials(credentials::CredentialsCommand),
+    /// Look at the audit log: who changed what
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
     /// Show which service may call which method of the hub API
     Api(credentials::ApiArgs),
     /// Look at the pieces that were handed over
@@ -262,6 +266,7 @@ pub fn start(args: Args) -> Result<(), Fault> {
         Command::Workers(command) => workers::workers(&cx, &command),
         Command::JoinBundle(args) => credentials::join_bundle(&cx, &args),
         Command::Api(args) => credentials::api(&cx, &args),
+        Command::Audit(command) => audit::audit(&cx, &command),
         Command::Restore(args) => backup::restore(&cx, &args),
         Command::StorageDeals(_) => Err(moved("storage-deals", "deals")),
         Command::RetrievalDeals(_) => Err(moved("retrieval-deals", "retrieval")),
@@ -294,6 +299,7 @@ pub fn start(args: Args) -> Result<(), Fault> {
                     | Command::Workers(_)
                     | Command::JoinBundle(_)
                     | Command::Api(_)
+                    | Command::Audit(_)
                     | Command::Restore(_)
                     | Command::StorageDeals(_)
                     | Command::RetrievalDeals(_) => Ok(()),

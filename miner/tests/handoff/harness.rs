@@ -12,12 +12,13 @@ use hub_proto::v1::{
     SafeToRestartResponse, SectorInfo, Source, UnixSource, Use, WithdrawRequest, source,
 };
 use hub_proto::{HubClient, HubConfig, HubError};
+use lotus_audit::{Audit, AuditConfig};
 use lotus_chain::Follower;
 use lotus_dataplane::{DataError, FdServer, OpenToken};
 use lotus_identity::Authority;
 use lotus_journal::{Journal, JournalError};
 use lotus_messages::{MessagesConfig, Sender};
-use lotus_miner::api::{Access, Api, Listeners, Safety, SectorBook};
+use lotus_miner::api::{Access, Api, Listeners, Recorder, Safety, SectorBook};
 use lotus_miner::capacity::Capacity;
 use lotus_miner::config::{ApiConfig, PiecesConfig};
 use lotus_miner::events::EventLog;
@@ -193,6 +194,10 @@ impl Hub {
             confidence: 1,
             access: Access::new(
                 Arc::new(Authority::open(&repo.authority()).unwrap()),
+                generation,
+            ),
+            recorder: Recorder::new(
+                Audit::open(&repo.audit(), &AuditConfig::default()).unwrap(),
                 generation,
             ),
             stop: stop.clone(),

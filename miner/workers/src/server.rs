@@ -364,10 +364,11 @@ impl Session {
                     ));
                 }
                 let host: String = hello.host.chars().take(NAMES_LIMIT).collect();
-                Some((
-                    format!("{name} on {host:?} ({})", peer.shown.addr),
-                    declared(hello),
-                ))
+                let addr = peer
+                    .shown
+                    .addr
+                    .map_or_else(String::new, |a| format!(" ({a})"));
+                Some((format!("{name} on {host:?}{addr}"), declared(hello)))
             }
             None => None,
         };

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::listen::{self, accept, secure};
-use crate::{Secured, client_config, connect};
+use crate::{Local, Secured, Shown, client_config, connect, local};
 
 const H2: &[&[u8]] = &[b"h2"];
 const ADDR: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);
@@ -35,7 +35,7 @@ impl Hub {
             stream.read_u8().await
         };
         let serving = async {
-            let mut secured = secure(tls, near, ADDR).await?;
+            let mut secured = secure(tls, near, Some(ADDR)).await?;
             secured.write_u8(7).await?;
             secured.flush().await?;
             Ok::<_, io::Error>(secured)
@@ -52,7 +52,7 @@ async fn a_spoke_passes_and_its_certificate_is_told() {
     let (key, certificate) = hub.joined("retrieval/r1");
     let secured = hub.shakes(hub.client(&key, &certificate)).await.unwrap();
     assert_eq!(secured.peer().certificate, certificate);
-    assert_eq!(secured.peer().addr, ADDR);
+    assert_eq!(secured.peer().addr, Some(ADDR));
     let bundle = hub.invite("deals/d1");
     let secured = hub.shakes(bundle.client_config(H2).unwrap()).await;
     assert_eq!(&secured.unwrap().peer().certificate, bundle.certificate());
@@ -69,7 +69,7 @@ async fn an_expired_spoke_passes_and_may_renew_and_nobody_else_does() {
     let secured = hub.shakes(hub.client(&key, &certificate)).await.unwrap();
     let shown = &secured.peer().certificate;
     assert_eq!(hub.authority.caller(shown), Err(Refused::Expired));
-    assert!(hub.authority.renew(shown).is_ok());
+    assert!(hub.authority.renew_late(shown, REJOIN).is_ok());
 
     let joins = hub.shakes(bundle.client_config(H2).unwrap()).await;
     assert!(joins.is_err(), "an expired bundle");
@@ -83,7 +83,7 @@ async fn an_expired_spoke_passes_and_may_renew_and_nobody_else_does() {
     let secured = hub.shakes(hub.client(&key, &certificate)).await.unwrap();
     let shown = &secured.peer().certificate;
     assert_eq!(hub.authority.caller(shown), Err(Refused::Expired));
-    assert!(hub.authority.renew(shown).is_ok());
+    assert!(hub.authority.renew_late(shown, REJOIN).is_ok());
 }
 
 #[tokio::test]
@@ -145,7 +145,7 @@ async fn the_port_passes_on_who_shook_hands_and_no_other() {
             certificate: c,
             addr,
         } = secured.peer().clone();
-        assert_eq!((c, addr), (certificate.clone(), ours));
+        assert_eq!((c, addr), (certificate.clone(), Some(ours)));
         stream.write_all(b"hi").await.unwrap();
         stream.flush().await.unwrap();
         let mut said = [0; 2];
@@ -157,4 +157,47 @@ async fn the_port_passes_on_who_shook_hands_and_no_other() {
     let both = async { tokio::join!(serving, meeting) };
     tokio::time::timeout(HOUR / 60, both).await.unwrap();
     assert!(from.recv().await.is_none());
+}
+
+#[tokio::test]
+async fn the_socket_of_this_host_tells_spokes_from_the_operator() {
+    let hub = Hub::new();
+    let (key, certificate) = hub.joined("retrieval/r1");
+    let tls = Arc::new(hub.authority.server_config(H2).unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("hub.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let (to, mut from) = mpsc::channel(4);
+    let stop = CancellationToken::new();
+    let serving = local::accept(listener, tls, to, stop.clone());
+    let meeting = async {
+        // Says nothing, or goes again, and holds nobody up.
+        let silent = UnixStream::connect(&path).await.unwrap();
+        drop(UnixStream::connect(&path).await.unwrap());
+        let client = Arc::new(hub.client(&key, &certificate));
+        let unix = UnixStream::connect(&path).await.unwrap();
+        let _spoke = connect(client, unix).await.unwrap();
+        let Local::Secured(secured) = from.recv().await.unwrap().unwrap() else {
+            panic!("a spoke shows a certificate");
+        };
+        assert_eq!(secured.peer().certificate, certificate);
+        assert_eq!(secured.peer().addr, None);
+        // What was looked at stays to be read.
+        let mut operator = UnixStream::connect(&path).await.unwrap();
+        operator.write_all(b"PRI").await.unwrap();
+        let mut plain = from.recv().await.unwrap().unwrap();
+        assert!(
+            matches!(plain, Local::Plain(_, Shown::Operator)),
+            "{plain:?}"
+        );
+        let mut said = [0; 3];
+        plain.read_exact(&mut said).await.unwrap();
+        assert_eq!(&said, b"PRI");
+        stop.cancel();
+        drop(silent);
+    };
+    let both = async { tokio::join!(serving, meeting) };
+    tokio::time::timeout(Duration::from_secs(20), both)
+        .await
+        .unwrap();
 }

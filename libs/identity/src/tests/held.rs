@@ -152,7 +152,7 @@ fn only_its_own_credential_is_kept() {
     let file = spoke.dir.path().join("identity/identity.json");
     let before = std::fs::read_to_string(&file).unwrap();
     let certificate = certificate_of(&before);
-    held.accept(hub.authority.renew(&certificate).unwrap())
+    held.accept(hub.authority.renew_late(&certificate, REJOIN).unwrap())
         .unwrap();
     let after = std::fs::read_to_string(&file).unwrap();
     assert_ne!(before, after);

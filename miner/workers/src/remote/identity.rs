@@ -65,7 +65,7 @@ impl Authority {
     /// this authority: the handshake has looked.
     pub(crate) fn worker(&self, certificate: &CertificateDer<'_>) -> Result<WorkerName, String> {
         self.0.worker(certificate).map_err(|refused| match refused {
-            Refused::NotOurs => {
+            Refused::NotOurs | Refused::Nothing => {
                 "this certificate is of no worker: it may not do a worker's work".into()
             }
             Refused::Broken(why) => why,
