@@ -62,7 +62,7 @@ pub(crate) fn generate(root: &Path, out: &Path) -> Result<(), Failed> {
 
 /// The package whose methods say who may call them, and the option that says it.
 const PACKAGE: &str = "hub.v1";
-const CALLERS: &str = "hub.v1.callers";
+pub(crate) const CALLERS: &str = "hub.v1.callers";
 
 /// The table of who may call which method.
 fn access(pool: &DescriptorPool) -> Result<String, Failed> {

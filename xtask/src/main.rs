@@ -1,6 +1,7 @@
 //! The one-command tools of the workspace: `cargo xtask demo|chaos|bench|test|peers|ci|gen`.
 
 mod checks;
+mod contract;
 mod counted;
 mod gen_config;
 mod gen_proto;
@@ -69,14 +70,18 @@ enum Command {
         json: bool,
     },
     /// Everything that must be green before a landing: formatting, lints, crate arrows, licences,
-    /// generated files, tests.
+    /// released contracts, generated files, tests.
     Ci {
         /// All but the tests.
         #[arg(long)]
         no_test: bool,
     },
     /// Regenerate the committed generated files.
-    Gen,
+    Gen {
+        /// Instead, keep the hub API as it is now in hub-proto/golden: this version of it is released
+        #[arg(long)]
+        golden: bool,
+    },
 }
 
 /// Why a tool stopped.
@@ -116,7 +121,8 @@ fn main() -> ExitCode {
         Command::Test { args, .. } => test(&root, args),
         Command::Peers { only, json } => run_peers(&root, &only, json),
         Command::Ci { no_test } => ci(&root, no_test),
-        Command::Gen => gen_all(&root),
+        Command::Gen { golden: true } => contract::release(&root),
+        Command::Gen { golden: false } => gen_all(&root),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -231,6 +237,8 @@ fn ci(root: &Path, no_test: bool) -> Result<(), Failed> {
     sh::run(root, "cargo", ["fmt", "--all", "--check"])?;
     step("crate arrows and owners, licences");
     checks::workspace(root)?;
+    step("released contracts");
+    contract::check(root)?;
     step("generated files");
     checks::generated(root)?;
     step("lints");
