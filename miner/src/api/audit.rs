@@ -16,11 +16,11 @@ use hub_proto::{status, with_code};
 use lotus_audit::{Audit, AuditError, Call};
 use lotus_identity::{Peer, Shown};
 use lotus_types::{Generation, Kind};
-use tokio::task::JoinError;
 use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
+use tracing::{Instrument as _, Span};
 
 use super::access::Who;
 use crate::control::Failed;
@@ -126,7 +126,7 @@ pub(crate) async fn recorded(
         ..Call::default()
     };
     let tasks = recorder.tasks.clone();
-    let task = tasks.spawn(async move {
+    let work = async move {
         let response = next.run(request).await;
         call.outcome = match response.status() {
             status if status.is_success() => "ok".into(),
@@ -141,7 +141,8 @@ pub(crate) async fn recorded(
             )
             .into_response(),
         }
-    });
+    };
+    let task = tasks.spawn(work.instrument(Span::current()));
     task.await.unwrap_or_else(|e| {
         let what = format!("the order broke: {e}");
         Failed::new(Kind::Fatal, what, "see the log").into_response()
@@ -196,8 +197,7 @@ where
         request.extensions_mut().insert(about.clone());
         let mut call = self.recorder.call(&request);
         let (recorder, answer) = (self.recorder.clone(), self.inner.call(request));
-        // A task of its own: whoever hangs up does not keep it from being written down.
-        let task = self.recorder.tasks.spawn(async move {
+        let work = async move {
             let response = answer.await?;
             call.key = about.0.get().cloned().unwrap_or_default();
             call.outcome = outcome(&response);
@@ -205,13 +205,16 @@ where
                 Ok(()) => Ok(response),
                 Err(e) => Ok(unrecorded(&e).into_http()),
             }
-        });
+        };
+        let tasks = self.recorder.tasks.clone();
         Either::Right(Box::pin(async move {
-            let broke = |e: JoinError| {
+            // A task of its own, in the trace of the call: whoever hangs up does not keep it from
+            // being written down.
+            let task = tasks.spawn(work.instrument(Span::current()));
+            task.await.unwrap_or_else(|e| {
                 let what = format!("the call broke: {e}");
                 Ok(status(Kind::Fatal, what, "see the log", None).into_http())
-            };
-            task.await.unwrap_or_else(broke)
+            })
         }))
     }
 }

@@ -115,9 +115,10 @@ pub(super) fn configurations(root: &Path, processes: &[Process]) -> Vec<Line> {
             continue;
         }
         seen.push(check);
-        if check.ends_with("hub") && !repo.join("config.toml").exists() {
-            let one_shot = processes.iter().any(Process::is_oneshot);
-            lines.push(if one_shot {
+        let config = repo.join("config.toml");
+        if check.ends_with("hub") && !config.exists() {
+            let is_made = |p: &Process| p.creates.as_ref() == Some(&config);
+            lines.push(if processes.iter().any(is_made) {
                 Line::ok(check, "is made at the first start")
             } else {
                 Line::fail(
