@@ -157,11 +157,18 @@ impl From<Status> for HubError {
             Code::PermissionDenied | Code::Unauthenticated | Code::Unimplemented => Kind::Config,
             _ => Kind::Transport,
         });
+        let fix = match s.code() {
+            // The library's own, which has no detail.
+            Code::Unimplemented if detail.fix.is_empty() => {
+                "upgrade the hub: it does not have this method".into()
+            }
+            _ => detail.fix,
+        };
         Self::Refused {
             kind,
             code: s.code() as i32,
             message: s.message().into(),
-            fix: detail.fix,
+            fix,
             retry_after: (detail.retry_after_ms > 0)
                 .then(|| Duration::from_millis(detail.retry_after_ms)),
         }
@@ -193,5 +200,8 @@ mod tests {
         );
         let gone = with_code(Code::NotFound, Kind::Data, "no such", "", None);
         assert!(HubError::from(gone).is_not_found());
+        let old = HubError::from(Status::unimplemented(""));
+        assert_eq!(old.kind(), Kind::Config);
+        assert!(old.fix().contains("upgrade the hub"), "{}", old.fix());
     }
 }

@@ -10,9 +10,9 @@ use hyper_util::rt::TokioIo;
 use lotus_identity::{Credential, Held, LIFE, connect};
 use lotus_runtime::Fault;
 use lotus_types::Kind;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinSet;
+use tokio_util::either::Either;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::HubError;
@@ -51,7 +51,8 @@ impl Secured {
         self.held().caller().instance.to_string()
     }
 
-    /// Connections of `endpoint` to the hub at `addr`, `host:port` or `unix:/path`, each with the credential of its moment.
+    /// Connections of `endpoint` to the hub at `addr`, `host:port` or `unix:/path`, each with the
+    /// credential of its moment.
     pub(crate) fn channel(&self, endpoint: &Endpoint, addr: &str) -> Channel {
         let (this, addr) = (self.clone(), addr.to_owned());
         endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
@@ -136,18 +137,14 @@ impl Secured {
 }
 
 /// A connection to `host:port`, or to `unix:/path`.
-async fn dial(addr: &str) -> io::Result<Box<dyn Io>> {
+async fn dial(addr: &str) -> io::Result<Either<UnixStream, TcpStream>> {
     if let Some(path) = addr.strip_prefix("unix:") {
-        return Ok(Box::new(UnixStream::connect(path).await?));
+        return UnixStream::connect(path).await.map(Either::Left);
     }
     let tcp = TcpStream::connect(addr).await?;
     tcp.set_nodelay(true)?;
-    Ok(Box::new(tcp))
+    Ok(Either::Right(tcp))
 }
-
-trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
-
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 
 fn own(fault: &Fault) -> HubError {
     HubError::Identity {

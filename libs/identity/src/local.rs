@@ -7,14 +7,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use lotus_runtime::peer::may_order;
+use lotus_runtime::peer::is_confined;
 use rustix::net::{RecvFlags, recv};
 use rustix::process::geteuid;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
+use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
@@ -24,6 +25,9 @@ use crate::{Peer, Secured};
 
 /// First byte of a TLS connection: a record of the handshake. Source: RFC 8446, 5.1.
 const TLS: u8 = 22;
+
+/// Connections of those that show nothing, and are told so at each call.
+const NOBODIES: usize = 16;
 
 /// What somebody on this host shows.
 #[derive(Clone, Debug)]
@@ -38,61 +42,57 @@ pub enum Shown {
 
 /// A connection to the socket.
 #[derive(Debug)]
-pub enum Local {
-    /// As it is.
-    Plain(UnixStream, Shown),
-    /// With a certificate.
-    Secured(Secured<UnixStream>),
+pub struct Local {
+    stream: Either<UnixStream, Secured<UnixStream>>,
+    shown: Shown,
+    /// The place of one who shows nothing.
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+impl Local {
+    /// The connection of one who shows a certificate.
+    #[must_use]
+    pub fn secured(&self) -> Option<&Secured<UnixStream>> {
+        match &self.stream {
+            Either::Left(_) => None,
+            Either::Right(secured) => Some(secured),
+        }
+    }
 }
 
 impl Connected for Local {
     type ConnectInfo = Shown;
 
     fn connect_info(&self) -> Shown {
-        match self {
-            Self::Plain(_, shown) => shown.clone(),
-            Self::Secured(stream) => Shown::Certificate(stream.peer().clone()),
-        }
+        self.shown.clone()
     }
 }
 
 impl AsyncRead for Local {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream, _) => Pin::new(stream).poll_read(cx, buf),
-            Self::Secured(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
+        Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Local {
     fn poll_write(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream, _) => Pin::new(stream).poll_write(cx, buf),
-            Self::Secured(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
+        Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream, _) => Pin::new(stream).poll_flush(cx),
-            Self::Secured(stream) => Pin::new(stream).poll_flush(cx),
-        }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream, _) => Pin::new(stream).poll_shutdown(cx),
-            Self::Secured(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
@@ -103,9 +103,9 @@ pub async fn accept(
     to: mpsc::Sender<io::Result<Local>>,
     stop: CancellationToken,
 ) {
-    let room = || Arc::new(Semaphore::new(HANDSHAKES));
     // Whoever is in a sandbox does not keep an operator waiting.
-    let (operators, others) = (room(), room());
+    let (operators, others) = (room(HANDSHAKES), room(HANDSHAKES));
+    let nobodies = room(NOBODIES);
     let mut handshakes = JoinSet::new();
     loop {
         while handshakes.try_join_next().is_some() {}
@@ -123,15 +123,10 @@ pub async fn accept(
         };
         // Spokes that are users of their own may open the socket too.
         let ours = |uid: u32| uid == 0 || uid == geteuid().as_raw();
-        let operator = stream.peer_cred().is_ok_and(|c| ours(c.uid())) && may_order(&stream);
-        let shown = if operator {
-            Shown::Operator
-        } else {
-            Shown::Nothing
-        };
-        let room = match shown {
-            Shown::Operator => &operators,
-            _ => &others,
+        let operator = stream.peer_cred().is_ok_and(|c| ours(c.uid())) && !is_confined(&stream);
+        let (room, place) = match operator {
+            true => (&operators, None),
+            false => (&others, Some(nobodies.clone())),
         };
         let Ok(permit) = room.clone().try_acquire_owned() else {
             tracing::debug!("too many processes connect at once");
@@ -140,7 +135,7 @@ pub async fn accept(
         let (tls, to) = (tls.clone(), to.clone());
         handshakes.spawn(async move {
             let _permit = permit;
-            match look(tls, stream, shown).await {
+            match look(tls, stream, place).await {
                 // Nobody takes it when the hub stops.
                 Ok(local) => to.send(Ok(local)).await.unwrap_or_default(),
                 Err(e) => tracing::debug!(error = %e, "refused a process of this host"),
@@ -149,12 +144,36 @@ pub async fn accept(
     }
 }
 
-async fn look(tls: Arc<ServerConfig>, stream: UnixStream, shown: Shown) -> io::Result<Local> {
+/// Waits for what shows who it is. `nobodies` has the places of those who show nothing; None for
+/// an operator.
+async fn look(
+    tls: Arc<ServerConfig>,
+    stream: UnixStream,
+    nobodies: Option<Arc<Semaphore>>,
+) -> io::Result<Local> {
     let first = tokio::time::timeout(HANDSHAKE_LIMIT, first_byte(&stream)).await;
-    match first.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))? {
-        TLS => secure(tls, stream, None).await.map(Local::Secured),
-        _ => Ok(Local::Plain(stream, shown)),
+    if first.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))? == TLS {
+        let secured = secure(tls, stream, None).await?;
+        return Ok(Local {
+            shown: Shown::Certificate(secured.peer().clone()),
+            stream: Either::Right(secured),
+            _place: None,
+        });
     }
+    let place = nobodies.map(Semaphore::try_acquire_owned).transpose();
+    let place = place.map_err(|_| io::Error::other("too many without a certificate"))?;
+    Ok(Local {
+        shown: match place {
+            Some(_) => Shown::Nothing,
+            None => Shown::Operator,
+        },
+        stream: Either::Left(stream),
+        _place: place,
+    })
+}
+
+fn room(places: usize) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(places))
 }
 
 /// The first byte that comes, which stays to be read.

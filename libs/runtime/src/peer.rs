@@ -41,20 +41,31 @@ impl Confined {
     }
 }
 
-/// Whether the process that connected may give orders: it is not more confined than this one.
-/// One that cannot be looked at, because it is gone, may not.
-#[must_use]
-pub fn may_order(stream: &UnixStream) -> bool {
+fn pid(stream: &UnixStream) -> Option<i32> {
     let pid = stream.peer_cred().ok().and_then(|c| c.pid());
-    let Some(pid) = pid.filter(|pid| *pid > 0) else {
+    pid.filter(|pid| *pid > 0)
+}
+
+/// Whether the process that connected is more confined than this one. So is one that cannot be
+/// looked at, because it is gone.
+#[must_use]
+pub fn is_confined(stream: &UnixStream) -> bool {
+    let Some(pid) = pid(stream) else {
         // A peer outside of this pid namespace has no pid here. It is no child of ours.
-        return true;
+        return false;
     };
     let known = Confined::of(&pid.to_string()).zip(Confined::of("self"));
-    let may = known.is_some_and(|(peer, own)| !peer.is_more_than(own));
+    known.is_none_or(|(peer, own)| peer.is_more_than(own))
+}
+
+/// Whether the process that connected may give orders: it is not more confined than this one. Says
+/// it in the log if not.
+#[must_use]
+pub fn may_order(stream: &UnixStream) -> bool {
+    let may = !is_confined(stream);
     if !may {
         tracing::warn!(
-            pid,
+            pid = pid(stream),
             "refused: a process in a sandbox may not give orders; run the command outside of it"
         );
     }
