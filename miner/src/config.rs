@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use lotus_api::LotusApiConfig;
 use lotus_audit::AuditConfig;
@@ -98,6 +99,14 @@ pub struct ApiConfig {
     pub calls_per_connection: usize,
     /// Largest request, bytes.
     pub max_request_bytes: usize,
+}
+
+impl ApiConfig {
+    /// How long a unary call may take.
+    #[must_use]
+    pub fn call(&self) -> Duration {
+        Duration::from_secs(self.call_secs.max(1))
+    }
 }
 
 impl Default for ApiConfig {

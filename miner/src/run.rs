@@ -180,7 +180,7 @@ pub async fn run(
         EventLog::open(journal.clone(), generation, cfg.events.keep).map_err(journal_fault)?;
     let audit = Audit::open(&repo.audit(), &cfg.audit)
         .map_err(|e| Fault::new(e.kind(), e.to_string(), e.fix()))?;
-    let recorder = Recorder::new(audit, generation);
+    let recorder = Recorder::new(audit, generation, cfg.api.call());
     let pieces = Pieces::open(
         journal.clone(),
         events.clone(),

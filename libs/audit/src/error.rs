@@ -92,7 +92,9 @@ impl AuditError {
                 "try again; if it stays so, see what keeps that disk busy".into()
             }
             Self::Closed => "restart the hub, and report this, with the log".into(),
-            Self::NoLog { .. } => "name the folder of the log, `audit` in the hub's repo".into(),
+            Self::NoLog { .. } => {
+                "name the folder of the log: `audit` in the repo of a hub that ran".into()
+            }
             Self::BadHead { .. } => "give it as it was printed, as in 17:63b1…".into(),
         }
     }

@@ -29,7 +29,11 @@ pub(crate) fn path(dir: &Path, number: u64) -> PathBuf {
 /// Numbers of the files that are there, in order.
 pub(crate) fn list(dir: &Path) -> Result<Vec<u64>, AuditError> {
     let mut numbers = Vec::new();
-    for entry in fs::read_dir(dir).map_err(AuditError::io(dir))? {
+    let entries = fs::read_dir(dir).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => AuditError::NoLog { dir: dir.into() },
+        _ => AuditError::io(dir)(e),
+    })?;
+    for entry in entries {
         let file = entry.map_err(AuditError::io(dir))?.file_name();
         let number = file
             .to_str()

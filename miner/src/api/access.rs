@@ -201,15 +201,15 @@ impl Access {
         Ok(())
     }
 
-    /// Takes a connection in, so that it can be closed. None if there are enough.
-    pub(crate) fn admit<S>(&self, stream: Secured<S>) -> Option<Secured<S>> {
+    /// Takes a connection in, so that it can be closed. False if there are enough.
+    pub(crate) fn admit<S>(&self, stream: &Secured<S>) -> bool {
         let of = self.authority.presented(&stream.peer().certificate);
         let mut open = self.connections();
         open.retain(|c| !c.end.is_cancelled());
         let of_one = open.iter().filter(|c| c.of == of).count();
         if open.len() >= CONNECTIONS || of_one >= CONNECTIONS_OF_ONE {
             metrics::counter!("lotus_hub_api_connections_refused_total").increment(1);
-            return None;
+            return false;
         }
         open.push(Connection {
             peer: stream.peer().clone(),
@@ -217,15 +217,12 @@ impl Access {
             end: stream.end(),
             late: false,
         });
-        Some(stream)
+        true
     }
 
     /// The same for the socket of this host. Operators' connections are not closed.
-    pub(crate) fn admit_local(&self, stream: Local) -> Option<Local> {
-        match stream {
-            Local::Secured(stream) => self.admit(stream).map(Local::Secured),
-            plain @ Local::Plain(..) => Some(plain),
-        }
+    pub(crate) fn admit_local(&self, stream: &Local) -> bool {
+        stream.secured().is_none_or(|secured| self.admit(secured))
     }
 
     fn connections(&self) -> MutexGuard<'_, Vec<Connection>> {

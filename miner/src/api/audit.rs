@@ -4,8 +4,10 @@
 //! Calls that were refused because of who called are not in it: whoever may call nothing could
 //! fill the disk. They are counted (`lotus_hub_api_refused_total`).
 
+use std::future::ready;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::middleware::Next;
@@ -16,6 +18,7 @@ use hub_proto::{status, with_code};
 use lotus_audit::{Audit, AuditError, Call};
 use lotus_identity::{Peer, Shown};
 use lotus_types::{Generation, Kind};
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 use tonic::{Code, Status};
@@ -40,6 +43,11 @@ const CHANGES: [&str; 10] = [
     "/hub.v1.Credentials/Revoke",
 ];
 
+/// Calls that change something and are under way.
+const AT_ONCE: usize = 1024;
+/// When to call again if there are so many.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// What a call is about: its idempotency key, where it has one. The method says it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct About(Arc<OnceLock<String>>);
@@ -61,17 +69,22 @@ impl About {
 pub struct Recorder {
     audit: Arc<Audit>,
     generation: Generation,
+    /// How long a call of the hub API may take.
+    limit: Duration,
     tasks: TaskTracker,
+    room: Arc<Semaphore>,
 }
 
 impl Recorder {
-    /// Writes to that log, as the hub of this generation.
+    /// Writes to that log, as the hub of this generation. A call of the hub API may take `limit`.
     #[must_use]
-    pub fn new(audit: Audit, generation: Generation) -> Self {
+    pub fn new(audit: Audit, generation: Generation, limit: Duration) -> Self {
         Self {
             audit: Arc::new(audit),
             generation,
+            limit,
             tasks: TaskTracker::new(),
+            room: Arc::new(Semaphore::new(AT_ONCE)),
         }
     }
 }
@@ -193,12 +206,19 @@ where
         if !CHANGES.contains(&request.uri().path()) {
             return Either::Left(self.inner.call(request));
         }
+        let Ok(place) = self.recorder.room.clone().try_acquire_owned() else {
+            return Either::Right(Box::pin(ready(Ok(full().into_http()))));
+        };
         let about = About::default();
         request.extensions_mut().insert(about.clone());
         let mut call = self.recorder.call(&request);
         let (recorder, answer) = (self.recorder.clone(), self.inner.call(request));
         let work = async move {
-            let response = answer.await?;
+            let _place = place;
+            let response = match tokio::time::timeout(recorder.limit, answer).await {
+                Ok(response) => response?,
+                Err(_) => late(recorder.limit).into_http(),
+            };
             call.key = about.0.get().cloned().unwrap_or_default();
             call.outcome = outcome(&response);
             match recorder.record(&call).await {
@@ -217,6 +237,24 @@ where
             })
         }))
     }
+}
+
+/// Nobody who hangs up ends a call, so there is a limit to them.
+fn full() -> Status {
+    let what = format!("{AT_ONCE} calls that change something are under way");
+    status(Kind::Capacity, what, "call again", Some(AGAIN))
+}
+
+/// The server itself stops waiting at the same moment; this is for the log.
+fn late(limit: Duration) -> Status {
+    let what = format!("not done in {limit:?}");
+    with_code(
+        Code::DeadlineExceeded,
+        Kind::Transport,
+        what,
+        "call again",
+        None,
+    )
 }
 
 /// The call may be done; the same again changes nothing more, and is written down then.

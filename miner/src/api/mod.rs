@@ -192,7 +192,7 @@ impl Listeners {
         let remote = listen::accept(self.tcp, tls.clone(), "spoke", to, stop.clone());
         let access = api.access.clone();
         let incoming =
-            ReceiverStream::new(shaken).filter_map(move |s| s.map(|s| access.admit(s)).transpose());
+            ReceiverStream::new(shaken).filter(move |s| s.as_ref().is_ok_and(|s| access.admit(s)));
         let tcp = server(cfg)
             .layer(api.access.clone())
             .layer(api.recorder.clone())
@@ -202,7 +202,7 @@ impl Listeners {
         let local = local::accept(self.unix, tls, to, stop.clone());
         let access = api.access.clone();
         let incoming = ReceiverStream::new(looked)
-            .filter_map(move |s| s.map(|s| access.admit_local(s)).transpose());
+            .filter(move |s| s.as_ref().is_ok_and(|s| access.admit_local(s)));
         let unix = server(cfg)
             .layer(api.access.clone())
             .layer(api.recorder.clone())
@@ -247,7 +247,7 @@ pub(crate) fn bind_unix(path: &Path) -> Result<UnixListener, Fault> {
 /// A server with this API's limits.
 fn server(cfg: &ApiConfig) -> Server {
     Server::builder()
-        .timeout(Duration::from_secs(cfg.call_secs.max(1)))
+        .timeout(cfg.call())
         .concurrency_limit_per_connection(cfg.calls_per_connection)
         .max_concurrent_streams(Some(MAX_STREAMS))
         .http2_keepalive_interval(Some(KEEP_ALIVE))

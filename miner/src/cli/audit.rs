@@ -7,6 +7,7 @@ use lotus_audit::{AuditError, Filter, Head, Order, Record, read, verify};
 use lotus_runtime::Fault;
 use lotus_types::Kind;
 
+use super::credentials::initialised;
 use super::{Cx, print, print_json, table, time};
 
 #[derive(Debug, Subcommand)]
@@ -50,7 +51,7 @@ impl At {
     fn dir(&self, cx: &Cx) -> Result<PathBuf, Fault> {
         match &self.dir {
             Some(dir) => Ok(dir.clone()),
-            None => Ok(cx.repo()?.audit()),
+            None => Ok(initialised(cx)?.audit()),
         }
     }
 }
@@ -113,7 +114,7 @@ fn check(cx: &Cx, head: Option<Head>, at: &At) -> Result<(), Fault> {
             found.records,
             found.files,
             if from > 1 {
-                format!(" from the {from}th on, earlier ones are not kept")
+                format!(", the first of them {from}: earlier ones are not kept")
             } else {
                 String::new()
             },

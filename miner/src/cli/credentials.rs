@@ -18,6 +18,8 @@ use crate::config::MinerConfig;
 use crate::repo::Repo;
 
 const HOUR: Duration = Duration::from_secs(3600);
+/// Hours in which a spoke on this host must start for the first time.
+const TO_START: u32 = 30 * 24;
 
 #[derive(Debug, Args)]
 pub(super) struct JoinBundleArgs {
@@ -142,14 +144,14 @@ fn introduce(cx: &Cx, repo: &Repo, caller: &Caller, dir: &Path) -> Result<(), Fa
     }
     let socket = std::path::absolute(repo.hub_socket())?;
     let hub = format!("unix:{}", socket.display());
-    let bundle = Authority::open(&repo.authority())?.invite(caller, &hub, HOUR * 24 * 30)?;
+    let bundle = Authority::open(&repo.authority())?.invite(caller, &hub, HOUR * TO_START)?;
     Held::start(&dir, Some(bundle))?;
     give(&dir)?;
     let made = Made {
         caller: caller.clone(),
         hub,
         file: dir,
-        hours: 24 * 30,
+        hours: TO_START,
     };
     if cx.json {
         return print_json(&made);
@@ -305,7 +307,7 @@ pub(super) fn api(cx: &Cx, _: &ApiArgs) -> Result<(), Fault> {
     ))
 }
 
-fn initialised(cx: &Cx) -> Result<Repo, Fault> {
+pub(super) fn initialised(cx: &Cx) -> Result<Repo, Fault> {
     let repo = cx.repo()?;
     if repo.is_initialised() {
         Ok(repo)

@@ -199,6 +199,7 @@ impl Hub {
             recorder: Recorder::new(
                 Audit::open(&repo.audit(), &AuditConfig::default()).unwrap(),
                 generation,
+                ApiConfig::default().call(),
             ),
             stop: stop.clone(),
         };

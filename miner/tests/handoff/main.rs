@@ -10,6 +10,7 @@ mod market;
 mod restart;
 
 use std::collections::HashMap;
+use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -164,6 +165,8 @@ async fn a_piece_goes_from_the_offer_to_a_proven_sector_and_is_read() {
         .await
         .unwrap();
     assert!(reader.read_at(0, reader.len()).await.unwrap() == data);
+    let file = reader.file().unwrap();
+    assert!(file.write_all_at(b"x", 0).is_err(), "a lease is to read");
     let e = PieceReader::open(&hello.data_socket, "", "guess", DEADLINE)
         .await
         .unwrap_err();
