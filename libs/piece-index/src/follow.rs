@@ -22,6 +22,8 @@ const PAGE: u32 = 1000;
 const RELIST: Duration = Duration::from_secs(60);
 /// First and longest wait before a failed piece is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
+/// Longest wait before segments are merged again after that failed: each try reads them.
+const SETTLE: Duration = Duration::from_secs(24 * 3600);
 /// Time for jobs to end at a stop. A merge of large segments takes longer, and is begun again.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -191,6 +193,7 @@ impl<H: Hooks> Follower<H> {
         let mut saved = self.seen;
         let mut rebuilds = self.index.rebuilds();
         let mut settling = JoinSet::new();
+        let (mut settle_retry, mut settle_at) = (Backoff::new(RELIST, SETTLE), Instant::now());
         let mut list_retry = Backoff::new(RETRY.0, Duration::from_secs(5));
         loop {
             self.start_jobs(&stop);
@@ -200,7 +203,10 @@ impl<H: Hooks> Follower<H> {
                     Ok(done) => self.finish(done),
                     Err(e) => return Err(Fault::new(Kind::Fatal, format!("indexing failed: {e}"), "report this, with the log")),
                 },
-                Some(_) = settling.join_next() => {}
+                Some(settled) = settling.join_next() => match settled {
+                    Ok(true) => settle_retry.reset(),
+                    _ => settle_at = Instant::now() + settle_retry.next(),
+                },
                 Some(due) = self.retries.next(), if !self.retries.is_empty() => {
                     let cid = due.into_inner();
                     self.piece(cid).waiting = false;
@@ -231,7 +237,8 @@ impl<H: Hooks> Follower<H> {
                             saved = self.seen;
                             self.index.set_cursor(saved)?;
                         }
-                        if settling.is_empty() && self.jobs.is_empty() {
+                        let idle = settling.is_empty() && self.jobs.is_empty();
+                        if idle && Instant::now() >= settle_at {
                             let index = self.index.clone();
                             settling.spawn_blocking(move || index.settle());
                         }

@@ -1,52 +1,109 @@
 //! Every change of the disk. In tests each of them is a boundary at which the process may die.
 
-use std::fs::{self, File};
-use std::io::Write as _;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
 
 use crate::SegmentsError;
 
-/// Bytes that are collected before they are written.
-const BUFFER: usize = 1 << 20;
+/// Bytes that are collected before they are written, and read at once by whoever reads all.
+pub(crate) const BUFFER: usize = 1 << 20;
+/// What direct I/O wants of addresses, offsets and lengths: no drive has larger sectors.
+const SECTOR: usize = 4096;
+
+/// Opens a file past the page cache, so that what is written and read once does not drive out what
+/// lookups read, and is not copied. Where the file system has no direct I/O, through the cache.
+pub(crate) fn open_direct(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    let direct = OFlags::DIRECT.bits().cast_signed();
+    match options.custom_flags(direct).open(path) {
+        Err(e) if e.kind() == io::ErrorKind::InvalidInput => options.custom_flags(0).open(path),
+        opened => opened,
+    }
+}
+
+/// A buffer for direct I/O.
+pub(crate) struct Aligned {
+    bytes: Vec<u8>,
+    /// Where in `bytes` it begins.
+    from: usize,
+}
+
+impl Aligned {
+    pub(crate) fn new() -> Self {
+        let bytes = vec![0; BUFFER + SECTOR];
+        let from = bytes.as_ptr().align_offset(SECTOR).min(SECTOR);
+        Self { bytes, from }
+    }
+
+    pub(crate) fn get(&self) -> &[u8] {
+        &self.bytes[self.from..self.from + BUFFER]
+    }
+
+    pub(crate) fn get_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.from..self.from + BUFFER]
+    }
+}
 
 /// A file that is written from its start to its end.
-#[derive(Debug)]
 pub(crate) struct OutFile {
     path: PathBuf,
     file: File,
-    buffer: Vec<u8>,
+    buffer: Aligned,
+    /// Bytes of the buffer that wait.
+    filled: usize,
 }
 
 impl OutFile {
     pub(crate) fn create(path: &Path) -> Result<Self, SegmentsError> {
         boundary(path)?;
-        let file = File::create(path).map_err(SegmentsError::io(path))?;
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true);
+        let file = open_direct(&mut options, path).map_err(SegmentsError::io(path))?;
         fault::written(path);
         Ok(Self {
             path: path.into(),
             file,
-            buffer: Vec::with_capacity(BUFFER),
+            buffer: Aligned::new(),
+            filled: 0,
         })
     }
 
-    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), SegmentsError> {
-        if self.buffer.len() + bytes.len() > BUFFER {
-            self.flush()?;
+    pub(crate) fn write(&mut self, mut bytes: &[u8]) -> Result<(), SegmentsError> {
+        while !bytes.is_empty() {
+            let free = &mut self.buffer.get_mut()[self.filled..];
+            let (now, later) = bytes.split_at(free.len().min(bytes.len()));
+            free[..now.len()].copy_from_slice(now);
+            self.filled += now.len();
+            bytes = later;
+            if self.filled == BUFFER {
+                self.flush()?;
+            }
         }
-        self.buffer.extend_from_slice(bytes);
         Ok(())
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     fn flush(&mut self) -> Result<(), SegmentsError> {
         boundary(&self.path)?;
-        let done = self.file.write_all(&self.buffer);
+        let done = self.file.write_all(&self.buffer.get()[..self.filled]);
         done.map_err(SegmentsError::io(&self.path))?;
-        self.buffer.clear();
+        self.filled = 0;
         Ok(())
     }
 
     /// Everything is on the disk when this returns.
     pub(crate) fn finish(mut self) -> Result<(), SegmentsError> {
+        // What is left is no whole sector.
+        let flags = rustix::fs::fcntl_getfl(&self.file);
+        flags
+            .and_then(|flags| rustix::fs::fcntl_setfl(&self.file, flags - OFlags::DIRECT))
+            .map_err(|e| SegmentsError::io(&self.path)(e.into()))?;
         self.flush()?;
         boundary(&self.path)?;
         self.file
@@ -55,6 +112,12 @@ impl OutFile {
         fault::synced(&self.path);
         Ok(())
     }
+}
+
+/// Bytes that a file on the disk of this folder may still take.
+pub(crate) fn free(dir: &Path) -> Result<u64, SegmentsError> {
+    let disk = rustix::fs::statvfs(dir).map_err(|e| SegmentsError::io(dir)(e.into()))?;
+    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
 /// Puts a finished file in the place of another, for good.

@@ -144,6 +144,10 @@ impl Records<'_> {
         record(self.0, n)
     }
 
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Raw> {
+        self.0.chunks_exact(RECORD).map(|bytes| record(bytes, 0))
+    }
+
     /// The first record with this key or a later one.
     pub(crate) fn lower_bound(&self, key: u64) -> usize {
         let (mut low, mut high) = (0, self.len());

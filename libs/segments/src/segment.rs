@@ -9,12 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::SegmentsError;
+use crate::disk::{self, Aligned, BUFFER};
 use crate::filter::{self, FILTER};
-use crate::page::{self, PAGE, RECORDS, Raw, le32, le64};
+use crate::page::{self, PAGE, Raw, le32, le64};
 use crate::write::{FOOTER, MAGIC, PIECE};
-
-/// Pages that a scan reads at once: 1 MiB.
-const AHEAD: u64 = 256;
 
 /// An open segment, with its directory and filters in memory.
 #[derive(Debug)]
@@ -25,6 +23,8 @@ pub(crate) struct Segment {
     /// Records of each piece.
     pub(crate) pieces: BTreeMap<u32, u64>,
     file: File,
+    /// The same, for who reads all of it.
+    whole: File,
     directory: Vec<u64>,
     filters: Vec<u8>,
 }
@@ -75,7 +75,9 @@ impl Segment {
             }
         }
         let list = list.chunks_exact(PIECE);
+        let whole = disk::open_direct(File::options().read(true), path);
         Ok(Self {
+            whole: whole.map_err(SegmentsError::io(path))?,
             id,
             records,
             path: path.into(),
@@ -147,16 +149,14 @@ impl Segment {
             .map_err(|what| SegmentsError::corrupt(&self.path, format!("page {number}: {what}")))
     }
 
-    /// All records in order.
+    /// All pages in order.
     pub(crate) fn scan(&self) -> Scan<'_> {
         Scan {
             segment: self,
-            buffer: Vec::new(),
-            read: 0,
+            buffer: Aligned::new(),
+            filled: 0,
+            taken: 0,
             next_page: 0,
-            page: [0; PAGE],
-            count: 0,
-            at: 0,
         }
     }
 
@@ -167,22 +167,23 @@ impl Segment {
         let mut scan = self.scan();
         let mut last = None;
         let mut records = 0;
-        while let Some(raw) = scan.next()? {
-            let page = scan.next_page - 1;
+        while let Some((page, found)) = scan.next()? {
             let at = usize::try_from(page).unwrap_or(usize::MAX);
-            if last > Some(raw) {
-                return Err(bad(format!("page {page} is not in order")));
-            }
-            if scan.at == 1 && self.directory.get(at) != Some(&raw.key) {
+            if self.directory.get(at) != Some(&found.key(0)) {
                 return Err(bad(format!("page {page} is not what the directory says")));
             }
             let filter = self.filters.get(at * FILTER..(at + 1) * FILTER);
-            if !filter.is_some_and(|f| filter::may_have(f, raw.key)) {
-                return Err(bad(format!("the filter of page {page} lacks a key")));
+            for raw in found.iter() {
+                if last > Some(raw) {
+                    return Err(bad(format!("page {page} is not in order")));
+                }
+                if !filter.is_some_and(|f| filter::may_have(f, raw.key)) {
+                    return Err(bad(format!("the filter of page {page} lacks a key")));
+                }
+                last = Some(raw);
+                records += 1;
+                *pieces.entry(raw.piece).or_default() += 1;
             }
-            last = Some(raw);
-            records += 1;
-            *pieces.entry(raw.piece).or_default() += 1;
         }
         if (records, &pieces) != (self.records, &self.pieces) {
             return Err(bad("its records are not what its footer counts".into()));
@@ -191,50 +192,37 @@ impl Segment {
     }
 }
 
-/// Records of a segment, in order.
+/// Pages of a segment, in order.
 pub(crate) struct Scan<'a> {
     segment: &'a Segment,
-    buffer: Vec<u8>,
-    /// Bytes of the buffer that were taken.
-    read: usize,
+    buffer: Aligned,
+    /// Bytes of the buffer that were filled, and of those the ones that were taken.
+    filled: usize,
+    taken: usize,
     next_page: u64,
-    page: [u8; PAGE],
-    count: usize,
-    at: usize,
 }
 
 impl Scan<'_> {
-    pub(crate) fn next(&mut self) -> Result<Option<Raw>, SegmentsError> {
-        if self.at == self.count && !self.turn()? {
+    /// The next page, with its number.
+    pub(crate) fn next(&mut self) -> Result<Option<(u64, page::Records<'_>)>, SegmentsError> {
+        let s = self.segment;
+        let number = self.next_page;
+        if number == s.pages() {
             return Ok(None);
         }
-        let raw = page::record(&self.page, self.at);
-        self.at += 1;
-        Ok(Some(raw))
-    }
-
-    /// The next page. False at the end.
-    fn turn(&mut self) -> Result<bool, SegmentsError> {
-        let s = self.segment;
-        if self.next_page == s.pages() {
-            return Ok(false);
-        }
-        if self.read == self.buffer.len() {
-            let pages = AHEAD.min(s.pages() - self.next_page);
-            self.buffer
-                .resize(usize::try_from(pages).unwrap_or(1) * PAGE, 0);
-            let at = self.next_page * PAGE as u64;
-            let read = s.file.read_exact_at(&mut self.buffer, at);
+        if self.taken == self.filled {
+            let pages = ((s.pages() - number) * PAGE as u64).min(BUFFER as u64);
+            self.filled = usize::try_from(pages).unwrap_or(BUFFER);
+            self.taken = 0;
+            let buffer = &mut self.buffer.get_mut()[..self.filled];
+            let read = s.whole.read_exact_at(buffer, number * PAGE as u64);
             read.map_err(SegmentsError::io(&s.path))?;
-            self.read = 0;
         }
-        self.page
-            .copy_from_slice(&self.buffer[self.read..self.read + PAGE]);
-        self.read += PAGE;
-        self.count = s.checked(&self.page, self.next_page)?.len();
-        debug_assert!(self.count <= RECORDS);
-        self.at = 0;
+        let (page, _) = self.buffer.get()[self.taken..]
+            .split_first_chunk()
+            .ok_or_else(|| SegmentsError::corrupt(&s.path, "half a page was read"))?;
+        self.taken += PAGE;
         self.next_page += 1;
-        Ok(true)
+        Ok(Some((number, s.checked(page, number)?)))
     }
 }

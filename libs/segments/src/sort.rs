@@ -13,13 +13,14 @@ use crate::SegmentsError;
 const MAX_WIDTH: usize = 96;
 /// Records of this width take no more room than an order of them would, and are moved themselves.
 const MOVED: usize = 16;
+/// Such records are dealt out by so many of their first bits before they are sorted.
+const DEAL: u32 = 11;
 /// Memory for the read buffers of a merge, shared among the runs.
 const READ: usize = 16 << 20;
 
 /// Sorts records of one width by their bytes.
 ///
-/// Memory: the limit for the records, and at most as much again for their order while a run is
-/// sorted; records of 16 bytes need none.
+/// Memory: the limit for the records, and at most as much again while a run is sorted.
 #[derive(Debug)]
 pub struct Sorter {
     dir: PathBuf,
@@ -114,8 +115,7 @@ impl Sorter {
     fn order(&mut self) -> Option<Vec<(u64, u32)>> {
         let width = self.width;
         if width == MOVED {
-            let (records, _) = self.arena.as_chunks_mut::<MOVED>();
-            records.sort_unstable_by_key(|r| u128::from_be_bytes(*r));
+            self.arena = dealt(&self.arena);
             return None;
         }
         let records = self.arena.chunks_exact(width).zip(0u32..);
@@ -160,6 +160,35 @@ impl Sorter {
     fn lost(&self) -> SegmentsError {
         SegmentsError::corrupt(&self.dir, "the file of a sort is gone")
     }
+}
+
+/// Sorts records that begin with a hash, and so are spread evenly: first into as many groups as
+/// their first bits have values, then each group, which is in the processor's cache.
+fn dealt(arena: &[u8]) -> Vec<u8> {
+    let (records, _) = arena.as_chunks::<MOVED>();
+    let group = |r: &[u8; MOVED]| usize::from(u16::from_be_bytes([r[0], r[1]]) >> (16 - DEAL));
+    let mut ends = [0usize; 1 << DEAL];
+    for record in records {
+        ends[group(record)] += 1;
+    }
+    let mut sum = 0;
+    for end in &mut ends {
+        (*end, sum) = (sum, sum + *end);
+    }
+    // Each end is the beginning of its group, until the group is full.
+    let mut sorted = vec![0; arena.len()];
+    let (places, _) = sorted.as_chunks_mut::<MOVED>();
+    for record in records {
+        let at = &mut ends[group(record)];
+        places[*at] = *record;
+        *at += 1;
+    }
+    let mut from = 0;
+    for end in ends {
+        places[from..end].sort_unstable_by_key(|r| u128::from_be_bytes(*r));
+        from = end;
+    }
+    sorted
 }
 
 fn prefix(record: &[u8]) -> u64 {
@@ -228,6 +257,15 @@ impl Run {
 }
 
 impl Sorted {
+    /// Whether there are no records at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        match &self.from {
+            From::Memory { arena, .. } => arena.is_empty(),
+            From::Disk { .. } => false,
+        }
+    }
+
     /// The next record.
     #[expect(clippy::should_implement_trait, reason = "it lends what it returns")]
     pub fn next(&mut self) -> Result<Option<&[u8]>, SegmentsError> {

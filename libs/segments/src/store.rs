@@ -318,7 +318,8 @@ impl Segments {
     }
 
     /// Merges everything into one segment, where a lookup reads one page, if nothing changed for
-    /// `quiet` and if that pays. Returns at once while another thread merges.
+    /// `quiet` and if that pays. Returns at once while another thread merges. Fails before it begins
+    /// unless the disk has room for twice as much as is there.
     pub fn settle(&self, quiet: Duration) -> Result<(), SegmentsError> {
         if let Err(Busy::WouldBlock) = self.inner.merging.try_lock() {
             return Ok(());
@@ -329,14 +330,22 @@ impl Segments {
         };
         let pays = age(&self.inner.dir.join("MANIFEST"))? >= quiet
             && merge::at_rest(&state.sizes(), age(&largest.path)?);
-        if pays { self.compact() } else { Ok(()) }
+        if !pays {
+            return Ok(());
+        }
+        let needed: u64 = state.segments.iter().map(|s| s.size()).sum();
+        if disk::free(&self.inner.dir)? < needed.saturating_mul(2) {
+            let path = self.inner.dir.clone();
+            return Err(SegmentsError::DiskFull { path });
+        }
+        self.compact()
     }
 
     /// Merges everything into one segment.
     pub(crate) fn compact(&self) -> Result<(), SegmentsError> {
         let _alone = lock(&self.inner.merging);
         let state = self.state();
-        let all: Vec<usize> = (0..state.segments.len()).collect();
+        let all: Vec<usize> = (0..state.segments.len().min(merge::MOST)).collect();
         if all.len() > 1 || !state.tombstones.is_empty() {
             self.merge(&state, &all)?;
         }
@@ -366,11 +375,11 @@ impl Segments {
         path: &Path,
     ) -> Result<(), SegmentsError> {
         let sum = key_sum(&self.inner.key);
-        let records = merge::merge(inputs, &before.tombstones, path, sum)?;
-        let output = if records == 0 {
-            disk::remove(path)?;
+        let pieces = merge::pieces(inputs, &before.tombstones);
+        let output = if pieces.is_empty() {
             None
         } else {
+            merge::merge(inputs, &pieces, path, sum)?;
             Some(Arc::new(Segment::open(id, path, sum)?))
         };
         let _turn = self.turn();
@@ -472,22 +481,22 @@ impl Ingest {
         } = self;
         let mut sorted = sorter.finish()?;
         let sum = key_sum(&store.inner.key);
-        let mut out: Option<Writer> = None;
+        if sorted.is_empty() {
+            return Ok(0);
+        }
+        let mut out = Writer::create(path, sum)?;
+        let mut records = 0;
         while let Some(record) = sorted.next()? {
-            let writer = match &mut out {
-                Some(writer) => writer,
-                none => none.insert(Writer::create(path, sum)?),
-            };
             let number =
                 |at: usize| u64::from_be_bytes(record[at..at + 8].try_into().expect("eight bytes"));
-            writer.push(&Raw {
+            out.push(&Raw {
                 key: number(0),
                 piece,
                 place: number(8),
             })?;
+            records += 1;
         }
-        let Some(out) = out else { return Ok(0) };
-        let records = out.finish()?;
+        out.finish(&BTreeMap::from([(piece, records)]))?;
         let segment = Arc::new(Segment::open(id, path, sum)?);
         let _turn = store.turn();
         let mut state = State::clone(&store.state());

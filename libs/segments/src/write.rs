@@ -23,9 +23,6 @@ pub(crate) struct Writer {
     page: Filling,
     directory: Vec<u8>,
     filters: Vec<u8>,
-    pieces: BTreeMap<u32, u64>,
-    /// Records of the piece that came last: mostly there is only one.
-    current: (u32, u64),
     records: u64,
     pages: u32,
     last: Option<Raw>,
@@ -39,8 +36,6 @@ impl Writer {
             page: Filling::new(),
             directory: Vec::new(),
             filters: Vec::new(),
-            pieces: BTreeMap::new(),
-            current: (0, 0),
             records: 0,
             pages: 0,
             last: None,
@@ -56,20 +51,8 @@ impl Writer {
             let fits = self.page.push(raw);
             debug_assert!(fits, "a page has room after it was written");
         }
-        if raw.piece != self.current.0 {
-            self.count();
-            self.current.0 = raw.piece;
-        }
-        self.current.1 += 1;
         self.records += 1;
         Ok(())
-    }
-
-    fn count(&mut self) {
-        let (piece, records) = std::mem::take(&mut self.current);
-        if records > 0 {
-            *self.pieces.entry(piece).or_default() += records;
-        }
     }
 
     fn seal(&mut self, moved: usize) -> Result<(), SegmentsError> {
@@ -83,14 +66,17 @@ impl Writer {
         self.out.write(&page)
     }
 
-    /// Ends the segment. Returns how many records it has; with none there is no file.
-    pub(crate) fn finish(mut self) -> Result<u64, SegmentsError> {
+    /// Ends the segment, which has so many records of each of these pieces.
+    pub(crate) fn finish(mut self, counts: &BTreeMap<u32, u64>) -> Result<(), SegmentsError> {
+        if counts.values().sum::<u64>() != self.records {
+            let what = format!("it has {} records, not those of its pieces", self.records);
+            return Err(SegmentsError::corrupt(self.out.path(), what));
+        }
         if self.page.count > 0 {
             self.seal(0)?;
         }
-        self.count();
-        let mut pieces = Vec::with_capacity(self.pieces.len() * PIECE);
-        for (piece, records) in &self.pieces {
+        let mut pieces = Vec::with_capacity(counts.len() * PIECE);
+        for (piece, records) in counts {
             pieces.extend_from_slice(&piece.to_le_bytes());
             pieces.extend_from_slice(&records.to_le_bytes());
         }
@@ -99,7 +85,7 @@ impl Writer {
         for n in [
             u64::from(self.pages),
             self.records,
-            self.pieces.len() as u64,
+            counts.len() as u64,
             xxh3_64(&self.directory),
             xxh3_64(&self.filters),
             xxh3_64(&pieces),
@@ -109,12 +95,9 @@ impl Writer {
         }
         footer.extend_from_slice(&xxh3_64(&footer).to_le_bytes());
         for part in [&self.directory, &self.filters, &pieces, &footer] {
-            for bytes in part.chunks(1 << 16) {
-                self.out.write(bytes)?;
-            }
+            self.out.write(part)?;
         }
-        self.out.finish()?;
-        Ok(self.records)
+        self.out.finish()
     }
 }
 
