@@ -16,8 +16,8 @@ use hub_proto::v1::{HelloRequest, SubscribeRequest};
 use hyper_util::rt::TokioIo;
 use lotus_e2e::{Net, NetConfig, secs};
 use lotus_identity::{Authority, Caller, Held, connect};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_util::either::Either;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request};
 
@@ -58,10 +58,6 @@ const STREAMS: [&str; 3] = ["Hub/WatchProving", "Capacity/Watch", "Events/Subscr
 
 const LIMIT: Duration = secs(20);
 
-trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
-
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
-
 /// Somebody who dials the hub, anew for each call: connections of those who may not call are
 /// closed.
 struct Someone {
@@ -95,9 +91,9 @@ impl Someone {
         endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
             let (addr, tls) = (addr.clone(), tls.clone());
             async move {
-                let stream: Box<dyn Io> = match addr.strip_prefix("unix:") {
-                    Some(path) => Box::new(UnixStream::connect(path).await?),
-                    None => Box::new(TcpStream::connect(addr).await?),
+                let stream = match addr.strip_prefix("unix:") {
+                    Some(path) => Either::Left(UnixStream::connect(path).await?),
+                    None => Either::Right(TcpStream::connect(addr).await?),
                 };
                 Ok::<_, std::io::Error>(TokioIo::new(connect(tls, stream).await?))
             }
@@ -178,6 +174,14 @@ fn joined(dir: &Path, authority: &Authority, caller: &Caller) -> Held {
     held
 }
 
+fn hello(service: &str) -> HelloRequest {
+    HelloRequest {
+        major: hub_proto::API_VERSION.0,
+        service: service.into(),
+        ..HelloRequest::default()
+    }
+}
+
 fn caller(service: &str, instance: &str) -> Caller {
     format!("{service}/{instance}").parse().unwrap()
 }
@@ -198,28 +202,20 @@ async fn every_method_by_every_service() {
     let stranger = Authority::open(&dir.path().join("another-hub")).unwrap();
 
     let first = Someone::new(&addr, &joined(dir.path(), &now, &caller("deals", "hello")));
-    let hello = HubClient::new(first.channel())
-        .hello(HelloRequest {
-            major: hub_proto::API_VERSION.0,
-            service: "deals".into(),
-            ..HelloRequest::default()
-        })
+    let there = HubClient::new(first.channel())
+        .hello(hello("deals"))
         .await
         .unwrap()
         .into_inner();
-    assert_eq!(hello.data_socket, "", "of no use on another host");
+    assert_eq!(there.data_socket, "", "of no use on another host");
     let client = Someone::new(&socket, &joined(dir.path(), &now, &caller("deals", "here")));
     let here = HubClient::new(client.channel())
-        .hello(HelloRequest {
-            major: hub_proto::API_VERSION.0,
-            service: "deals".into(),
-            ..HelloRequest::default()
-        })
+        .hello(hello("deals"))
         .await
         .unwrap()
         .into_inner();
     assert!(here.data_socket.ends_with("data.sock"), "{here:?}");
-    let generation = hello.generation;
+    let generation = there.generation;
 
     for service in SERVICES {
         let allowed = |m: &Method| m.may(service);
@@ -284,12 +280,7 @@ async fn every_method_by_every_service() {
         // Each says what it is, and the certificate says so too.
         let other = SERVICES.into_iter().find(|s| *s != service).unwrap();
         for (claimed, wanted) in [(service, Code::Ok), (other, Code::PermissionDenied)] {
-            let hello = HelloRequest {
-                major: hub_proto::API_VERSION.0,
-                service: claimed.into(),
-                ..HelloRequest::default()
-            };
-            let said = HubClient::new(good.channel()).hello(hello).await;
+            let said = HubClient::new(good.channel()).hello(hello(claimed)).await;
             let got = said.map_or_else(|s| s.code(), |_| Code::Ok);
             assert_eq!(got, wanted, "{service} says {claimed}");
         }
