@@ -5,10 +5,12 @@ pub mod attempts;
 mod compare;
 pub mod demo;
 pub mod download;
+mod far;
 pub mod history;
 mod net;
 pub mod peers;
 pub mod sectors;
 mod watch;
 
+pub use far::Far;
 pub use net::{Failed, GuardStatus, Net, NetConfig, OwnedSocket, ProcessStatus, binary, secs};

@@ -14,8 +14,10 @@ use hub_proto::v1::events_client::EventsClient;
 use hub_proto::v1::hub_client::HubClient;
 use hub_proto::v1::{HelloRequest, SubscribeRequest};
 use hyper_util::rt::TokioIo;
-use lotus_e2e::{Net, NetConfig, secs};
+use lotus_dataplane::{Duplex, PATH};
+use lotus_e2e::{Far, Net, NetConfig, secs};
 use lotus_identity::{Authority, Caller, Held, connect};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::either::Either;
 use tonic::transport::{Channel, Endpoint};
@@ -76,6 +78,40 @@ impl Someone {
         }
     }
 
+    /// A connection, for this protocol.
+    async fn dial(&self, alpn: &[u8]) -> std::io::Result<Box<dyn Duplex>> {
+        let stream = match self.addr.strip_prefix("unix:") {
+            Some(path) => Either::Left(UnixStream::connect(path).await?),
+            None => Either::Right(TcpStream::connect(&self.addr).await?),
+        };
+        let Some(tls) = &self.tls else {
+            return Ok(Box::new(stream));
+        };
+        let mut tls = rustls::ClientConfig::clone(tls);
+        tls.alpn_protocols = vec![alpn.to_vec()];
+        Ok(Box::new(connect(Arc::new(tls), stream).await?))
+    }
+
+    /// Asks for bytes by a lease that nobody has, and the status of the answer, if there is one.
+    async fn read(&self, generation: Option<u64>) -> Option<u16> {
+        let generation = generation.map(|g| format!("{GENERATION_HEADER}: {g}\r\n"));
+        let request = format!(
+            "GET {PATH} HTTP/1.1\r\nhost: hub\r\nauthorization: Bearer guess\r\n\
+             connection: close\r\n{}\r\n",
+            generation.unwrap_or_default()
+        );
+        let call = async {
+            let mut stream = self.dial(b"http/1.1").await.ok()?;
+            stream.write_all(request.as_bytes()).await.ok()?;
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).await.ok()?;
+            let line = String::from_utf8_lossy(&answer);
+            line.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()
+        };
+        let answered = tokio::time::timeout(LIMIT, call).await;
+        answered.expect("an answer, or none, in time")
+    }
+
     fn channel(&self) -> Channel {
         let (addr, tls) = (self.addr.clone(), self.tls.clone());
         let Some(tls) = tls else {
@@ -88,15 +124,15 @@ impl Someone {
             return plain.connect_timeout(LIMIT).connect_lazy();
         };
         let endpoint = Endpoint::from_static("http://hub").connect_timeout(LIMIT);
+        let dialer = Self {
+            who: String::new(),
+            addr,
+            tls: Some(tls),
+        };
+        let dialer = Arc::new(dialer);
         endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
-            let (addr, tls) = (addr.clone(), tls.clone());
-            async move {
-                let stream = match addr.strip_prefix("unix:") {
-                    Some(path) => Either::Left(UnixStream::connect(path).await?),
-                    None => Either::Right(TcpStream::connect(addr).await?),
-                };
-                Ok::<_, std::io::Error>(TokioIo::new(connect(tls, stream).await?))
-            }
+            let dialer = dialer.clone();
+            async move { dialer.dial(b"h2").await.map(TokioIo::new) }
         }))
     }
 
@@ -126,9 +162,14 @@ impl Someone {
         }
     }
 
-    /// Calls every method and compares.
+    /// Calls every method, reads as whoever may lease, and compares.
     async fn expects(&self, what: &str, generation: Option<u64>, code: impl Fn(&Method) -> Code) {
         let mut wrong = Vec::new();
+        let lease = Method::at("/hub.v1.Unsealed/Lease").unwrap();
+        let (got, wanted) = (self.read(generation).await, read(code(lease)));
+        if got != wanted {
+            wrong.push(format!("bytes: {got:?} and not {wanted:?}"));
+        }
         for method in METHODS {
             let (got, wanted) = (self.call(method, generation).await, code(method));
             if got != wanted {
@@ -146,6 +187,17 @@ fn code(status: tonic::Status) -> Code {
     match std::error::Error::source(&status) {
         Some(_) => Code::Unavailable,
         None => status.code(),
+    }
+}
+
+/// The status of bytes for whoever gets this code for a lease.
+fn read(lease: Code) -> Option<u16> {
+    match lease {
+        Code::Unavailable => None,
+        Code::Unauthenticated => Some(401),
+        Code::PermissionDenied => Some(403),
+        Code::Aborted => Some(409),
+        _ => Some(404),
     }
 }
 
@@ -360,24 +412,15 @@ async fn a_spoke_joins_and_is_sent_away() {
     let net = Net::start(&NetConfig::default()).await.unwrap();
     net.ready(secs(120)).await.unwrap();
     let hub = net.root().join("miner").display().to_string();
-    let far = net.root().join("far");
-    let repo = far.display().to_string();
-    let bundle = net.root().join("far.bundle").display().to_string();
     let miner = async |words: &[&str]| {
         let args = [words, &["--json", "--repo", &hub]].concat();
         let out = net.run("lotus-miner", &args).await.unwrap();
         serde_json::from_str::<serde_json::Value>(&out).unwrap()
     };
 
-    let invite = ["join-bundle", "--service", "retrieval", "--instance", "far"];
-    let made = miner(&[&invite[..], &["--output", &bundle]].concat()).await;
-    assert_eq!(made["caller"], "retrieval/far");
-    let said = net
-        .run("lotus-markets", &["join", &bundle, "--repo", &repo])
-        .await
-        .unwrap();
-    assert!(said.contains("retrieval/far joined the hub"), "{said}");
+    let (repo, bundle) = Far::join(&net, "retrieval", "far").await.unwrap();
     // Another host that got hold of the file.
+    let bundle = bundle.display().to_string();
     let thief = net.root().join("thief").display().to_string();
     let refused = net
         .run("lotus-markets", &["join", &bundle, "--repo", &thief])
@@ -385,27 +428,7 @@ async fn a_spoke_joins_and_is_sent_away() {
     let refused = refused.unwrap_err().to_string();
     assert!(refused.contains("was used already"), "{refused}");
 
-    let log = net.root().join("far.log");
-    let mut spoke = std::process::Command::new(net.exe("lotus-markets"))
-        .args(["run", "--services=retrieval", "--repo", &repo])
-        .env("LOTUS_MARKETS__RETRIEVAL__LISTEN", "127.0.0.1:0")
-        .env("LOTUS_MARKETS__ADMIN__LISTEN", "127.0.0.1:0")
-        .stdout(std::process::Stdio::null())
-        .stderr(std::fs::File::create(&log).unwrap())
-        .spawn()
-        .unwrap();
-    let http = lotus_runtime::http_client().build().unwrap();
-    let ready = async || {
-        let admin = lotus_runtime::addr_file::read(&far.join("run"), "retrieval-admin").ok()?;
-        let url = format!("http://{admin}/readyz");
-        let answer = http.get(url).send().await.ok()?;
-        Some(answer.status().is_success())
-    };
-    net.wait("the spoke to be ready", secs(30), async |_| {
-        ready().await.filter(|ready| *ready)
-    })
-    .await
-    .unwrap();
+    let far = Far::run(&net, "retrieval", repo).await.unwrap();
     let state = async |who: &str| {
         let listed = miner(&["credentials", "list"]).await;
         let rows = listed.as_array().unwrap();
@@ -423,15 +446,13 @@ async fn a_spoke_joins_and_is_sent_away() {
     }
 
     miner(&["credentials", "revoke", "retrieval/far"]).await;
-    let said = || std::fs::read_to_string(&log).unwrap();
     net.wait("the spoke to hear of it", secs(30), async |_| {
-        said().contains("was revoked").then_some(())
+        far.log().contains("was revoked").then_some(())
     })
     .await
-    .unwrap_or_else(|e| panic!("{e}: {}", said()));
-    assert_ne!(ready().await, Some(true));
-    spoke.kill().unwrap();
-    spoke.wait().unwrap();
+    .unwrap_or_else(|e| panic!("{e}: {}", far.log()));
+    assert!(!far.ready().await);
+    drop(far);
     assert_eq!(state("retrieval/far").await, "revoked");
     assert_eq!(state("retrieval/local").await, "joined");
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use lotus_car::pack_dir;
-use lotus_e2e::{Net, NetConfig, demo, secs};
+use lotus_e2e::{Far, Net, NetConfig, demo, secs};
 
 /// Files below `dir` with exactly these bytes.
 fn copies(dir: &Path, bytes: &[u8]) -> Vec<PathBuf> {
@@ -34,7 +34,7 @@ async fn a_piece_without_an_unsealed_copy_is_unsealed_for_a_client() {
     fs::create_dir(&data).unwrap();
     fs::write(data.join("file"), vec![5; 900_000]).unwrap();
     let car = net.root().join("data.car");
-    pack_dir(&data, &car).unwrap();
+    let root = pack_dir(&data, &car).unwrap();
     let deal = demo::propose(&net, &car).await.unwrap();
     let repo = net.root().join("miner").display().to_string();
     net.wait("a proven sector", secs(300), async |n| {
@@ -47,6 +47,31 @@ async fn a_piece_without_an_unsealed_copy_is_unsealed_for_a_client() {
     .unwrap();
 
     let bytes = fs::read(&car).unwrap();
+    let http = lotus_runtime::http_client().build().unwrap();
+    // A replica on another host has no descriptor: bytes come over the hub's port.
+    let (far, _) = Far::join(&net, "retrieval", "far").await.unwrap();
+    let far = Far::run(&net, "retrieval", far).await.unwrap();
+    let (near, replica) = (net.spoke_url("retrieval").unwrap(), far.url().unwrap());
+    let part = http.get(format!("{replica}/piece/{}", deal.piece_cid));
+    let part = part.header("range", "bytes=7-499999");
+    let part = part.timeout(secs(20)).send().await.unwrap();
+    assert_eq!(part.status(), 206);
+    assert!(part.bytes().await.unwrap() == bytes[7..500_000]);
+    let dag = async |from: &str| {
+        let dag = http.get(format!("{from}/ipfs/{root}?format=car&dag-scope=all"));
+        let dag = dag.timeout(secs(20)).send().await.unwrap();
+        assert_eq!(dag.status(), 200);
+        dag.bytes().await.unwrap()
+    };
+    let whole = dag(&replica).await;
+    assert!(whole.len() > 900_000 && whole == dag(&near).await);
+    let lost = far.log();
+    assert!(
+        !lost.contains(" WARN ") && !lost.contains(" ERROR "),
+        "{lost}"
+    );
+    drop(far);
+
     let raw = copies(&net.root().join("miner"), &bytes);
     assert_eq!(raw.len(), 1, "the hub's raw copy: {raw:?}");
     fs::remove_file(&raw[0]).unwrap();
@@ -59,7 +84,6 @@ async fn a_piece_without_an_unsealed_copy_is_unsealed_for_a_client() {
     .await
     .unwrap();
 
-    let http = lotus_runtime::http_client().build().unwrap();
     let url = format!(
         "{}/piece/{}",
         net.spoke_url("retrieval").unwrap(),

@@ -1,3 +1,4 @@
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use tokio_stream::StreamExt as _;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Endpoint;
 
-use crate::secured::Secured;
+use crate::secured::{Secure, Secured};
 use crate::v1::{
     Event, HelloRequest, HelloResponse, SubscribeRequest, capacity_client::CapacityClient,
     chain_client::ChainClient, credentials_client::CredentialsClient, events_client::EventsClient,
@@ -62,6 +63,7 @@ pub struct HubClient {
     addr: Arc<str>,
     who: Arc<HelloRequest>,
     call: Duration,
+    identity: Option<Secured>,
     /// Renews the identity. Ends with the last clone.
     _renewal: Arc<JoinSet<()>>,
 }
@@ -118,7 +120,8 @@ impl HubClient {
         let channel = identity.channel(&endpoint, at);
         let renewal = identity.keep(channel.clone(), call);
         let who = (service, instance.as_str());
-        Self::greet(channel, renewal, addr.clone(), who, call, interceptor).await
+        let identity = Some((identity, renewal));
+        Self::greet(channel, identity, addr.clone(), who, call, interceptor).await
     }
 
     /// Dials the hub at its socket on this host as one of the operator's processes, without an
@@ -141,12 +144,12 @@ impl HubClient {
         });
         let channel = endpoint(call).connect_with_connector_lazy(connector);
         let who = (service, instance);
-        Self::greet(channel, JoinSet::new(), addr, who, call, interceptor).await
+        Self::greet(channel, None, addr, who, call, interceptor).await
     }
 
     async fn greet(
         channel: tonic::transport::Channel,
-        renewal: JoinSet<()>,
+        identity: Option<(Secured, JoinSet<()>)>,
         addr: String,
         (service, instance): (&str, &str),
         call: Duration,
@@ -158,13 +161,15 @@ impl HubClient {
             service: service.into(),
             instance: instance.into(),
         };
+        let (identity, renewal) = identity.unzip();
         let client = Self {
             channel: InterceptedService::new(channel, interceptor),
             hello: Arc::new(watch::Sender::new(HelloResponse::default())),
             addr: addr.into(),
             who: Arc::new(who),
             call,
-            _renewal: Arc::new(renewal),
+            identity,
+            _renewal: Arc::new(renewal.unwrap_or_default()),
         };
         client.say_hello().await?;
         Ok(client)
@@ -189,6 +194,17 @@ impl HubClient {
         }
         self.hello.send_replace(answer.clone());
         Ok(answer)
+    }
+
+    /// A connection to the hub beside that of the calls, with the identity of this client, for the
+    /// protocol of this ALPN name: bytes of pieces come over it where they come by no socket.
+    pub async fn dial(&self, alpn: &[u8]) -> io::Result<Secure> {
+        let far = self
+            .identity
+            .as_ref()
+            .zip(self.addr.strip_prefix("https://"));
+        let (identity, addr) = far.ok_or_else(|| io::Error::other("the hub is on this host"))?;
+        identity.dial(addr, alpn).await
     }
 
     fn silent(&self, why: &str) -> HubError {

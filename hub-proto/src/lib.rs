@@ -10,6 +10,7 @@ mod secured;
 
 pub use client::{Channel, HubClient, HubConfig, events_stream};
 pub use error::{HubError, status, with_code};
+pub use secured::Secure;
 
 /// API version of this build, `major.minor`. A hub serves this and the previous minor version.
 pub const API_VERSION: (u32, u32) = (1, 2);

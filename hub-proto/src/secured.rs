@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use hyper_util::rt::TokioIo;
-use lotus_identity::{Credential, Held, LIFE, connect};
+use lotus_identity::{Credential, Held, LIFE, ToHub, connect};
 use lotus_runtime::Fault;
 use lotus_types::Kind;
 use tokio::net::{TcpStream, UnixStream};
@@ -19,12 +19,14 @@ use crate::HubError;
 use crate::v1::credentials_client::CredentialsClient;
 use crate::v1::{self, JoinRequest, RenewRequest};
 
-const ALPN: &[&[u8]] = &[b"h2"];
 /// A credential is renewed when this much of its life is left.
 const EARLY: Duration = Duration::from_secs(LIFE.as_secs() / 3 * 2);
 /// Waits between tries to renew.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// A connection with an identity.
+pub type Secure = ToHub<Either<UnixStream, TcpStream>>;
 
 /// This spoke's identity. Clones share it.
 #[derive(Clone, Debug)]
@@ -51,17 +53,20 @@ impl Secured {
         self.held().caller().instance.to_string()
     }
 
-    /// Connections of `endpoint` to the hub at `addr`, `host:port` or `unix:/path`, each with the
-    /// credential of its moment.
+    /// A connection to the hub at `addr`, `host:port` or `unix:/path`, for this protocol, with the
+    /// credential of this moment.
+    pub(crate) async fn dial(&self, addr: &str, alpn: &[u8]) -> io::Result<Secure> {
+        let config = self.held().client_config(&[alpn]);
+        let config = config.map_err(io::Error::other)?;
+        connect(Arc::new(config), dial(addr).await?).await
+    }
+
+    /// The calls of `endpoint` to the hub at `addr`.
     pub(crate) fn channel(&self, endpoint: &Endpoint, addr: &str) -> Channel {
         let (this, addr) = (self.clone(), addr.to_owned());
         endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
             let (this, addr) = (this.clone(), addr.clone());
-            async move {
-                let config = this.held().client_config(ALPN).map_err(io::Error::other)?;
-                let stream = connect(Arc::new(config), dial(&addr).await?).await?;
-                Ok::<_, io::Error>(TokioIo::new(stream))
-            }
+            async move { this.dial(&addr, b"h2").await.map(TokioIo::new) }
         }))
     }
 

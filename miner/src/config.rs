@@ -34,8 +34,6 @@ pub struct MinerConfig {
     pub api: ApiConfig,
     /// Lotus' JSON-RPC for existing tools.
     pub lotus_api: LotusApiConfig,
-    /// The data plane for other hosts.
-    pub data: DataConfig,
     /// The full node.
     pub node: NodeConfig,
     /// Pieces on their way into sectors.
@@ -120,17 +118,6 @@ impl Default for ApiConfig {
     }
 }
 
-/// `[data]`: piece bytes over HTTP ranges, for spokes on other hosts. Spokes on this host use
-/// `run/data.sock`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct DataConfig {
-    /// Address such as 10.0.0.5:2346; empty: off. `run/data.addr` has the one in use.
-    pub listen: String,
-    /// URL that spokes reach it by, when it is another than `http://<listen>`.
-    pub url: String,
-}
-
 /// `[pieces]`: the hand-off.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -191,7 +178,6 @@ impl MinerConfig {
         let cfg: Self = lotus_settings::load(Some(file), ENV_PREFIX)?;
         cfg.actor()?;
         cfg.sector_size()?;
-        cfg.data_listen()?;
         cfg.messages
             .check()
             .map_err(|why| wrong(why, "correct [messages] in config.toml".into()))?;
@@ -228,19 +214,6 @@ impl MinerConfig {
             wrong(
                 format!("miner.sector_size: {e}"),
                 "run `lotus-miner init` again: it asks the chain".into(),
-            )
-        })
-    }
-
-    /// Address of the data plane for other hosts, if it is on.
-    pub fn data_listen(&self) -> Result<Option<SocketAddr>, Fault> {
-        if self.data.listen.is_empty() {
-            return Ok(None);
-        }
-        self.data.listen.parse().map(Some).map_err(|e| {
-            wrong(
-                format!("data.listen {:?}: {e}", self.data.listen),
-                "set data.listen to an address such as 10.0.0.5:2346, or to \"\" for off".into(),
             )
         })
     }

@@ -9,7 +9,7 @@ use hub_proto::v1::HeadChanged;
 use lotus_api::LotusApi;
 use lotus_audit::Audit;
 use lotus_chain::Follower;
-use lotus_dataplane::{FdServer, http_router};
+use lotus_dataplane::FdServer;
 use lotus_identity::Authority;
 use lotus_messages::Sender;
 use lotus_node_client::api::TipSetKey;
@@ -19,11 +19,10 @@ use lotus_proving::{
     Activity, Leave, LocalFence, Mining, MiningDeps, ProvingDeps, Rounds, WindowPost,
 };
 use lotus_runtime::admin::Admin;
-use lotus_runtime::{Fault, Health, addr_file, notify, telemetry};
+use lotus_runtime::{Fault, Health, notify, telemetry};
 use lotus_sealing::{Sealing, SealingDeps, Storage};
 use lotus_types::{Address, Kind, SectorSize};
 use lotus_workers::{Attached, Class, Pool, PoolConfig, WorkersConfig};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -118,26 +117,6 @@ pub async fn run(
     let admin = Admin::bind(&cfg.admin, health.clone(), &repo.run(), "admin").await?;
     let listeners = Listeners::bind(&cfg.api, &repo.hub_socket(), &repo.run()).await?;
     let lotus_api = LotusApi::bind(&cfg.lotus_api, repo.root(), &repo.run()).await?;
-    let data = match cfg.data_listen()? {
-        Some(addr) => Some(
-            TcpListener::bind(addr)
-                .await
-                .map_err(|e| Fault::bind(&addr, "data.listen", &e))?,
-        ),
-        None => None,
-    };
-    let data_url = match &data {
-        Some(listener) => {
-            let addr = listener.local_addr()?;
-            addr_file::write(&repo.run(), "data", &addr.to_string())?;
-            if cfg.data.url.is_empty() {
-                format!("http://{addr}")
-            } else {
-                cfg.data.url.clone()
-            }
-        }
-        None => String::new(),
-    };
 
     let node = Client::connect(&cfg.node).map_err(|e| from_node(&e))?;
     tracing::info!(at = node.endpoint(), by = %cfg.node.named_by(), "full node");
@@ -263,7 +242,6 @@ pub async fn run(
         sector_size: size,
         generation,
         data_socket: repo.data_socket(),
-        data_url,
         pieces,
         placer,
         capacity,
@@ -314,23 +292,12 @@ pub async fn run(
     );
     parts.spawn_endless("unsealing", unseal.run(stop.clone()));
     parts.spawn_endless("data_socket", data_socket.run(stop.clone()));
-    let raw = unsealed.clone();
-    if let Some(listener) = data {
-        let end = stop.clone().cancelled_owned();
-        let app = http_router(unsealed);
-        parts.spawn("data", async move {
-            axum::serve(listener, app)
-                .with_graceful_shutdown(end)
-                .await
-                .map_err(Fault::from)
-        });
-    }
     if let Some(lotus_api) = lotus_api {
         let hub = LotusHub {
             sealer: sealer.clone(),
             node: node.clone(),
             addresses: cfg.messages.addresses.clone(),
-            unsealed: raw,
+            unsealed,
             handover,
         };
         parts.spawn("lotus_api", lotus_api.serve(Arc::new(hub), stop.clone()));

@@ -112,6 +112,7 @@ pub struct Readable {
 }
 
 struct Granted {
+    to: String,
     piece: PieceInfo,
     expires: Instant,
 }
@@ -180,9 +181,11 @@ impl Unsealed {
         }))
     }
 
-    /// A lease of at most [`MAX_LEASE`]. `raw_size`: bytes meant, when the caller's CID says so.
+    /// A lease of at most [`MAX_LEASE`], for `to` alone where readers show who they are. `raw_size`:
+    /// bytes meant, when the caller's CID says so.
     pub fn lease(
         &self,
+        to: &str,
         cid: &PieceCid,
         raw_size: Option<u64>,
         life: Duration,
@@ -213,7 +216,8 @@ impl Unsealed {
                 return Err(UnsealedError::Busy("leases"));
             }
         }
-        leases.insert(token.clone(), Granted { piece, expires });
+        let to = to.to_owned();
+        leases.insert(token.clone(), Granted { to, piece, expires });
         Ok(Lease {
             token,
             generation: self.generation,
@@ -260,7 +264,7 @@ impl Unsealed {
 
 #[async_trait]
 impl OpenToken for Unsealed {
-    async fn open(&self, token: &str) -> Result<(File, u64), DataError> {
+    async fn open(&self, token: &str, by: Option<&str>) -> Result<(File, u64), DataError> {
         let unknown = || DataError::UnknownToken {
             at: "the hub".into(),
         };
@@ -269,6 +273,9 @@ impl OpenToken for Unsealed {
             let lease = leases.get(token).ok_or_else(unknown)?;
             if lease.expires <= Instant::now() {
                 leases.remove(token);
+                return Err(unknown());
+            }
+            if by.is_some_and(|by| by != lease.to) {
                 return Err(unknown());
             }
             lease.piece

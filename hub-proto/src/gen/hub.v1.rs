@@ -27,9 +27,6 @@ pub struct HelloResponse {
     /// Path of the hub's data-plane socket; empty when the caller is not on this host.
     #[prost(string, tag = "5")]
     pub data_socket: ::prost::alloc::string::String,
-    /// Base URL of the hub's data plane over HTTP; empty when it serves none.
-    #[prost(string, tag = "6")]
-    pub data_url: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct IdentityRequest {}
@@ -402,8 +399,9 @@ pub struct LeaseRequest {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LeaseResponse {
-    /// Present this on the data plane: the socket passes a read-only descriptor for it, the URL
-    /// serves ranges with it as a bearer token.
+    /// Present this on the data plane. On the hub's host the socket passes a read-only descriptor for
+    /// it. From another host the hub's port answers GET and HEAD of /data/v1 over HTTP/1.1 (ALPN
+    /// "http/1.1", the same certificates), with ranges, and this as a bearer token, to whom it was given.
     #[prost(string, tag = "1")]
     pub token: ::prost::alloc::string::String,
     #[prost(uint64, tag = "2")]

@@ -270,7 +270,7 @@ async fn answer(mut stream: UnixStream, open: &dyn OpenToken) -> io::Result<()> 
     let mut token = vec![0; len];
     stream.read_exact(&mut token).await?;
     let token = String::from_utf8(token).map_err(|_| io::ErrorKind::InvalidData)?;
-    let (bytes, file) = match open.open(&token).await {
+    let (bytes, file) = match open.open(&token, None).await {
         Ok((file, len)) => {
             let mut bytes = vec![OK];
             bytes.extend_from_slice(&len.to_be_bytes());

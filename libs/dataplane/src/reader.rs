@@ -1,14 +1,16 @@
 use std::fs::File;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::StatusCode;
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, RANGE};
+use http::header::CONTENT_LENGTH;
+use http::{Method, StatusCode};
+use http_body_util::{BodyExt as _, Limited};
 
+use crate::far::WHERE;
 use crate::serve::read_exact_at;
-use crate::{DataError, fetch_fd, http_client};
+use crate::{DataError, Far, fetch_fd};
 
 /// The bytes behind a token, by descriptor or by HTTP ranges.
 #[derive(Clone, Debug)]
@@ -20,58 +22,43 @@ pub struct PieceReader {
 #[derive(Clone, Debug)]
 enum Source {
     File(Arc<File>),
-    Http {
-        client: reqwest::Client,
-        url: String,
+    Far {
+        far: Far,
         token: String,
         deadline: Duration,
     },
 }
 
+/// Where the bytes of leases are.
+#[derive(Clone, Debug)]
+pub enum Plane {
+    /// Behind a socket of this host.
+    Socket(PathBuf),
+    /// On another host.
+    Far(Far),
+}
+
 impl PieceReader {
-    /// Opens what a lease's `token` names: on the hub's data socket when there is one on this
-    /// host, else on its data URL. Each step takes at most `deadline`.
-    pub async fn open(
-        data_socket: &str,
-        data_url: &str,
-        token: &str,
-        deadline: Duration,
-    ) -> Result<Self, DataError> {
-        if !data_socket.is_empty() {
-            let (file, len) = fetch_fd(Path::new(data_socket), token, deadline).await?;
-            return Ok(Self {
-                len,
-                bytes: Source::File(Arc::new(file)),
-            });
-        }
-        let url = format!("{}/data/v1", data_url.trim_end_matches('/'));
-        if data_url.is_empty() {
-            return Err(DataError::Unreachable {
-                at: "the hub's data plane".into(),
-                why: "it serves neither a socket on this host nor a URL ([data] listen)".into(),
-            });
-        }
-        let client = http_client(deadline)?;
-        let request = client
-            .head(&url)
-            .header(AUTHORIZATION, format!("Bearer {token}"));
-        let response = send(request, &url, deadline).await?;
-        if response.status() != StatusCode::OK {
-            return Err(DataError::UnknownToken { at: url });
-        }
-        let len = response
+    /// Opens what a lease's `token` names. Each step takes at most `deadline`.
+    pub async fn open(plane: &Plane, token: &str, deadline: Duration) -> Result<Self, DataError> {
+        let far = match plane {
+            Plane::Socket(socket) => {
+                let (file, len) = fetch_fd(socket, token, deadline).await?;
+                return Ok(Self::from_file(file, len));
+            }
+            Plane::Far(far) => far,
+        };
+        let answer = far.ask(Method::HEAD, token, None, deadline).await?;
+        let len = answer
+            .response
             .headers()
             .get(CONTENT_LENGTH)
             .and_then(|v| v.to_str().ok()?.parse().ok())
-            .ok_or_else(|| DataError::Protocol {
-                at: url.clone(),
-                what: "no content-length".into(),
-            })?;
+            .ok_or_else(|| broken("no content-length"))?;
         Ok(Self {
             len,
-            bytes: Source::Http {
-                client,
-                url,
+            bytes: Source::Far {
+                far: far.clone(),
                 token: token.into(),
                 deadline,
             },
@@ -104,7 +91,7 @@ impl PieceReader {
     pub fn file(&self) -> Option<&Arc<File>> {
         match &self.bytes {
             Source::File(f) => Some(f),
-            Source::Http { .. } => None,
+            Source::Far { .. } => None,
         }
     }
 
@@ -129,74 +116,43 @@ impl PieceReader {
                     .map_err(|_| DataError::Stopped)?
                     .map_err(DataError::io("read of a leased piece"))
             }
-            Source::Http {
-                client,
-                url,
+            Source::Far {
+                far,
                 token,
                 deadline,
             } => {
-                let request = client
-                    .get(url)
-                    .header(AUTHORIZATION, format!("Bearer {token}"))
-                    .header(RANGE, format!("bytes={offset}-{}", end - 1));
-                let mut response = send(request, url, *deadline).await?;
-                match response.status() {
-                    StatusCode::PARTIAL_CONTENT => {}
-                    StatusCode::OK if offset == 0 && len == self.len => {}
-                    StatusCode::NOT_FOUND => {
-                        return Err(DataError::UnknownToken { at: url.clone() });
-                    }
-                    s => {
-                        return Err(DataError::Protocol {
-                            at: url.clone(),
-                            what: format!("HTTP status {s}"),
-                        });
-                    }
+                let range = format!("bytes={offset}-{}", end - 1);
+                let asked = far.ask(Method::GET, token, Some(&range), *deadline).await?;
+                let status = asked.response.status();
+                if status != StatusCode::PARTIAL_CONTENT && (offset, len) != (0, self.len) {
+                    return Err(broken(format!("HTTP status {status} to a range")));
                 }
-                // Chunk by chunk, so that a wrong server cannot fill our memory.
-                let mut bytes = Vec::new();
-                loop {
-                    let chunk = tokio::time::timeout(*deadline, response.chunk())
-                        .await
-                        .map_err(|_| DataError::Silent {
-                            at: url.clone(),
-                            after: *deadline,
-                        })?
-                        .map_err(|e| DataError::Unreachable {
-                            at: url.clone(),
-                            why: e.to_string(),
-                        })?;
-                    match chunk {
-                        Some(c) if (bytes.len() + c.len()) as u64 <= len => {
-                            bytes.extend_from_slice(&c)
-                        }
-                        None if bytes.len() as u64 == len => return Ok(bytes.into()),
-                        _ => {
-                            return Err(DataError::Protocol {
-                                at: url.clone(),
-                                what: format!("another number of bytes than the {len} asked for"),
-                            });
-                        }
-                    }
+                // No more than asked for, so that a wrong server cannot fill our memory.
+                let most = usize::try_from(len).unwrap_or(usize::MAX);
+                let body = Limited::new(asked.response.into_body(), most);
+                let collected = tokio::time::timeout(*deadline, body.collect()).await;
+                let bytes = collected
+                    .map_err(|_| DataError::Silent {
+                        at: WHERE.into(),
+                        after: *deadline,
+                    })?
+                    .map_err(|e| DataError::Unreachable {
+                        at: WHERE.into(),
+                        why: e.to_string(),
+                    })?
+                    .to_bytes();
+                if bytes.len() as u64 != len {
+                    return Err(broken(format!("{} bytes, asked for {len}", bytes.len())));
                 }
+                Ok(bytes)
             }
         }
     }
 }
 
-async fn send(
-    request: reqwest::RequestBuilder,
-    url: &str,
-    deadline: Duration,
-) -> Result<reqwest::Response, DataError> {
-    tokio::time::timeout(deadline, request.send())
-        .await
-        .map_err(|_| DataError::Silent {
-            at: url.into(),
-            after: deadline,
-        })?
-        .map_err(|e| DataError::Unreachable {
-            at: url.into(),
-            why: e.to_string(),
-        })
+fn broken(what: impl Into<String>) -> DataError {
+    DataError::Protocol {
+        at: WHERE.into(),
+        what: what.into(),
+    }
 }

@@ -3,11 +3,11 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 
-use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Extension, Router};
 use bytes::Bytes;
 use futures::stream;
 use http::header::{
@@ -22,57 +22,46 @@ use crate::{DataError, OpenToken};
 /// Bytes read from disk at a time.
 const CHUNK: u64 = 512 << 10;
 
-/// `GET` and `HEAD` of what a token opens: `/data/v1/{token}`, or `/data/v1` with the token as a
-/// bearer. One range per request; strong ETag.
+/// Where [`http_router`] answers.
+pub const PATH: &str = "/data/v1";
+
+/// Who asks, as an extension of a request; whoever knows puts it there.
+#[derive(Clone, Debug)]
+pub struct Asker(pub String);
+
+/// `GET` and `HEAD` of what the bearer token opens, at [`PATH`]. One range per request; strong ETag.
 pub fn http_router(open: Arc<dyn OpenToken>) -> Router {
-    Router::new()
-        .route("/data/v1/{token}", get(by_path))
-        .route("/data/v1", get(by_bearer))
-        .with_state(open)
+    Router::new().route(PATH, get(bearer)).with_state(open)
 }
 
-type Opener = State<Arc<dyn OpenToken>>;
-
-async fn by_path(
-    State(open): Opener,
-    Path(token): Path<String>,
+async fn bearer(
+    State(open): State<Arc<dyn OpenToken>>,
+    asker: Option<Extension<Asker>>,
     method: Method,
     headers: HeaderMap,
 ) -> Response {
-    respond(&*open, &token, &method, &headers).await
-}
-
-async fn by_bearer(State(open): Opener, method: Method, headers: HeaderMap) -> Response {
     let token = headers
         .get(AUTHORIZATION)
         .and_then(|v| v.to_str().ok()?.strip_prefix("Bearer "));
-    match token {
-        Some(token) => respond(&*open, token, &method, &headers).await,
-        None => (
-            StatusCode::UNAUTHORIZED,
-            "send the data token as a bearer token\n",
-        )
-            .into_response(),
-    }
-}
-
-async fn respond(
-    open: &dyn OpenToken,
-    token: &str,
-    method: &Method,
-    headers: &HeaderMap,
-) -> Response {
-    let (file, len) = match open.open(token).await {
-        Ok(found) => found,
+    let Some(token) = token else {
+        let fix = "send the data token as a bearer token\n";
+        return (StatusCode::BAD_REQUEST, fix).into_response();
+    };
+    let asker = asker.as_ref().map(|Extension(Asker(who))| who.as_str());
+    match open.open(token, asker).await {
+        Ok((file, len)) => respond(file, len, &method, &headers),
         Err(e) => {
             let status = match (&e, e.kind()) {
                 (DataError::UnknownToken { .. }, _) => StatusCode::NOT_FOUND,
                 (_, Kind::Transport | Kind::Capacity) => StatusCode::SERVICE_UNAVAILABLE,
                 _ => StatusCode::INTERNAL_SERVER_ERROR,
             };
-            return (status, format!("{e}\n")).into_response();
+            (status, format!("{e}\n")).into_response()
         }
-    };
+    }
+}
+
+fn respond(file: File, len: u64, method: &Method, headers: &HeaderMap) -> Response {
     let etag = match file.metadata() {
         Ok(m) => format!(
             "\"{:x}-{:x}-{len:x}-{:x}{:x}\"",

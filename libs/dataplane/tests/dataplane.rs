@@ -5,14 +5,17 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use axum::Extension;
 use lotus_dataplane::{
-    DataError, FdServer, HttpPull, OpenToken, PieceReader, Pulled, fetch_fd, http_client,
-    http_router, pull_http,
+    Asker, DataError, Dial, Duplex, Far, FdServer, HttpPull, OpenToken, PATH, PieceReader, Plane,
+    Pulled, fetch_fd, http_client, http_router, pull_http,
 };
 use lotus_types::Kind;
 use tokio::sync::mpsc;
@@ -21,13 +24,17 @@ use tokio_util::sync::CancellationToken;
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Opens `<dir>/<token>`; token "busy" is refused for now, "dir" opens no regular file.
+/// Opens `<dir>/<token>`; token "busy" is refused for now, "dir" opens no regular file. Whoever says
+/// who they are must be "reader".
 struct Dir(PathBuf);
 
 #[async_trait::async_trait]
 impl OpenToken for Dir {
-    async fn open(&self, token: &str) -> Result<(File, u64), DataError> {
+    async fn open(&self, token: &str, by: Option<&str>) -> Result<(File, u64), DataError> {
         let unknown = || DataError::UnknownToken { at: "test".into() };
+        if by.is_some_and(|who| who != "reader") {
+            return Err(unknown());
+        }
         match token {
             "busy" => Err(DataError::Refused {
                 at: "test".into(),
@@ -65,12 +72,12 @@ fn serve_fd(dir: &Path, tasks: &mut JoinSet<()>) -> (PathBuf, CancellationToken)
     (socket, stop)
 }
 
-async fn serve_http(dir: &Path, tasks: &mut JoinSet<()>) -> String {
+async fn serve_http(dir: &Path, tasks: &mut JoinSet<()>) -> SocketAddr {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
+    let addr = listener.local_addr().unwrap();
     let router = http_router(Arc::new(Dir(dir.into())));
     tasks.spawn(async move { axum::serve(listener, router).await.unwrap() });
-    url
+    addr
 }
 
 #[tokio::test]
@@ -143,15 +150,16 @@ async fn a_silent_peer_costs_the_deadline_only() {
 }
 
 async fn pull(
-    url: &str,
+    (url, token): (&str, &str),
     from: u64,
     limit: u64,
     etag: Option<String>,
 ) -> (Vec<u8>, Result<Pulled, DataError>) {
     let client = http_client(DEADLINE).unwrap();
+    let bearer = format!("Bearer {token}");
     let pull = HttpPull {
         url: url.into(),
-        headers: HashMap::new(),
+        headers: HashMap::from([("authorization".into(), bearer)]),
         from,
         limit,
         idle: DEADLINE,
@@ -174,34 +182,35 @@ async fn pull(
 async fn http_pulls_resume() {
     let (dir, data) = dir();
     let mut tasks = JoinSet::new();
-    let url = serve_http(dir.path(), &mut tasks).await;
-    let url = format!("{url}/data/v1/piece");
+    let addr = serve_http(dir.path(), &mut tasks).await;
+    let url = format!("http://{addr}{PATH}");
+    let piece = (&*url, "piece");
     let len = data.len() as u64;
 
-    let (all, done) = pull(&url, 0, len, None).await;
+    let (all, done) = pull(piece, 0, len, None).await;
     assert!(all == data);
     let done = done.unwrap();
     assert_eq!(done.end, len);
     assert!(done.etag.is_some());
 
-    let (rest, again) = pull(&url, 1_234_567, len, done.etag.clone()).await;
+    let (rest, again) = pull(piece, 1_234_567, len, done.etag.clone()).await;
     assert!(rest == data[1_234_567..]);
     assert_eq!(again.unwrap(), done);
-    let (none, end) = pull(&url, len, len, done.etag.clone()).await;
+    let (none, end) = pull(piece, len, len, done.etag.clone()).await;
     assert!(none.is_empty());
     assert_eq!(end.unwrap().end, len);
 
-    let (_, e) = pull(&url, 0, len - 1, None).await;
+    let (_, e) = pull(piece, 0, len - 1, None).await;
     assert!(matches!(e, Err(DataError::TooLong { .. })), "{e:?}");
-    let (_, e) = pull(&url, 5, len, Some("\"other\"".into())).await;
+    let (_, e) = pull(piece, 5, len, Some("\"other\"".into())).await;
     assert!(matches!(e, Err(DataError::Changed { .. })), "{e:?}");
-    let (_, e) = pull(&url, len + 5, len + 9, done.etag).await;
+    let (_, e) = pull(piece, len + 5, len + 9, done.etag).await;
     assert!(matches!(e, Err(DataError::Changed { .. })), "{e:?}");
-    let (_, e) = pull(&format!("{url}x"), 0, len, None).await;
+    let (_, e) = pull((&url, "piecex"), 0, len, None).await;
     assert!(matches!(e, Err(DataError::UnknownToken { .. })), "{e:?}");
-    let (_, e) = pull(&url.replace("piece", "busy"), 0, len, None).await;
+    let (_, e) = pull((&url, "busy"), 0, len, None).await;
     assert_eq!(e.unwrap_err().kind(), Kind::Transport);
-    let (_, e) = pull("http://127.0.0.1:1/", 0, len, None).await;
+    let (_, e) = pull(("http://127.0.0.1:1/", "piece"), 0, len, None).await;
     assert_eq!(e.unwrap_err().kind(), Kind::Transport);
 }
 
@@ -225,10 +234,10 @@ async fn a_broken_transfer_goes_on_where_it_stopped() {
             conn.shutdown().await.unwrap();
         }
     });
-    let (part, e) = pull(&url, 0, 10, None).await;
+    let (part, e) = pull((&url, ""), 0, 10, None).await;
     assert_eq!(part, b"0123");
     assert_eq!(e.unwrap_err().kind(), Kind::Transport);
-    let (rest, done) = pull(&url, 4, 10, None).await;
+    let (rest, done) = pull((&url, ""), 4, 10, None).await;
     assert_eq!(rest, b"456789");
     assert_eq!(done.unwrap().end, 10);
 }
@@ -238,13 +247,12 @@ async fn one_reader_for_both_transports() {
     let (dir, data) = dir();
     let mut tasks = JoinSet::new();
     let (socket, _stop) = serve_fd(dir.path(), &mut tasks);
-    let url = serve_http(dir.path(), &mut tasks).await;
-    let by_fd = PieceReader::open(socket.to_str().unwrap(), "", "piece", DEADLINE)
-        .await
-        .unwrap();
-    let by_http = PieceReader::open("", &url, "piece", DEADLINE)
-        .await
-        .unwrap();
+    let addr = serve_http(dir.path(), &mut tasks).await;
+    let dialed = Arc::new(AtomicUsize::new(0));
+    let near = Plane::Socket(socket);
+    let far = Plane::Far(Far::new(Arc::new(Counted(addr, dialed.clone()))));
+    let by_fd = PieceReader::open(&near, "piece", DEADLINE).await.unwrap();
+    let by_http = PieceReader::open(&far, "piece", DEADLINE).await.unwrap();
     assert!(by_fd.file().is_some() && by_http.file().is_none());
     for reader in [by_fd, by_http] {
         assert_eq!(reader.len(), data.len() as u64);
@@ -256,12 +264,38 @@ async fn one_reader_for_both_transports() {
         let e = reader.read_at(2_999_999, 2).await.unwrap_err();
         assert!(matches!(e, DataError::OutOfRange { .. }), "{e}");
     }
-    let e = PieceReader::open("", "", "piece", DEADLINE)
-        .await
-        .unwrap_err();
-    assert!(e.to_string().contains("[data] listen"), "{e}");
-    let e = PieceReader::open("", &url, "none", DEADLINE)
-        .await
-        .unwrap_err();
+    let open = async |token| PieceReader::open(&far, token, DEADLINE).await.unwrap_err();
+    let e = open("none").await;
     assert!(matches!(e, DataError::UnknownToken { .. }), "{e}");
+    assert_eq!(open("busy").await.kind(), Kind::Transport);
+    assert_eq!(dialed.load(Ordering::Relaxed), 1, "connections are kept");
+}
+
+/// Dials, and counts it.
+struct Counted(SocketAddr, Arc<AtomicUsize>);
+
+#[async_trait::async_trait]
+impl Dial for Counted {
+    async fn dial(&self) -> std::io::Result<Box<dyn Duplex>> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        Ok(Box::new(tokio::net::TcpStream::connect(self.0).await?))
+    }
+}
+
+#[tokio::test]
+async fn a_token_is_for_whoever_it_was_given_to() {
+    let (dir, _) = dir();
+    let mut tasks = JoinSet::new();
+    for (who, reads) in [("reader", true), ("thief", false)] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let router = http_router(Arc::new(Dir(dir.path().into())));
+        let router = router.layer(Extension(Asker(who.into())));
+        tasks.spawn(async move { axum::serve(listener, router).await.unwrap() });
+        let far = Plane::Far(Far::new(Arc::new(Counted(addr, Arc::default()))));
+        let opened = PieceReader::open(&far, "piece", DEADLINE).await;
+        assert_eq!(opened.is_ok(), reads, "{who}");
+        let unknown = |e| matches!(e, DataError::UnknownToken { .. });
+        assert!(opened.err().is_none_or(unknown), "{who}");
+    }
 }

@@ -40,7 +40,7 @@ pub use local::{Local, Shown};
 pub use name::{Caller, Name};
 pub use record::{Credential, Registered, State};
 pub use refused::Refused;
-pub use tls::{client_config, connect};
+pub use tls::{ToHub, client_config, connect};
 
 /// How long a credential of a spoke counts.
 pub const LIFE: Duration = Duration::from_secs(15 * 60);

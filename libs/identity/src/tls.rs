@@ -85,11 +85,14 @@ pub(crate) fn server_config(
     Ok(config)
 }
 
+/// A connection to the hub, on the other side.
+pub type ToHub<S> = TlsStream<S>;
+
 /// Shakes hands with the hub over a connection, whoever dialed it.
 pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
     config: Arc<ClientConfig>,
     stream: S,
-) -> io::Result<TlsStream<S>> {
+) -> io::Result<ToHub<S>> {
     let name = ServerName::try_from(HUB_NAME).map_err(io::Error::other)?;
     let shaking = TlsConnector::from(config).connect(name, stream);
     let shaken = tokio::time::timeout(HANDSHAKE_LIMIT, shaking).await;

@@ -4,10 +4,11 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use hub_proto::v1::LeaseRequest;
 use hub_proto::{HubClient, HubConfig, HubError};
-use lotus_dataplane::{DataError, PieceReader};
+use lotus_dataplane::{DataError, Dial, Duplex, Far, PieceReader, Plane};
 use lotus_runtime::{Backoff, CancellationToken, Fault, trace};
 use lotus_types::{Kind, PieceCid};
 use tokio::runtime::Handle;
@@ -129,12 +130,24 @@ impl Leased {
     }
 }
 
+/// Connections for bytes of pieces, to a hub on another host.
+struct ToHub(HubClient);
+
+#[async_trait]
+impl Dial for ToHub {
+    async fn dial(&self) -> io::Result<Box<dyn Duplex>> {
+        Ok(Box::new(self.0.dial(b"http/1.1").await?))
+    }
+}
+
 type Slot = Arc<tokio::sync::Mutex<Option<Leased>>>;
 
 /// The hub's pieces, read under leases that are renewed when they end. Clones share the leases.
 #[derive(Clone, Debug)]
 pub struct PieceSource {
     hub: HubClient,
+    /// Where the bytes are when the hub is on another host.
+    far: Far,
     slots: Arc<Mutex<HashMap<PieceCid, Slot>>>,
     max: usize,
 }
@@ -144,6 +157,7 @@ impl PieceSource {
     #[must_use]
     pub fn new(hub: HubClient, max: usize) -> Self {
         Self {
+            far: Far::new(Arc::new(ToHub(hub.clone()))),
             hub,
             slots: Arc::default(),
             max: max.max(1),
@@ -199,9 +213,12 @@ impl PieceSource {
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
         let left = Duration::from_millis(lease.expires_unix_ms).saturating_sub(now);
-        let hello = self.hub.hello();
-        let reader =
-            PieceReader::open(&hello.data_socket, &hello.data_url, &lease.token, DEADLINE).await?;
+        // A hub that was replaced may have another socket.
+        let plane = match self.hub.hello().data_socket {
+            none if none.is_empty() => Plane::Far(self.far.clone()),
+            socket => Plane::Socket(socket.into()),
+        };
+        let reader = PieceReader::open(&plane, &lease.token, DEADLINE).await?;
         Ok(Leased {
             raw_size: lease.raw_size.min(reader.len()),
             piece_size: lease.piece_size,

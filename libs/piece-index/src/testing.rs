@@ -227,7 +227,7 @@ fn absent(what: &str) -> Status {
 
 #[async_trait::async_trait]
 impl OpenToken for State {
-    async fn open(&self, token: &str) -> Result<(File, u64), DataError> {
+    async fn open(&self, token: &str, _: Option<&str>) -> Result<(File, u64), DataError> {
         let file = File::open(self.file(token)).map_err(DataError::io("piece"))?;
         let len = file.metadata().map_err(DataError::io("piece"))?.len();
         Ok((file, len))

@@ -8,9 +8,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::future::Either;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Request, Response, StatusCode};
 use hub_proto::access::{JOINING, Method};
 use hub_proto::{GENERATION_HEADER, status, with_code};
+use lotus_dataplane::{Asker, PATH};
 use lotus_identity::{Authority, Caller, Local, Peer, Presented, Refused, Secured, Shown};
 use lotus_types::{Generation, Kind};
 use tokio_util::sync::CancellationToken;
@@ -62,6 +63,8 @@ fn decide(
         Ok(Who::Host) => return stale(asked, generation),
         Ok(Who::Spoke(caller)) => {
             let service = caller.service.as_str();
+            // Whoever may be given a lease may read by it.
+            let path = if path == PATH { LEASE } else { path };
             (service, Method::at(path).is_some_and(|m| m.may(service)))
         }
         Ok(Who::Joining(_)) => {
@@ -83,6 +86,7 @@ fn decide(
 }
 
 const RENEW: &str = "/hub.v1.Credentials/Renew";
+const LEASE: &str = "/hub.v1.Unsealed/Lease";
 
 fn code(status: &Status) -> &'static str {
     match status.code() {
@@ -121,6 +125,18 @@ pub(crate) fn unknown(refused: &Refused) -> Status {
         "`lotus-miner credentials list` on the hub shows who may call",
         None,
     )
+}
+
+/// The refusal of bytes.
+fn not_read(status: &Status) -> Response<Body> {
+    let mut response = Response::new(Body::new(status.message().to_owned()));
+    *response.status_mut() = match status.code() {
+        Code::Unauthenticated => StatusCode::UNAUTHORIZED,
+        Code::PermissionDenied => StatusCode::FORBIDDEN,
+        Code::Aborted => StatusCode::CONFLICT,
+        _ => StatusCode::BAD_REQUEST,
+    };
+    response
 }
 
 fn asked(headers: &HeaderMap) -> Result<Option<u64>, Status> {
@@ -196,6 +212,7 @@ impl Access {
         let who = self.who(path, request.extensions().get());
         decide(path, &who, asked(request.headers())?, self.generation)?;
         if let Ok(who) = who {
+            request.extensions_mut().insert(Asker(who.to_string()));
             request.extensions_mut().insert(who);
         }
         Ok(())
@@ -298,7 +315,11 @@ where
                 // Counted and not said: a hostile spoke calls as often as it can.
                 metrics::counter!("lotus_hub_api_refused_total", "code" => code(&status))
                     .increment(1);
-                Either::Right(ready(Ok(status.into_http())))
+                let refused = match request.uri().path() {
+                    PATH => not_read(&status),
+                    _ => status.into_http(),
+                };
+                Either::Right(ready(Ok(refused)))
             }
         }
     }

@@ -90,7 +90,6 @@ impl Hub for Api {
             } else {
                 self.data_socket.display().to_string()
             },
-            data_url: self.data_url.clone(),
         }))
     }
 

@@ -29,6 +29,7 @@ use hub_proto::v1::sectors_server::SectorsServer;
 use hub_proto::v1::unsealed_server::UnsealedServer;
 use hub_proto::v1::{ProvingState, SafeToRestartResponse, SectorInfo};
 use hub_proto::{status, with_code};
+use lotus_dataplane::http_router;
 use lotus_identity::{listen, local};
 use lotus_journal::JournalError;
 use lotus_messages::Sender;
@@ -103,8 +104,6 @@ pub struct Api {
     pub generation: Generation,
     /// The data plane on this host.
     pub data_socket: PathBuf,
-    /// The data plane for other hosts; empty when off.
-    pub data_url: String,
     /// Hand-offs.
     pub pieces: Arc<Pieces>,
     /// Places of pieces.
@@ -134,14 +133,16 @@ pub struct Api {
 }
 
 impl Api {
-    /// Every service, with reflection.
+    /// Every service, with reflection, and the bytes of pieces.
     pub fn routes(&self, cfg: &ApiConfig) -> Result<Routes, Fault> {
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(hub_proto::DESCRIPTORS)
             .build_v1()
             .map_err(|e| Fault::new(Kind::Fatal, format!("gRPC reflection: {e}"), "report this"))?;
         let max = cfg.max_request_bytes;
-        Ok(Routes::new(reflection)
+        let bytes = Routes::from(http_router(self.unsealed.clone()));
+        Ok(bytes
+            .add_service(reflection)
             .add_service(HubServer::new(self.clone()).max_decoding_message_size(max))
             .add_service(CapacityServer::new(self.clone()).max_decoding_message_size(max))
             .add_service(PiecesServer::new(self.clone()).max_decoding_message_size(max))
@@ -187,7 +188,12 @@ impl Listeners {
         stop: CancellationToken,
     ) -> Result<(), Fault> {
         let routes = api.routes(cfg)?;
-        let tls = Arc::new(api.access.authority().server_config(&[b"h2"])?);
+        // Calls over HTTP/2, bytes of pieces over HTTP/1.1, which costs a third as much.
+        let tls = Arc::new(
+            api.access
+                .authority()
+                .server_config(&[b"h2", b"http/1.1"])?,
+        );
         let (to, shaken) = mpsc::channel(WAITING);
         let remote = listen::accept(self.tcp, tls.clone(), "spoke", to, stop.clone());
         let access = api.access.clone();
@@ -247,6 +253,7 @@ pub(crate) fn bind_unix(path: &Path) -> Result<UnixListener, Fault> {
 /// A server with this API's limits.
 fn server(cfg: &ApiConfig) -> Server {
     Server::builder()
+        .accept_http1(true)
         .timeout(cfg.call())
         .concurrency_limit_per_connection(cfg.calls_per_connection)
         .max_concurrent_streams(Some(MAX_STREAMS))

@@ -5,6 +5,7 @@ use hub_proto::v1::unsealed_server::Unsealed;
 use hub_proto::v1::{LeaseRequest, LeaseResponse, LocateRequest, LocateResponse};
 use tonic::{Request, Response, Status};
 
+use super::access::Who;
 use super::audit::About;
 use super::pieces::piece_cid;
 use super::{Answer, Api, not_found};
@@ -24,11 +25,12 @@ impl Unsealed for Api {
     }
 
     async fn lease(&self, request: Request<LeaseRequest>) -> Answer<LeaseResponse> {
+        let to = request.extensions().get::<Who>().map(Who::to_string);
         let request = request.into_inner();
         let (cid, v2) = piece_cid(&request.piece_cid)?;
         let life = Duration::from_secs(request.ttl_seconds.into());
-        let unsealed = self.unsealed.clone();
-        let lease = blocking(move || unsealed.lease(&cid, v2.map(|p| p.raw_size), life))
+        let (unsealed, to) = (self.unsealed.clone(), to.unwrap_or_default());
+        let lease = blocking(move || unsealed.lease(&to, &cid, v2.map(|p| p.raw_size), life))
             .await
             .map_err(|e| refuse(&e))?;
         Ok(Response::new(LeaseResponse {

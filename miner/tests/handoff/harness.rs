@@ -181,7 +181,6 @@ impl Hub {
             sector_size: size,
             generation,
             data_socket: repo.data_socket(),
-            data_url: String::new(),
             pieces: pieces.clone(),
             placer: sectors.clone(),
             capacity,
@@ -326,7 +325,7 @@ pub(crate) struct Staged(PathBuf);
 
 #[async_trait::async_trait]
 impl OpenToken for Staged {
-    async fn open(&self, token: &str) -> Result<(File, u64), DataError> {
+    async fn open(&self, token: &str, _: Option<&str>) -> Result<(File, u64), DataError> {
         let file = File::open(self.0.join(token))
             .map_err(|_| DataError::UnknownToken { at: "spoke".into() })?;
         let len = file.metadata().unwrap().len();

@@ -24,7 +24,7 @@ use hub_proto::v1::{
     WatchCapacityRequest, source,
 };
 use hub_proto::{HubError, events_stream};
-use lotus_dataplane::{DataError, PieceReader};
+use lotus_dataplane::{DataError, PieceReader, Plane};
 use lotus_miner::config::PiecesConfig;
 use lotus_miner::pieces::SectorFate;
 use lotus_miner::pieces::machine::Place;
@@ -161,13 +161,14 @@ async fn a_piece_goes_from_the_offer_to_a_proven_sector_and_is_read() {
     assert!(u128::from(lease.expires_unix_ms) <= now.as_millis() + 60_000);
     let hello = hub.client.hello();
     assert_eq!(lease.generation, hello.generation);
-    let reader = PieceReader::open(&hello.data_socket, "", &lease.token, DEADLINE)
+    let plane = Plane::Socket(hello.data_socket.into());
+    let reader = PieceReader::open(&plane, &lease.token, DEADLINE)
         .await
         .unwrap();
     assert!(reader.read_at(0, reader.len()).await.unwrap() == data);
     let file = reader.file().unwrap();
     assert!(file.write_all_at(b"x", 0).is_err(), "a lease is to read");
-    let e = PieceReader::open(&hello.data_socket, "", "guess", DEADLINE)
+    let e = PieceReader::open(&plane, "guess", DEADLINE)
         .await
         .unwrap_err();
     assert!(matches!(e, DataError::UnknownToken { .. }), "{e}");

@@ -192,7 +192,7 @@ struct Staged(Arc<Engine>);
 
 #[async_trait::async_trait]
 impl OpenToken for Staged {
-    async fn open(&self, token: &str) -> Result<(File, u64), DataError> {
+    async fn open(&self, token: &str, _: Option<&str>) -> Result<(File, u64), DataError> {
         let unknown = || DataError::UnknownToken {
             at: "the staging area of deals".into(),
         };

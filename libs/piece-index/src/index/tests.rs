@@ -246,8 +246,10 @@ fn an_index_of_the_older_format_is_dropped() {
     let path = dir.path().join("index.redb");
     let old = Database::create(&path).unwrap();
     let tx = old.begin_write().unwrap();
-    tx.open_table(TableDefinition::<(u64, &[u8]), (u64, u32)>::new(super::open::OLD))
-        .unwrap();
+    tx.open_table(TableDefinition::<(u64, &[u8]), (u64, u32)>::new(
+        super::open::OLD,
+    ))
+    .unwrap();
     tx.open_table(TableDefinition::<&[u8; 32], (u64, u64)>::new("pieces"))
         .unwrap();
     tx.commit().unwrap();
