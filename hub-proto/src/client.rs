@@ -19,6 +19,7 @@ use crate::v1::{
     hub_client::HubClient as Hub, pieces_client::PiecesClient, sectors_client::SectorsClient,
     unsealed_client::UnsealedClient,
 };
+use crate::way::Way;
 use crate::{API_VERSION, HubError};
 
 /// `[hub]` of a client's configuration.
@@ -26,8 +27,9 @@ use crate::{API_VERSION, HubError};
 #[serde(default, deny_unknown_fields)]
 pub struct HubConfig {
     /// `unix:/path/hub.sock` on the hub's host; `https://host:port` of its `api.listen` on another
-    /// one, for a spoke that joined (`lotus-markets join`). Empty: the hub that it joined, else the
-    /// socket of `~/.lotus-hub/miner`.
+    /// one, for a spoke that joined (`lotus-markets join`); `listen:ip:port` where the spoke may open
+    /// no connection to the hub, for a port here that the hub dials (its `api.dial`). Empty: the hub
+    /// that it joined, else the socket of `~/.lotus-hub/miner`.
     pub addr: String,
     /// Folder of the identity. Empty: `identity` in the service's own folder. On the hub's host a
     /// process outside of a sandbox needs none.
@@ -63,7 +65,7 @@ pub struct HubClient {
     addr: Arc<str>,
     who: Arc<HelloRequest>,
     call: Duration,
-    identity: Option<Secured>,
+    identity: Option<(Secured, Way)>,
     /// Renews the identity. Ends with the last clone.
     _renewal: Arc<JoinSet<()>>,
 }
@@ -97,19 +99,16 @@ impl HubClient {
         let addr = cfg.address()?;
         let connect = Duration::from_secs(cfg.connect_secs.max(1));
         let call = Duration::from_secs(cfg.call_secs.max(1));
-        let at = match addr.strip_prefix("unix:") {
-            Some(socket) if !cfg.has_identity() => {
-                let socket = Path::new(socket);
-                return Self::on_this_host(socket, call, service, instance, interceptor).await;
-            }
-            Some(_) => addr.as_str(),
-            None => addr
-                .strip_prefix("https://")
-                .ok_or_else(|| HubError::BadAddress { addr: addr.clone() })?,
-        };
+        if let Some(socket) = addr.strip_prefix("unix:")
+            && !cfg.has_identity()
+        {
+            let socket = Path::new(socket);
+            return Self::on_this_host(socket, call, service, instance, interceptor).await;
+        }
         let endpoint = endpoint(connect);
         let identity = Secured::open(&cfg.identity)?;
-        let ready = tokio::time::timeout(connect + call, identity.ready(&endpoint, at)).await;
+        let way = Way::open(&addr).await?;
+        let ready = tokio::time::timeout(connect + call, identity.ready(&endpoint, &way)).await;
         ready.unwrap_or_else(|_| {
             Err(HubError::Silent {
                 addr: addr.clone(),
@@ -117,10 +116,10 @@ impl HubClient {
             })
         })?;
         let instance = identity.instance();
-        let channel = identity.channel(&endpoint, at);
+        let channel = identity.channel(&endpoint, &way);
         let renewal = identity.keep(channel.clone(), call);
         let who = (service, instance.as_str());
-        let identity = Some((identity, renewal));
+        let identity = Some(((identity, way), renewal));
         Self::greet(channel, identity, addr.clone(), who, call, interceptor).await
     }
 
@@ -149,7 +148,7 @@ impl HubClient {
 
     async fn greet(
         channel: tonic::transport::Channel,
-        identity: Option<(Secured, JoinSet<()>)>,
+        identity: Option<((Secured, Way), JoinSet<()>)>,
         addr: String,
         (service, instance): (&str, &str),
         call: Duration,
@@ -199,12 +198,9 @@ impl HubClient {
     /// A connection to the hub beside that of the calls, with the identity of this client, for the
     /// protocol of this ALPN name: bytes of pieces come over it where they come by no socket.
     pub async fn dial(&self, alpn: &[u8]) -> io::Result<Secure> {
-        let far = self
-            .identity
-            .as_ref()
-            .zip(self.addr.strip_prefix("https://"));
-        let (identity, addr) = far.ok_or_else(|| io::Error::other("the hub is on this host"))?;
-        identity.dial(addr, alpn).await
+        let identity = self.identity.as_ref();
+        let (identity, way) = identity.ok_or_else(|| io::Error::other("no identity"))?;
+        identity.connect(way, alpn).await
     }
 
     fn silent(&self, why: &str) -> HubError {
@@ -266,10 +262,12 @@ impl HubConfig {
         }
         if self.has_identity() {
             let hub = Secured::open(&self.identity)?.hub();
-            return Ok(match hub.starts_with("unix:") {
-                true => hub,
-                false => format!("https://{hub}"),
-            });
+            return Ok(
+                match hub.starts_with("unix:") || hub.starts_with("listen:") {
+                    true => hub,
+                    false => format!("https://{hub}"),
+                },
+            );
         }
         let home = std::env::home_dir().unwrap_or_default();
         let socket = home.join(".lotus-hub/miner/run/hub.sock");

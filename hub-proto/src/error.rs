@@ -10,10 +10,20 @@ use crate::v1::ErrorDetail;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HubError {
     /// The address in the configuration is of no form we know.
-    #[error("hub address {addr:?} is neither unix:/path/hub.sock nor https://host:port")]
+    #[error(
+        "hub address {addr:?} is none of unix:/path/hub.sock, https://host:port, listen:ip:port"
+    )]
     BadAddress {
         /// What was configured.
         addr: String,
+    },
+    /// The port that the hub is to dial is not to be had.
+    #[error("can not listen on {port} for the hub: {why}")]
+    Port {
+        /// What was configured.
+        port: String,
+        /// The system's words.
+        why: String,
     },
     /// Nobody answers at the address, or not in time.
     #[error("hub {addr} gave no answer: {why}")]
@@ -60,9 +70,10 @@ impl HubError {
     #[must_use]
     pub const fn kind(&self) -> Kind {
         match self {
-            Self::BadAddress { .. } | Self::ApiMismatch { .. } | Self::Identity { .. } => {
-                Kind::Config
-            }
+            Self::BadAddress { .. }
+            | Self::Port { .. }
+            | Self::ApiMismatch { .. }
+            | Self::Identity { .. } => Kind::Config,
             Self::Silent { .. } => Kind::Transport,
             Self::Refused { kind, .. } => *kind,
         }
@@ -75,6 +86,14 @@ impl HubError {
             Self::BadAddress { .. } => {
                 "set hub.addr to the hub's run/hub.sock as unix:/path, or to https://host:port"
                     .into()
+            }
+            Self::Port { .. } => {
+                "name a free port of this host in hub.addr: each service has its own, and each \
+                 process one service"
+                    .into()
+            }
+            Self::Silent { addr, .. } if addr.starts_with("listen:") => {
+                format!("name this host's address with the port of {addr} in the hub's api.dial")
             }
             Self::Silent { addr, .. } => {
                 format!("start `lotus-miner run`, or correct hub.addr (now {addr})")

@@ -7,6 +7,7 @@ pub mod access;
 mod client;
 mod error;
 mod secured;
+mod way;
 
 pub use client::{Channel, HubClient, HubConfig, events_stream};
 pub use error::{HubError, status, with_code};

@@ -10,14 +10,13 @@ use hyper_util::rt::TokioIo;
 use lotus_identity::{Credential, Held, LIFE, ToHub, connect};
 use lotus_runtime::Fault;
 use lotus_types::Kind;
-use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinSet;
-use tokio_util::either::Either;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::HubError;
 use crate::v1::credentials_client::CredentialsClient;
 use crate::v1::{self, JoinRequest, RenewRequest};
+use crate::way::{Stream, Way};
 
 /// A credential is renewed when this much of its life is left.
 const EARLY: Duration = Duration::from_secs(LIFE.as_secs() / 3 * 2);
@@ -26,7 +25,7 @@ const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// A connection with an identity.
-pub type Secure = ToHub<Either<UnixStream, TcpStream>>;
+pub type Secure = ToHub<Stream>;
 
 /// This spoke's identity. Clones share it.
 #[derive(Clone, Debug)]
@@ -43,7 +42,7 @@ impl Secured {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where the hub is that it is for: `host:port`, or `unix:/path`.
+    /// Where the hub is that it is for: `host:port`, `unix:/path`, or `listen:ip:port`.
     pub(crate) fn hub(&self) -> String {
         self.held().hub().to_owned()
     }
@@ -53,35 +52,34 @@ impl Secured {
         self.held().caller().instance.to_string()
     }
 
-    /// A connection to the hub at `addr`, `host:port` or `unix:/path`, for this protocol, with the
-    /// credential of this moment.
-    pub(crate) async fn dial(&self, addr: &str, alpn: &[u8]) -> io::Result<Secure> {
+    /// A connection to the hub for this protocol, with the credential of this moment.
+    pub(crate) async fn connect(&self, way: &Way, alpn: &[u8]) -> io::Result<Secure> {
+        let stream = way.stream().await?;
         let config = self.held().client_config(&[alpn]);
-        let config = config.map_err(io::Error::other)?;
-        connect(Arc::new(config), dial(addr).await?).await
+        connect(Arc::new(config.map_err(io::Error::other)?), stream).await
     }
 
-    /// The calls of `endpoint` to the hub at `addr`.
-    pub(crate) fn channel(&self, endpoint: &Endpoint, addr: &str) -> Channel {
-        let (this, addr) = (self.clone(), addr.to_owned());
+    /// The calls of `endpoint`.
+    pub(crate) fn channel(&self, endpoint: &Endpoint, way: &Way) -> Channel {
+        let (this, way) = (self.clone(), way.clone());
         endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
-            let (this, addr) = (this.clone(), addr.clone());
-            async move { this.dial(&addr, b"h2").await.map(TokioIo::new) }
+            let (this, way) = (this.clone(), way.clone());
+            async move { this.connect(&way, b"h2").await.map(TokioIo::new) }
         }))
     }
 
     /// Gets the first credential, or the next one if the one that is held is about to end.
-    pub(crate) async fn ready(&self, endpoint: &Endpoint, addr: &str) -> Result<(), HubError> {
+    pub(crate) async fn ready(&self, endpoint: &Endpoint, way: &Way) -> Result<(), HubError> {
         if !self.held().has_joined() {
             let public_key = self.held().public_key();
             let request = JoinRequest { public_key };
             // A connection of its own: this one is with the join bundle's certificate.
-            let mut hub = CredentialsClient::new(self.channel(endpoint, addr));
+            let mut hub = CredentialsClient::new(self.channel(endpoint, way));
             let credential = hub.join(request).await?.into_inner();
             self.accept(credential).await?;
         }
         if self.due() == Duration::ZERO {
-            self.renew(self.channel(endpoint, addr)).await?;
+            self.renew(self.channel(endpoint, way)).await?;
         }
         Ok(())
     }
@@ -139,16 +137,6 @@ impl Secured {
         let left = end.and_then(|at| at.duration_since(SystemTime::now()).ok());
         left.unwrap_or_default().saturating_sub(EARLY)
     }
-}
-
-/// A connection to `host:port`, or to `unix:/path`.
-async fn dial(addr: &str) -> io::Result<Either<UnixStream, TcpStream>> {
-    if let Some(path) = addr.strip_prefix("unix:") {
-        return UnixStream::connect(path).await.map(Either::Left);
-    }
-    let tcp = TcpStream::connect(addr).await?;
-    tcp.set_nodelay(true)?;
-    Ok(Either::Right(tcp))
 }
 
 fn own(fault: &Fault) -> HubError {

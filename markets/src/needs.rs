@@ -1,6 +1,7 @@
 //! What services need from their host: their own part, and that of the process around them.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use comfy_table::{Table, presets};
@@ -19,9 +20,13 @@ pub(crate) fn of(services: &[Entry], cfg: &MarketsConfig, repo: &Repo) -> Result
         needs.write.push(absolute(repo.of(entry.name))?);
         let hub = repo.hub(cfg, entry.name).address();
         let hub = hub.map_err(|e| Fault::new(e.kind(), e.to_string(), e.fix()))?;
-        // Whoever may connect to a socket with a path may: nothing of the hub's folder is read.
-        if !hub.starts_with("unix:") {
-            needs = needs.url(&hub).names();
+        match hub.strip_prefix("listen:") {
+            Some(port) => needs
+                .bind
+                .extend(port.parse::<SocketAddr>().map(|a| a.port())),
+            // Whoever may connect to a socket with a path may: nothing of the hub's folder is read.
+            None if hub.starts_with("unix:") => {}
+            None => needs = needs.url(&hub).names(),
         }
         needs = needs.and((entry.needs)(cfg));
     }
@@ -106,6 +111,9 @@ mod tests {
         cfg.indexing.announce_urls = vec!["https://cid.contact/announce".into()];
         assert_eq!(needs("indexing", &cfg).connect, [53, 443, 2344, 4317]);
         assert_eq!(needs("retrieval", &cfg).connect, [53, 2344, 4317]);
+        cfg.hub.addr = "listen:0.0.0.0:2345".into();
+        let n = needs("retrieval", &cfg);
+        assert_eq!((&*n.connect, &*n.bind), (&[53, 4317][..], &[0, 2345][..]));
     }
 
     #[test]

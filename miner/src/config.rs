@@ -91,6 +91,9 @@ pub struct ApiConfig {
     /// TCP address for spokes on other hosts, with TLS on both sides: each starts from a file of
     /// `lotus-miner join-bundle`. Port 0 picks a free one; `run/api.addr` has the one in use.
     pub listen: SocketAddr,
+    /// Spokes to which the hub opens the connections, as `host:port`: those that may open none to
+    /// the hub. They start from a file of `lotus-miner join-bundle --hub listen:IP:PORT`.
+    pub dial: Vec<String>,
     /// Seconds after which a unary call is given up.
     pub call_secs: u64,
     /// Calls in progress on one connection.
@@ -111,6 +114,7 @@ impl Default for ApiConfig {
     fn default() -> Self {
         Self {
             listen: ([127, 0, 0, 1], 2344).into(),
+            dial: Vec::new(),
             call_secs: 30,
             calls_per_connection: 128,
             max_request_bytes: 1 << 20,
@@ -183,6 +187,12 @@ impl MinerConfig {
             .map_err(|why| wrong(why, "correct [messages] in config.toml".into()))?;
         cfg.lotus_api.address()?;
         cfg.workers.address()?;
+        if let Some(bad) = cfg.api.dial.iter().find(|a| !is_host_port(a)) {
+            return Err(wrong(
+                format!("api.dial has {bad:?}, which is no address"),
+                "give host:port of each spoke to dial, such as 10.0.0.9:2345".into(),
+            ));
+        }
         let positive = [
             ("api.calls_per_connection", cfg.api.calls_per_connection),
             ("api.max_request_bytes", cfg.api.max_request_bytes),
@@ -217,6 +227,14 @@ impl MinerConfig {
             )
         })
     }
+}
+
+/// Whether it is a host and a port.
+pub(crate) fn is_host_port(text: &str) -> bool {
+    let good = |(host, port): (&str, &str)| {
+        !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok_and(|p| p > 0)
+    };
+    text.rsplit_once(':').is_some_and(good)
 }
 
 fn wrong(message: String, fix: String) -> Fault {

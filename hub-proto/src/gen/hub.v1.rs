@@ -163,7 +163,7 @@ pub struct OfferRequest {
 /// Where the hub pulls the bytes from.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Source {
-    #[prost(oneof = "source::At", tags = "1, 2")]
+    #[prost(oneof = "source::At", tags = "1, 2, 3")]
     pub at: ::core::option::Option<source::At>,
 }
 /// Nested message and enum types in `Source`.
@@ -174,6 +174,9 @@ pub mod source {
         Unix(super::UnixSource),
         #[prost(message, tag = "2")]
         Http(super::HttpSource),
+        /// Since API 1.2, feature "pull.spoke".
+        #[prost(message, tag = "3")]
+        Spoke(super::SpokeSource),
     }
 }
 /// The spoke on this host passes a read-only descriptor over its data-plane socket.
@@ -183,6 +186,14 @@ pub struct UnixSource {
     pub socket: ::prost::alloc::string::String,
     /// Opaque name of the staged bytes, as the spoke's socket knows it.
     #[prost(string, tag = "2")]
+    pub token: ::prost::alloc::string::String,
+}
+/// The spoke that offers has them, on another host. The hub asks for GET of /data/v1 over HTTP/1.1, with
+/// the token as a bearer token, on connections that this spoke opened for it (ALPN "lotus-pull/1").
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SpokeSource {
+    /// Opaque name of the staged bytes.
+    #[prost(string, tag = "1")]
     pub token: ::prost::alloc::string::String,
 }
 /// Ranged GET, resumable.

@@ -1,5 +1,5 @@
-//! Bytes of leases from a hub on another host: ranges over HTTP/1.1, on connections that are kept for
-//! the next ones.
+//! Bytes from another host, of leases from the hub and of staged pieces from a spoke: ranges over
+//! HTTP/1.1, on connections that are kept for the next ones.
 
 use std::io;
 use std::pin::Pin;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::header::{AUTHORIZATION, RANGE};
-use http::{Method, Request, Response, StatusCode, Uri};
+use http::{HeaderName, Method, Request, Response, StatusCode, Uri};
 use http_body_util::Empty;
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
@@ -18,9 +18,10 @@ use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use lotus_types::Kind;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use crate::{DataError, PATH};
+use crate::pull::receive;
+use crate::{DataError, HttpPull, PATH, Pulled};
 
 /// Requests at once. A hub lets one spoke have 64 connections, and some are for calls.
 const AT_ONCE: usize = 32;
@@ -28,21 +29,21 @@ const AT_ONCE: usize = 32;
 const IDLE: usize = 8;
 const IDLE_LIMIT: Duration = Duration::from_secs(30);
 /// What the errors call the other side.
-pub(crate) const WHERE: &str = "the hub's data plane";
+pub(crate) const WHERE: &str = "the data plane of another host";
 
 /// A connection in both directions.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Duplex for T {}
 
-/// Opens connections to the hub on which it speaks HTTP/1.1, and knows who asks.
+/// Connections to the other side, on which it answers over HTTP/1.1, and knows who asks.
 #[async_trait::async_trait]
 pub trait Dial: Send + Sync + 'static {
     /// One more.
     async fn dial(&self) -> io::Result<Box<dyn Duplex>>;
 }
 
-/// The data plane of a hub on another host. Clones share its connections.
+/// The data plane of another host. Clones share its connections.
 #[derive(Clone)]
 pub struct Far {
     client: Client<Dialer, Empty<Bytes>>,
@@ -85,20 +86,9 @@ impl Far {
         range: Option<&str>,
         deadline: Duration,
     ) -> Result<Answer, DataError> {
-        let asked = async {
-            let place = self.places.clone().acquire_owned().await;
-            let place = place.map_err(|_| DataError::Stopped)?;
-            Ok((self.send(&method, token, range).await?, place))
-        };
-        let (response, place) =
-            tokio::time::timeout(deadline, asked)
-                .await
-                .unwrap_or_else(|_| {
-                    Err(DataError::Silent {
-                        at: WHERE.into(),
-                        after: deadline,
-                    })
-                })?;
+        let range = range.map(|range| (RANGE, range.to_owned()));
+        let sent = self.send(method, token, range.into_iter(), deadline).await;
+        let (response, place) = sent?;
         match response.status() {
             StatusCode::OK | StatusCode::PARTIAL_CONTENT => Ok(Answer {
                 response,
@@ -116,19 +106,55 @@ impl Far {
         }
     }
 
+    /// The same as [`pull_http`](crate::pull_http), of what `token` opens.
+    pub async fn pull(
+        &self,
+        token: &str,
+        pull: &HttpPull,
+        sink: &mpsc::Sender<Bytes>,
+    ) -> Result<Pulled, DataError> {
+        let sent = self
+            .send(Method::GET, token, pull.resumed(), pull.idle)
+            .await;
+        let (response, _place) = sent?;
+        receive(response, pull, sink).await
+    }
+
+    /// The answer, and the place among the requests that it holds.
     async fn send(
         &self,
-        method: &Method,
+        method: Method,
         token: &str,
-        range: Option<&str>,
+        headers: impl Iterator<Item = (HeaderName, String)>,
+        deadline: Duration,
+    ) -> Result<(Response<Incoming>, OwnedSemaphorePermit), DataError> {
+        let asked = async {
+            let place = self.places.clone().acquire_owned().await;
+            let place = place.map_err(|_| DataError::Stopped)?;
+            Ok((self.request(method, token, headers).await?, place))
+        };
+        let asked = tokio::time::timeout(deadline, asked).await;
+        asked.unwrap_or_else(|_| {
+            Err(DataError::Silent {
+                at: WHERE.into(),
+                after: deadline,
+            })
+        })
+    }
+
+    async fn request(
+        &self,
+        method: Method,
+        token: &str,
+        headers: impl Iterator<Item = (HeaderName, String)>,
     ) -> Result<Response<Incoming>, DataError> {
         let mut request = Request::builder()
             .method(method)
             // The connector looks at nothing of it.
-            .uri(format!("http://hub{PATH}"))
+            .uri(format!("http://peer{PATH}"))
             .header(AUTHORIZATION, format!("Bearer {token}"));
-        if let Some(range) = range {
-            request = request.header(RANGE, range);
+        for (name, value) in headers {
+            request = request.header(name, value);
         }
         let request = request.body(Empty::new());
         let request = request.map_err(|e| DataError::Protocol {

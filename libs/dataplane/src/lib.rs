@@ -20,7 +20,7 @@ pub use far::{Dial, Duplex, Far};
 pub use fd::{FdServer, fetch_fd};
 pub use pull::{HttpPull, Pulled, http_client, http_client_on, pull_http};
 pub use reader::{PieceReader, Plane};
-pub use serve::{Asker, PATH, http_router};
+pub use serve::{Asker, PATH, PULL_ALPN, http_router, serve_on};
 
 /// Longest token, in bytes.
 pub const MAX_TOKEN: usize = 512;

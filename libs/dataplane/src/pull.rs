@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_RANGE, ETAG, IF_RANGE, RANGE};
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderName, Response, StatusCode};
+use http_body_util::BodyExt as _;
+use hyper::body::Body;
 use lotus_types::Kind;
 use tokio::sync::mpsc;
 
@@ -13,7 +15,7 @@ use crate::DataError;
 /// A ranged GET that can go on where an earlier one stopped.
 #[derive(Clone, Debug)]
 pub struct HttpPull {
-    /// Where.
+    /// Where. For [`Far::pull`](crate::Far::pull), what it is called.
     pub url: String,
     /// Headers to send, such as `authorization`.
     pub headers: HashMap<String, String>,
@@ -68,25 +70,48 @@ pub async fn pull_http(
     pull: &HttpPull,
     sink: &mpsc::Sender<Bytes>,
 ) -> Result<Pulled, DataError> {
-    let at = || pull.url.clone();
-    let silent = || DataError::Silent {
-        at: at(),
-        after: pull.idle,
-    };
     let mut request = client.get(&pull.url);
     for (name, value) in &pull.headers {
         request = request.header(name, value);
     }
-    if pull.from > 0 {
-        request = request.header(RANGE, format!("bytes={}-", pull.from));
-        if let Some(etag) = &pull.etag {
-            request = request.header(IF_RANGE, etag);
+    for (name, value) in pull.resumed() {
+        request = request.header(name, value);
+    }
+    let response = tokio::time::timeout(pull.idle, request.send())
+        .await
+        .map_err(|_| pull.silent())?
+        .map_err(|e| lost(pull, &e))?;
+    receive(response.into(), pull, sink).await
+}
+
+impl HttpPull {
+    /// The headers that ask for the rest.
+    pub(crate) fn resumed(&self) -> impl Iterator<Item = (HeaderName, String)> {
+        let rest = (self.from > 0).then(|| format!("bytes={}-", self.from));
+        let same = self.etag.clone().filter(|_| self.from > 0);
+        let range = rest.map(|r| (RANGE, r));
+        range.into_iter().chain(same.map(|tag| (IF_RANGE, tag)))
+    }
+
+    fn silent(&self) -> DataError {
+        DataError::Silent {
+            at: self.url.clone(),
+            after: self.idle,
         }
     }
-    let mut response = tokio::time::timeout(pull.idle, request.send())
-        .await
-        .map_err(|_| silent())?
-        .map_err(|e| lost(pull, &e))?;
+}
+
+/// Sends the bytes of an answer to the sink.
+pub(crate) async fn receive<B>(
+    response: Response<B>,
+    pull: &HttpPull,
+    sink: &mpsc::Sender<Bytes>,
+) -> Result<Pulled, DataError>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: std::error::Error,
+{
+    let at = || pull.url.clone();
     let etag = header(response.headers(), ETAG.as_str());
     if let (Some(old), Some(new)) = (&pull.etag, &etag)
         && old != new
@@ -145,13 +170,19 @@ pub async fn pull_http(
     };
 
     let mut end = pull.from;
+    let mut body = response.into_body();
     loop {
-        let chunk = tokio::time::timeout(pull.idle, response.chunk())
+        let frame = tokio::time::timeout(pull.idle, body.frame())
             .await
-            .map_err(|_| silent())?
+            .map_err(|_| pull.silent())?
+            .transpose()
             .map_err(|e| lost(pull, &e))?;
-        let Some(mut chunk) = chunk else {
+        let Some(frame) = frame else {
             return Ok(Pulled { end, etag });
+        };
+        // Trailers are of no interest.
+        let Ok(mut chunk) = frame.into_data() else {
+            continue;
         };
         let dropped = usize::try_from(skip).unwrap_or(usize::MAX).min(chunk.len());
         skip -= dropped as u64;
@@ -170,10 +201,12 @@ pub async fn pull_http(
     }
 }
 
-fn lost(pull: &HttpPull, e: &reqwest::Error) -> DataError {
+fn lost(pull: &HttpPull, e: &impl std::error::Error) -> DataError {
     DataError::Unreachable {
         at: pull.url.clone(),
-        why: std::error::Error::source(e).map_or_else(|| e.to_string(), |s| format!("{e}: {s}")),
+        why: e
+            .source()
+            .map_or_else(|| e.to_string(), |s| format!("{e}: {s}")),
     }
 }
 

@@ -15,15 +15,20 @@ use http::header::{
     IF_RANGE, RANGE,
 };
 use http::{HeaderMap, Method, StatusCode};
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
 use lotus_types::Kind;
 
-use crate::{DataError, OpenToken};
+use crate::{DataError, Duplex, OpenToken};
 
 /// Bytes read from disk at a time.
 const CHUNK: u64 = 512 << 10;
 
 /// Where [`http_router`] answers.
 pub const PATH: &str = "/data/v1";
+
+/// ALPN name of connections that a spoke opens to be asked by the hub.
+pub const PULL_ALPN: &[u8] = b"lotus-pull/1";
 
 /// Who asks, as an extension of a request; whoever knows puts it there.
 #[derive(Clone, Debug)]
@@ -32,6 +37,17 @@ pub struct Asker(pub String);
 /// `GET` and `HEAD` of what the bearer token opens, at [`PATH`]. One range per request; strong ETag.
 pub fn http_router(open: Arc<dyn OpenToken>) -> Router {
     Router::new().route(PATH, get(bearer)).with_state(open)
+}
+
+/// Answers as [`http_router`] does on one connection, whoever opened it, until it ends.
+pub async fn serve_on(connection: impl Duplex, open: Arc<dyn OpenToken>) -> io::Result<()> {
+    let service = TowerToHyperService::new(http_router(open));
+    hyper::server::conn::http1::Builder::new()
+        // The next request may come much later.
+        .header_read_timeout(None)
+        .serve_connection(TokioIo::new(connection), service)
+        .await
+        .map_err(io::Error::other)
 }
 
 async fn bearer(

@@ -50,6 +50,11 @@ impl<S> Secured<S> {
         &self.peer
     }
 
+    /// The protocol that the peer chose.
+    pub fn alpn(&self) -> Option<&[u8]> {
+        self.stream.get_ref().1.alpn_protocol()
+    }
+
     /// Closes the connection when it is cancelled, and is cancelled when the connection is closed.
     pub fn end(&self) -> CancellationToken {
         self.end.token().clone()

@@ -86,6 +86,7 @@ fn decide(
 }
 
 const RENEW: &str = "/hub.v1.Credentials/Renew";
+const OFFER: &str = "/hub.v1.Pieces/Offer";
 const LEASE: &str = "/hub.v1.Unsealed/Lease";
 
 fn code(status: &Status) -> &'static str {
@@ -200,6 +201,13 @@ impl Access {
             Presented::Spoke(_) => self.authority.caller(&peer.certificate).map(Who::Spoke),
             Presented::Other => Err(Refused::NotOurs),
         }
+    }
+
+    /// The name of a spoke that may offer pieces now.
+    pub(crate) fn offers(&self, peer: &Peer) -> Option<String> {
+        let caller = self.authority.caller(&peer.certificate).ok()?;
+        let may = Method::at(OFFER).is_some_and(|m| m.may(caller.service.as_str()));
+        may.then(|| caller.to_string())
     }
 
     fn check<B>(&self, request: &mut Request<B>) -> Result<(), Status> {

@@ -78,6 +78,7 @@ impl Hub for Api {
             features: vec![
                 "pull.unix".into(),
                 "pull.http".into(),
+                "pull.spoke".into(),
                 "lease".into(),
                 "events".into(),
                 "proving".into(),

@@ -29,8 +29,8 @@ use hub_proto::v1::sectors_server::SectorsServer;
 use hub_proto::v1::unsealed_server::UnsealedServer;
 use hub_proto::v1::{ProvingState, SafeToRestartResponse, SectorInfo};
 use hub_proto::{status, with_code};
-use lotus_dataplane::http_router;
-use lotus_identity::{listen, local};
+use lotus_dataplane::{PULL_ALPN, http_router};
+use lotus_identity::{dial, listen, local};
 use lotus_journal::JournalError;
 use lotus_messages::Sender;
 use lotus_node_client::{Node, NodeError};
@@ -189,16 +189,27 @@ impl Listeners {
     ) -> Result<(), Fault> {
         let routes = api.routes(cfg)?;
         // Calls over HTTP/2, bytes of pieces over HTTP/1.1, which costs a third as much.
-        let tls = Arc::new(
-            api.access
-                .authority()
-                .server_config(&[b"h2", b"http/1.1"])?,
-        );
+        let tls =
+            Arc::new(
+                api.access
+                    .authority()
+                    .server_config(&[b"h2", b"http/1.1", PULL_ALPN])?,
+            );
         let (to, shaken) = mpsc::channel(WAITING);
+        let dialed = dial(cfg.dial.clone(), tls.clone(), to.clone(), stop.clone());
         let remote = listen::accept(self.tcp, tls.clone(), "spoke", to, stop.clone());
-        let access = api.access.clone();
-        let incoming =
-            ReceiverStream::new(shaken).filter(move |s| s.as_ref().is_ok_and(|s| access.admit(s)));
+        let (access, pieces) = (api.access.clone(), api.pieces.clone());
+        let incoming = ReceiverStream::new(shaken).filter_map(move |shaken| {
+            let stream = shaken.ok().filter(|s| access.admit(s))?;
+            if stream.alpn() != Some(PULL_ALPN) {
+                return Some(Ok::<_, std::io::Error>(stream));
+            }
+            // This side asks on it.
+            if let Some(spoke) = access.offers(stream.peer()) {
+                pieces.far().put(&spoke, stream);
+            }
+            None
+        });
         let tcp = server(cfg)
             .layer(api.access.clone())
             .layer(api.recorder.clone())
@@ -215,7 +226,7 @@ impl Listeners {
             .add_routes(routes)
             .serve_with_incoming_shutdown(incoming, stop.cancelled());
         let helpers = async {
-            tokio::join!(remote, local, api.access.clone().run(stop.clone()));
+            tokio::join!(remote, dialed, local, api.access.clone().run(stop.clone()));
             // They end on a stop; what is being served then is served to its end.
             std::future::pending().await
         };

@@ -15,6 +15,7 @@ use lotus_runtime::trace;
 use lotus_types::{DealKey, PaddedSize, PieceCid, PieceInfo, SectorSize};
 use tonic::{Request, Response, Status};
 
+use super::access::Who;
 use super::audit::About;
 use super::hub::from_capacity;
 use super::{Answer, Api, MAX_PAGE, from_journal, invalid, not_found};
@@ -35,8 +36,9 @@ const MAX_NOTIFY: usize = 16 << 10;
 impl Pieces for Api {
     async fn offer(&self, request: Request<OfferRequest>) -> Answer<PieceState> {
         let about = About::of(&request);
+        let who = request.extensions().get::<Who>().cloned();
         let request = request.into_inner();
-        let (key, offer) = parse_offer(&request, self.sector_size)?;
+        let (key, offer) = parse_offer(&request, self.sector_size, who.as_ref())?;
         about.is(&key);
         let size = offer.piece.size.get();
         // A replay is answered whatever the room; its credit, if any, goes back.
@@ -220,7 +222,11 @@ pub(super) fn piece_cid(text: &str) -> Result<(PieceCid, Option<PieceInfo>), Sta
     Ok((piece, PieceInfo::from_cid_v2(&cid).ok()))
 }
 
-fn parse_offer(request: &OfferRequest, sector: SectorSize) -> Result<(DealKey, Offer), Status> {
+fn parse_offer(
+    request: &OfferRequest,
+    sector: SectorSize,
+    who: Option<&Who>,
+) -> Result<(DealKey, Offer), Status> {
     let key = deal_key(request.key.as_ref())?;
     let (cid, v2) = piece_cid(&request.piece_cid)?;
     let size = PaddedSize::new(request.piece_size).map_err(|e| {
@@ -273,7 +279,7 @@ fn parse_offer(request: &OfferRequest, sector: SectorSize) -> Result<(DealKey, O
     }
     let offer = Offer {
         piece,
-        source: parse_source(request.source.as_ref())?,
+        source: parse_source(request.source.as_ref(), who)?,
         terms: parse_terms(&request.terms.clone().unwrap_or_default())?,
         usage: Usage {
             index: usage.index,
@@ -288,12 +294,16 @@ fn parse_offer(request: &OfferRequest, sector: SectorSize) -> Result<(DealKey, O
     Ok((key, offer))
 }
 
-fn parse_source(source: Option<&v1::Source>) -> Result<Source, Status> {
+fn parse_source(source: Option<&v1::Source>, who: Option<&Who>) -> Result<Source, Status> {
     let wrong = |what: &str| {
         invalid(
             format!("source: {what}"),
-            "send a Unix socket with a token, or an http(s) URL",
+            "send a Unix socket with a token, a token alone, or an http(s) URL",
         )
+    };
+    let token = |token: &str| match token.is_empty() || token.len() > MAX_TOKEN {
+        true => Err(wrong("the token is empty or too long")),
+        false => Ok(token.to_owned()),
     };
     match source.and_then(|s| s.at.as_ref()) {
         Some(source::At::Unix(unix)) => {
@@ -301,14 +311,16 @@ fn parse_source(source: Option<&v1::Source>) -> Result<Source, Status> {
             if !socket.is_absolute() || unix.socket.len() > MAX_SOCKET {
                 return Err(wrong("the socket is no absolute path of at most 107 bytes"));
             }
-            if unix.token.is_empty() || unix.token.len() > MAX_TOKEN {
-                return Err(wrong("the token is empty or too long"));
-            }
-            Ok(Source::Unix {
-                socket,
-                token: unix.token.clone(),
-            })
+            let token = token(&unix.token)?;
+            Ok(Source::Unix { socket, token })
         }
+        Some(source::At::Spoke(spoke)) => match who {
+            Some(Who::Spoke(caller)) => Ok(Source::Spoke {
+                name: caller.to_string(),
+                token: token(&spoke.token)?,
+            }),
+            _ => Err(wrong("only a spoke with an identity is asked")),
+        },
         Some(source::At::Http(http)) => {
             let known = http.url.starts_with("http://") || http.url.starts_with("https://");
             if !known || http.url.len() > MAX_URL || reqwest::Url::parse(&http.url).is_err() {

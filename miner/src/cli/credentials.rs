@@ -1,5 +1,6 @@
 //! Who may call the hub: join bundles, identities, and which service may call what.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use serde::Serialize;
 
 use super::{Cx, from_status, print, print_json, table, time};
 use crate::api::identified;
-use crate::config::MinerConfig;
+use crate::config::{MinerConfig, is_host_port};
 use crate::repo::Repo;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -33,7 +34,9 @@ pub(super) struct JoinBundleArgs {
         default_value_if("identity", ArgPredicate::IsPresent, "local")
     )]
     instance: Name,
-    /// Where it reaches the hub, host:port. Without it, the address of api.listen
+    /// Where it reaches the hub, host:port. Without it, the address of api.listen. Or
+    /// listen:IP:PORT, where the spoke waits there for the hub to reach it: name its host and that
+    /// port in api.dial
     #[arg(long, value_name = "HOST:PORT", conflicts_with = "identity")]
     hub: Option<String>,
     /// Hours in which the bundle must be used
@@ -98,7 +101,10 @@ pub(super) fn join_bundle(cx: &Cx, args: &JoinBundleArgs) -> Result<(), Fault> {
         (None, None) => return Err(Fault::new(Kind::Config, "no file", "name it with -o")),
     };
     let hub = match &args.hub {
-        Some(hub) => host_port(hub)?,
+        Some(hub) => match hub.strip_prefix("listen:") {
+            Some(port) if port.parse::<SocketAddr>().is_ok() => hub.clone(),
+            _ => host_port(hub)?,
+        },
         None => {
             let cfg = MinerConfig::load(&repo.config())?;
             reachable(&repo, cfg.api.listen, "api")?
@@ -318,10 +324,7 @@ pub(super) fn initialised(cx: &Cx) -> Result<Repo, Fault> {
 
 /// An address that somebody typed, `host:port`.
 pub(super) fn host_port(text: &str) -> Result<String, Fault> {
-    let good = text
-        .rsplit_once(':')
-        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0));
-    if good && !text.contains('/') {
+    if is_host_port(text) {
         return Ok(text.into());
     }
     Err(Fault::new(

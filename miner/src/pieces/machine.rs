@@ -26,6 +26,13 @@ pub enum Source {
     },
     /// The hub has them already, where they would be pulled to.
     Staged,
+    /// A spoke on another host has them.
+    Spoke {
+        /// Its name, `SERVICE/INSTANCE`.
+        name: String,
+        /// Opaque name of the staged bytes.
+        token: String,
+    },
 }
 
 /// What the chain is told about the piece.
@@ -157,6 +164,7 @@ impl Source {
             Self::Unix { socket, .. } => socket.display().to_string(),
             Self::Http { url, .. } => url.clone(),
             Self::Staged => "the hub itself".into(),
+            Self::Spoke { name, .. } => name.clone(),
         }
     }
 }

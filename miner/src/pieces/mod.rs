@@ -1,5 +1,6 @@
 //! Pieces: from a spoke's offer to a verified file to a place in a proven sector.
 
+mod far;
 mod intake;
 mod keep;
 pub mod machine;
@@ -23,6 +24,7 @@ use ulid::Ulid;
 
 use crate::config::PiecesConfig;
 use crate::events::EventLog;
+pub use far::FarSpokes;
 use intake::{Intake, put_in_place};
 pub use keep::{KeepUnsealed, sweep};
 use machine::{DealTerms, Event, Offer, Phase, PieceMachine, Place};
@@ -181,6 +183,8 @@ pub struct Pieces {
     files: tokio::sync::Mutex<()>,
     /// Held while a piece is placed or withdrawn.
     placing: tokio::sync::Mutex<()>,
+    /// Spokes on other hosts that have staged bytes.
+    far: FarSpokes,
 }
 
 impl std::fmt::Debug for Pieces {
@@ -215,7 +219,14 @@ impl Pieces {
             changed: watch::Sender::new(0),
             files: tokio::sync::Mutex::new(()),
             placing: tokio::sync::Mutex::new(()),
+            far: FarSpokes::default(),
         }))
+    }
+
+    /// Spokes on other hosts that have staged bytes.
+    #[must_use]
+    pub fn far(&self) -> &FarSpokes {
+        &self.far
     }
 
     /// Journals an offer, or moves the source of one that is known. Returns the present state.

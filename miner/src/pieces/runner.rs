@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use lotus_dataplane::{DataError, HttpPull, fetch_fd, http_client, pull_http};
+use lotus_dataplane::{DataError, Far, HttpPull, fetch_fd, http_client, pull_http};
 use lotus_journal::{EffectId, JournalError, Machine as _, Pending};
 use lotus_runtime::{Backoff, Fault, trace};
 use lotus_types::{DealKey, Kind, PieceInfo};
@@ -307,7 +307,14 @@ impl PieceRunner {
                 }
                 Source::Http { url, headers } => {
                     let headers = headers.clone().into_iter().collect();
-                    self.copy_http(url, headers, part, pulled, &halt).await
+                    let far = None;
+                    self.copy_http(url, headers, far, part, pulled, &halt).await
+                }
+                Source::Spoke { name, token } => {
+                    let far = Some((self.pieces.far.of(name), token.as_str()));
+                    let headers = HashMap::new();
+                    self.copy_http(name, headers, far, part, pulled, &halt)
+                        .await
                 }
             }
         };
@@ -456,6 +463,7 @@ impl PieceRunner {
         &self,
         url: &str,
         headers: HashMap<String, String>,
+        far: Option<(Far, &str)>,
         mut part: Intake,
         pulled: Arc<AtomicU64>,
         halt: &CancellationToken,
@@ -480,8 +488,14 @@ impl PieceRunner {
             (Ok(()), part)
         });
         let puller = async move {
+            let pulling = async {
+                match far {
+                    Some((far, token)) => far.pull(token, &pull, &tx).await,
+                    None => pull_http(&self.http, &pull, &tx).await,
+                }
+            };
             tokio::select! {
-                pulled = pull_http(&self.http, &pull, &tx) => pulled,
+                pulled = pulling => pulled,
                 () = halt.cancelled() => Err(DataError::Stopped),
             }
         };

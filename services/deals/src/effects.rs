@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hub_proto::HubError;
-use hub_proto::v1::{DealTerms, OfferRequest, Source as OfferSource, UnixSource, Use, source::At};
+use hub_proto::v1::{
+    DealTerms, OfferRequest, Source as OfferSource, SpokeSource, UnixSource, Use, source::At,
+};
+use hub_proto::{HubClient, HubError};
 use lotus_actors::{actors, encode};
 use lotus_dataplane::{DataError, HttpPull, Pulled};
 use lotus_journal::{JournalError, Pending};
@@ -449,7 +451,15 @@ async fn offer_once(engine: &Engine, record: &Record) -> Result<HubView, HubErro
         });
     }
     let credit = engine.acquire(&p.key, p.piece.size.get()).await?;
-    let request = offer_request(record, credit, &engine.data_socket);
+    let token = token(&p.key);
+    let at = match is_far(&engine.hub) {
+        true => At::Spoke(SpokeSource { token }),
+        false => At::Unix(UnixSource {
+            socket: engine.data_socket.clone(),
+            token,
+        }),
+    };
+    let request = offer_request(record, credit, at);
     let state = engine
         .hub
         .pieces()
@@ -458,7 +468,12 @@ async fn offer_once(engine: &Engine, record: &Record) -> Result<HubView, HubErro
     Ok(view(&state.into_inner()))
 }
 
-fn offer_request(record: &Record, credit: String, data_socket: &str) -> OfferRequest {
+/// Whether the hub is on another host, and pulls over connections instead of a socket.
+pub(crate) fn is_far(hub: &HubClient) -> bool {
+    hub.hello().data_socket.is_empty()
+}
+
+fn offer_request(record: &Record, credit: String, at: At) -> OfferRequest {
     let p = &record.proposal;
     let (allocation_client, allocation_id) = p.allocation.unwrap_or_default();
     // The market actor activates a published deal when it is told its id (FIP-0076).
@@ -473,12 +488,7 @@ fn offer_request(record: &Record, credit: String, data_socket: &str) -> OfferReq
         piece_cid: p.piece.cid_v2().to_string(),
         piece_size: p.piece.size.get(),
         raw_size: p.piece.raw_size,
-        source: Some(OfferSource {
-            at: Some(At::Unix(UnixSource {
-                socket: data_socket.into(),
-                token: token(&p.key),
-            })),
-        }),
+        source: Some(OfferSource { at: Some(at) }),
         terms: Some(DealTerms {
             start_epoch: p.start_epoch.0,
             end_epoch: p.end_epoch.0,

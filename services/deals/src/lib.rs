@@ -24,6 +24,7 @@ pub mod openapi;
 pub mod operator;
 pub mod pdp;
 mod pieces;
+mod pulled;
 mod ranges;
 mod rate;
 mod service;

@@ -16,11 +16,12 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use crate::DealsConfig;
+use crate::effects::is_far;
 use crate::engine::{Engine, journal_fault};
 use crate::operator::Operator;
 use crate::pieces::Pieces;
 use crate::staging::Staging;
-use crate::{effects, follow, http, mk12};
+use crate::{effects, follow, http, mk12, pulled};
 
 /// The deal service: takes proposals, gets the bytes, hands them to the hub, and follows them
 /// until the sector is proven.
@@ -102,7 +103,8 @@ impl Service for Deals {
         // The hub opens the socket by this path, whatever its working directory is.
         let data_socket = std::path::absolute(self.dir.join("data.sock"))?;
         let engine = self.engine(&data_socket).await?;
-        let data = FdServer::bind(&data_socket, Arc::new(Staged(engine.clone())))
+        let (hub, staged) = (engine.hub.clone(), Arc::new(Staged(engine.clone())));
+        let data = FdServer::bind(&data_socket, staged.clone())
             .map_err(|e| Fault::new(e.kind(), e.to_string(), e.fix()))?;
         let addr = listener.local_addr()?;
         let operator = Operator::bind(&self.dir, engine.clone())?;
@@ -143,7 +145,11 @@ impl Service for Deals {
         let data_stop = CancellationToken::new();
         let until = data_stop.clone();
         let mut data_task = JoinSet::new();
-        data_task.spawn(data.run(until));
+        if is_far(&hub) {
+            data_task.spawn(pulled::serve(hub, staged, until));
+        } else {
+            data_task.spawn(data.run(until));
+        }
 
         addr_file::write(&self.run_dir, Self::NAME, &addr.to_string())?;
         tracing::info!(%addr, "deals are taken");

@@ -122,6 +122,8 @@ impl v1::hub_server::Hub for FakeHub {
         Ok(Response::new(v1::HelloResponse {
             major: 1,
             generation: 1,
+            // On this host, and takes bytes from the spoke's socket.
+            data_socket: "/no/such".into(),
             ..Default::default()
         }))
     }
