@@ -204,11 +204,20 @@ fn utf8(path: &Path) -> Result<&str, Failed> {
 /// Proposes and uploads. A provider that restarts meanwhile is asked again with the same deal
 /// id, as a client would do it; that is what the id is for.
 pub async fn propose(net: &Net, car: &Path) -> Result<Deal, Failed> {
+    propose_to(net, || net.spoke_url("deals"), car).await
+}
+
+/// The same to the deals that are at `url`, then.
+pub async fn propose_to(
+    net: &Net,
+    url: impl Fn() -> Result<String, Failed>,
+    car: &Path,
+) -> Result<Deal, Failed> {
     let key = net.root().join("client.key");
     let id = ulid::Ulid::generate().to_string();
     let deadline = Instant::now() + secs(120);
     loop {
-        let url = net.spoke_url("deals")?;
+        let url = url()?;
         let made = net
             .run(
                 "lotus-markets",

@@ -7,10 +7,12 @@ pub mod demo;
 pub mod download;
 mod far;
 pub mod history;
+mod hosts;
 mod net;
 pub mod peers;
 pub mod sectors;
 mod watch;
 
-pub use far::Far;
+pub use far::{At, Far};
+pub use hosts::Host;
 pub use net::{Failed, GuardStatus, Net, NetConfig, OwnedSocket, ProcessStatus, binary, secs};

@@ -15,7 +15,7 @@ use hub_proto::v1::hub_client::HubClient;
 use hub_proto::v1::{HelloRequest, SubscribeRequest};
 use hyper_util::rt::TokioIo;
 use lotus_dataplane::{Duplex, PATH};
-use lotus_e2e::{Far, Net, NetConfig, secs};
+use lotus_e2e::{At, Far, Net, NetConfig, secs};
 use lotus_identity::{Authority, Caller, Held, connect};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
@@ -418,7 +418,7 @@ async fn a_spoke_joins_and_is_sent_away() {
         serde_json::from_str::<serde_json::Value>(&out).unwrap()
     };
 
-    let (repo, bundle) = Far::join(&net, "retrieval", "far").await.unwrap();
+    let (repo, bundle) = Far::join(&net, "retrieval", "far", At::Here).await.unwrap();
     // Another host that got hold of the file.
     let bundle = bundle.display().to_string();
     let thief = net.root().join("thief").display().to_string();
@@ -428,7 +428,7 @@ async fn a_spoke_joins_and_is_sent_away() {
     let refused = refused.unwrap_err().to_string();
     assert!(refused.contains("was used already"), "{refused}");
 
-    let far = Far::run(&net, "retrieval", repo).await.unwrap();
+    let far = Far::run(&net, "retrieval", repo, At::Here).await.unwrap();
     let state = async |who: &str| {
         let listed = miner(&["credentials", "list"]).await;
         let rows = listed.as_array().unwrap();
@@ -452,7 +452,7 @@ async fn a_spoke_joins_and_is_sent_away() {
     .await
     .unwrap_or_else(|e| panic!("{e}: {}", far.log()));
     assert!(!far.ready().await);
-    drop(far);
+    far.kill().await.unwrap();
     assert_eq!(state("retrieval/far").await, "revoked");
     assert_eq!(state("retrieval/local").await, "joined");
 

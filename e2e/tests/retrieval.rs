@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use lotus_car::pack_dir;
-use lotus_e2e::{Far, Net, NetConfig, demo, secs};
+use lotus_e2e::{At, Far, Net, NetConfig, demo, secs};
 
 /// Files below `dir` with exactly these bytes.
 fn copies(dir: &Path, bytes: &[u8]) -> Vec<PathBuf> {
@@ -49,8 +49,8 @@ async fn a_piece_without_an_unsealed_copy_is_unsealed_for_a_client() {
     let bytes = fs::read(&car).unwrap();
     let http = lotus_runtime::http_client().build().unwrap();
     // A replica on another host has no descriptor: bytes come over the hub's port.
-    let (far, _) = Far::join(&net, "retrieval", "far").await.unwrap();
-    let far = Far::run(&net, "retrieval", far).await.unwrap();
+    let (far, _) = Far::join(&net, "retrieval", "far", At::Here).await.unwrap();
+    let far = Far::run(&net, "retrieval", far, At::Here).await.unwrap();
     let (near, replica) = (net.spoke_url("retrieval").unwrap(), far.url().unwrap());
     let part = http.get(format!("{replica}/piece/{}", deal.piece_cid));
     let part = part.header("range", "bytes=7-499999");
@@ -70,7 +70,7 @@ async fn a_piece_without_an_unsealed_copy_is_unsealed_for_a_client() {
         !lost.contains(" WARN ") && !lost.contains(" ERROR "),
         "{lost}"
     );
-    drop(far);
+    far.kill().await.unwrap();
 
     let raw = copies(&net.root().join("miner"), &bytes);
     assert_eq!(raw.len(), 1, "the hub's raw copy: {raw:?}");
