@@ -2,6 +2,7 @@
 //! `cargo xtask bench` builds everything and runs this.
 
 mod commits;
+mod contract;
 mod guard;
 mod markets;
 mod overhead;
@@ -28,6 +29,11 @@ enum Args {
     Guard(guard::Options),
     /// What the spokes can do: the index, retrieval and commP, each beside a peer
     Markets(markets::Options),
+    /// The hub API under a hostile spoke with a valid certificate, and what it costs the others
+    Contract(contract::Options),
+    /// That spoke
+    #[command(hide = true)]
+    Hostile(contract::Hostile),
 }
 
 #[derive(Debug, clap::Args)]
@@ -78,6 +84,8 @@ fn main() -> ExitCode {
         Args::Supervisor(options) => options.json,
         Args::Guard(options) => options.json,
         Args::Markets(options) => options.json,
+        Args::Contract(options) => options.json,
+        Args::Hostile(_) => true,
     };
     let done = tokio::runtime::Runtime::new()
         .map_err(Error::from)
@@ -104,6 +112,8 @@ async fn measure(args: Args) -> Result<serde_json::Value, Error> {
         Args::Supervisor(options) => serde_json::to_value(supervisor::run(options).await?)?,
         Args::Guard(options) => serde_json::to_value(guard::run(options).await?)?,
         Args::Markets(options) => serde_json::to_value(markets::run(options).await?)?,
+        Args::Contract(options) => serde_json::to_value(contract::run(options).await?)?,
+        Args::Hostile(options) => serde_json::to_value(contract::hostile(options).await?)?,
     })
 }
 

@@ -10,6 +10,7 @@ pub mod history;
 mod hosts;
 mod net;
 pub mod peers;
+pub mod secrets;
 pub mod sectors;
 mod watch;
 

@@ -240,7 +240,13 @@ fn caller(service: &str, instance: &str) -> Caller {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_method_by_every_service() {
-    let net = Net::start(&NetConfig::default()).await.unwrap();
+    let mut cfg = NetConfig::default();
+    // Each call is made on a connection of its own.
+    let many = [("HANDSHAKES", "1000000"), ("CALLS", "1000000")];
+    for (key, value) in many.map(|(k, v)| (format!("LOTUS_MINER__API__{k}_PER_SECOND"), v)) {
+        cfg.hub_env.insert(key, value.into());
+    }
+    let net = Net::start(&cfg).await.unwrap();
     net.ready(secs(120)).await.unwrap();
     let hub = net.root().join("miner");
     let addr = lotus_runtime::addr_file::read(&hub.join("run"), "api").unwrap();

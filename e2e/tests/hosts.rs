@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use lotus_e2e::{At, Failed, Far, Host, Net, NetConfig, demo, secs};
+use lotus_e2e::{At, Failed, Far, Host, Net, NetConfig, demo, secrets, secs};
 use tokio::task::JoinSet;
 
 /// Where the hub listens, and where it dials.
@@ -206,6 +206,16 @@ async fn replicas_on_other_hosts_come_and_go() {
         let log = far.log();
         assert!(!log.contains(" ERROR "), "{log}");
     }
+    // The authority's key, three identities and their bundles, indexing's, tokens of the node and
+    // the hub: none of them is in any log.
+    let kept = secrets::all(net.root()).unwrap();
+    assert!(kept.len() >= 12, "{} secrets are there", kept.len());
+    let far = [&deals, &one, &two].map(Far::log_file);
+    let logs = [net.log_files(), far.to_vec()].concat();
+    assert_eq!(
+        secrets::shown(&kept, &logs).unwrap(),
+        [""; 0].map(std::path::PathBuf::from)
+    );
     drop((clients, deals, one, two));
     net.stop().await.unwrap();
 }

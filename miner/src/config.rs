@@ -98,6 +98,11 @@ pub struct ApiConfig {
     pub call_secs: u64,
     /// Calls in progress on one connection.
     pub calls_per_connection: usize,
+    /// Calls a second of one spoke, twice as many at once; more wait. Of requests for bytes it may
+    /// make five times as many.
+    pub calls_per_second: u32,
+    /// Connections a second from one address, or of one process of this host; twice as many at once.
+    pub handshakes_per_second: u32,
     /// Largest request, bytes.
     pub max_request_bytes: usize,
 }
@@ -117,6 +122,8 @@ impl Default for ApiConfig {
             dial: Vec::new(),
             call_secs: 30,
             calls_per_connection: 128,
+            calls_per_second: 1_000,
+            handshakes_per_second: 50,
             max_request_bytes: 1 << 20,
         }
     }
@@ -196,6 +203,7 @@ impl MinerConfig {
         let positive = [
             ("api.calls_per_connection", cfg.api.calls_per_connection),
             ("api.max_request_bytes", cfg.api.max_request_bytes),
+            ("api.calls_per_second", cfg.api.calls_per_second as usize),
             ("pieces.pulls", cfg.pieces.pulls),
             ("pieces.max_waiting", cfg.pieces.max_waiting),
         ];

@@ -252,7 +252,11 @@ pub async fn run(
         node: node.clone(),
         sender: sender.clone(),
         confidence: cfg.messages.confidence_epochs,
-        access: Access::new(Arc::new(Authority::open(&repo.authority())?), generation),
+        access: Access::new(
+            Arc::new(Authority::open(&repo.authority())?),
+            generation,
+            cfg.api.calls_per_second,
+        ),
         recorder: recorder.clone(),
         stop: stop.clone(),
     };

@@ -20,8 +20,11 @@ use crate::pieces::{NoPlace, Pieces};
 
 /// Longest lease: a reader that lost its right reads on for no longer than this.
 pub const MAX_LEASE: Duration = Duration::from_secs(60);
-/// Leases at a time.
+/// Leases at a time: of all, and of one reader, which has one for each piece and minute.
 const MAX_LEASES: usize = 100_000;
+const LEASES_OF_ONE: usize = 20_000;
+/// How often leases that have ended are taken out, when there are too many.
+const SWEEP: Duration = Duration::from_secs(1);
 /// Unsealings that wait.
 const QUEUE: usize = 64;
 /// Unsealings at a time: they compete with sealing.
@@ -111,6 +114,44 @@ pub struct Readable {
     pub sector: Option<u64>,
 }
 
+#[derive(Default)]
+struct Leases {
+    by_token: HashMap<String, Granted>,
+    /// How many each reader has.
+    of: HashMap<String, usize>,
+    /// When those that had ended were last taken out.
+    swept: Option<Instant>,
+}
+
+impl Leases {
+    /// Room for one more, or what there is too much of.
+    fn room(&mut self, to: &str) -> Result<(), UnsealedError> {
+        let now = Instant::now();
+        if self.is_full(to) && self.swept.is_none_or(|at| now > at + SWEEP) {
+            self.swept = Some(now);
+            self.by_token.retain(|_, l| l.expires > now);
+            self.of.clear();
+            for lease in self.by_token.values() {
+                *self.of.entry(lease.to.clone()).or_default() += 1;
+            }
+        }
+        match self.is_full(to) {
+            true => Err(UnsealedError::Busy("leases")),
+            false => Ok(()),
+        }
+    }
+
+    fn is_full(&self, to: &str) -> bool {
+        let of_one = self.of.get(to).copied().unwrap_or_default();
+        self.by_token.len() >= MAX_LEASES || of_one >= LEASES_OF_ONE
+    }
+
+    fn put(&mut self, token: String, lease: Granted) {
+        *self.of.entry(lease.to.clone()).or_default() += 1;
+        self.by_token.insert(token, lease);
+    }
+}
+
 struct Granted {
     to: String,
     piece: PieceInfo,
@@ -121,7 +162,7 @@ struct Granted {
 pub struct Unsealed {
     pieces: Arc<Pieces>,
     generation: Generation,
-    leases: Mutex<HashMap<String, Granted>>,
+    leases: Mutex<Leases>,
     unsealing: Mutex<HashSet<PieceCid>>,
     queue: mpsc::Sender<PieceCid>,
     /// Counts unsealings that ended.
@@ -209,15 +250,9 @@ impl Unsealed {
         let expires = Instant::now() + life;
         let token = token();
         let mut leases = lock(&self.leases);
-        if leases.len() >= MAX_LEASES {
-            let now = Instant::now();
-            leases.retain(|_, l| l.expires > now);
-            if leases.len() >= MAX_LEASES {
-                return Err(UnsealedError::Busy("leases"));
-            }
-        }
+        leases.room(to)?;
         let to = to.to_owned();
-        leases.insert(token.clone(), Granted { to, piece, expires });
+        leases.put(token.clone(), Granted { to, piece, expires });
         Ok(Lease {
             token,
             generation: self.generation,
@@ -269,10 +304,9 @@ impl OpenToken for Unsealed {
             at: "the hub".into(),
         };
         let piece = {
-            let mut leases = lock(&self.leases);
-            let lease = leases.get(token).ok_or_else(unknown)?;
+            let leases = lock(&self.leases);
+            let lease = leases.by_token.get(token).ok_or_else(unknown)?;
             if lease.expires <= Instant::now() {
-                leases.remove(token);
                 return Err(unknown());
             }
             if by.is_some_and(|by| by != lease.to) {
@@ -348,4 +382,41 @@ fn token() -> String {
 
 fn lock<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use lotus_types::{Commitment, PaddedSize};
+
+    use super::*;
+
+    #[test]
+    fn whoever_hoards_leases_keeps_nobody_from_theirs() {
+        let piece = PieceInfo {
+            cid: PieceCid::new(Commitment([0; 32])),
+            size: PaddedSize::to_hold(1).unwrap(),
+            raw_size: 1,
+        };
+        let mut leases = Leases::default();
+        let mut give = |to: &str, n: usize, life: Duration| {
+            leases.room(to)?;
+            let expires = Instant::now() + life;
+            let to = to.to_owned();
+            let lease = Granted { to, piece, expires };
+            leases.put(format!("{n}"), lease);
+            Ok::<_, UnsealedError>(())
+        };
+        for n in 0..LEASES_OF_ONE {
+            give("retrieval/greedy", n, MAX_LEASE).unwrap();
+        }
+        assert!(give("retrieval/greedy", LEASES_OF_ONE, MAX_LEASE).is_err());
+        for n in LEASES_OF_ONE..2 * LEASES_OF_ONE {
+            give("retrieval/other", n, Duration::ZERO).unwrap();
+        }
+        // What has ended does not count; looking for it costs, and is not done at every call.
+        assert!(give("retrieval/other", 2 * LEASES_OF_ONE, MAX_LEASE).is_err());
+        leases.swept = None;
+        leases.room("retrieval/other").unwrap();
+        assert_eq!(leases.by_token.len(), LEASES_OF_ONE);
+    }
 }

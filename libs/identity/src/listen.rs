@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use lotus_runtime::{Rates, client};
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -101,15 +102,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Secured<S> {
 }
 
 /// Shakes hands with whoever connects, and passes on those with a certificate that `tls` takes,
-/// until `stop`. `whom` the port is for is said in the log.
+/// until `stop`. `whom` the port is for is said in the log. An address may begin `per_second`
+/// handshakes, and twice as many at once: each costs as much as many calls.
 pub async fn accept(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
+    per_second: u32,
     whom: &'static str,
     to: mpsc::Sender<io::Result<Secured>>,
     stop: CancellationToken,
 ) {
     let room = Arc::new(Semaphore::new(HANDSHAKES));
+    let rates = Rates::new(per_second);
     let mut handshakes = JoinSet::new();
     loop {
         while handshakes.try_join_next().is_some() {}
@@ -130,6 +134,10 @@ pub async fn accept(
             // The semaphore is never closed.
             (Err(_), _) => return,
         };
+        if !rates.allow(client(addr.ip()), Instant::now()) {
+            metrics::counter!("lotus_hub_handshakes_refused_total").increment(1);
+            continue;
+        }
         let (tls, to) = (tls.clone(), to.clone());
         handshakes.spawn(async move {
             let _permit = permit;

@@ -6,7 +6,9 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
+use lotus_runtime::Rates;
 use lotus_runtime::peer::is_confined;
 use rustix::net::{RecvFlags, recv};
 use rustix::process::geteuid;
@@ -96,16 +98,19 @@ impl AsyncWrite for Local {
     }
 }
 
-/// Passes on who connects, once it is known what they show, until `stop`.
+/// Passes on who connects, once it is known what they show, until `stop`. A process that is no
+/// operator's may connect `per_second` times, and twice as often at once.
 pub async fn accept(
     listener: UnixListener,
     tls: Arc<ServerConfig>,
+    per_second: u32,
     to: mpsc::Sender<io::Result<Local>>,
     stop: CancellationToken,
 ) {
     // Whoever is in a sandbox does not keep an operator waiting.
     let (operators, others) = (room(HANDSHAKES), room(HANDSHAKES));
     let nobodies = room(NOBODIES);
+    let rates = Rates::new(per_second);
     let mut handshakes = JoinSet::new();
     loop {
         while handshakes.try_join_next().is_some() {}
@@ -128,6 +133,11 @@ pub async fn accept(
             true => (&operators, None),
             false => (&others, Some(nobodies.clone())),
         };
+        let pid = stream.peer_cred().ok().and_then(|c| c.pid());
+        if !operator && !rates.allow(pid, Instant::now()) {
+            metrics::counter!("lotus_hub_handshakes_refused_total").increment(1);
+            continue;
+        }
         let Ok(permit) = room.clone().try_acquire_owned() else {
             tracing::debug!("too many processes connect at once");
             continue;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::future::Either;
+use futures::future::{BoxFuture, Either};
 use http::{HeaderMap, Request, Response, StatusCode};
 use hub_proto::access::{JOINING, Method};
 use hub_proto::{GENERATION_HEADER, status, with_code};
@@ -18,6 +18,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
+
+use super::quotas::Quotas;
 
 /// How often open connections are held against the register. A revocation by the running hub does
 /// not wait for it.
@@ -161,6 +163,7 @@ pub struct Access {
     authority: Arc<Authority>,
     generation: Generation,
     open: Arc<Mutex<Vec<Connection>>>,
+    quotas: Quotas,
 }
 
 #[derive(Debug)]
@@ -174,14 +177,19 @@ struct Connection {
 }
 
 impl Access {
-    /// For the hub of this generation.
+    /// For the hub of this generation, of which each spoke may make so many calls a second.
     #[must_use]
-    pub fn new(authority: Arc<Authority>, generation: Generation) -> Self {
+    pub fn new(authority: Arc<Authority>, generation: Generation, calls_per_second: u32) -> Self {
         Self {
             authority,
             generation,
             open: Arc::default(),
+            quotas: Quotas::new(calls_per_second),
         }
+    }
+
+    pub(crate) fn quotas(&self) -> &Quotas {
+        &self.quotas
     }
 
     pub(crate) fn authority(&self) -> Arc<Authority> {
@@ -210,7 +218,8 @@ impl Access {
         may.then(|| caller.to_string())
     }
 
-    fn check<B>(&self, request: &mut Request<B>) -> Result<(), Status> {
+    /// Whether a request is passed on, and how long it has to wait first.
+    fn check<B>(&self, request: &mut Request<B>) -> Result<Duration, Status> {
         // Of a connection from another host there is the peer alone.
         let peer = request.extensions_mut().remove::<Peer>();
         if let Some(peer) = peer {
@@ -219,11 +228,16 @@ impl Access {
         let path = request.uri().path();
         let who = self.who(path, request.extensions().get());
         decide(path, &who, asked(request.headers())?, self.generation)?;
-        if let Ok(who) = who {
-            request.extensions_mut().insert(Asker(who.to_string()));
-            request.extensions_mut().insert(who);
-        }
-        Ok(())
+        let Ok(who) = who else {
+            return Ok(Duration::ZERO);
+        };
+        let due = match path {
+            PATH => self.quotas.read(&who),
+            _ => self.quotas.call(&who),
+        };
+        request.extensions_mut().insert(Asker(who.to_string()));
+        request.extensions_mut().insert(who);
+        Ok(due)
     }
 
     /// Takes a connection in, so that it can be closed. False if there are enough.
@@ -304,13 +318,19 @@ pub struct Checked<S> {
     inner: S,
 }
 
+/// An answer: of the service, of the service later, or a refusal.
+type Answered<F, R> = Either<F, Either<BoxFuture<'static, R>, Ready<R>>>;
+
 impl<S, B> Service<Request<B>> for Checked<S>
 where
-    S: Service<Request<B>, Response = Response<Body>>,
+    S: Service<Request<B>, Response = Response<Body>> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+    B: Send + 'static,
 {
     type Response = Response<Body>;
     type Error = S::Error;
-    type Future = Either<S::Future, Ready<Result<Response<Body>, S::Error>>>;
+    type Future = Answered<S::Future, Result<Response<Body>, S::Error>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
@@ -318,7 +338,18 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         match self.access.check(&mut request) {
-            Ok(()) => Either::Left(self.inner.call(request)),
+            Ok(Duration::ZERO) => Either::Left(self.inner.call(request)),
+            Ok(due) => {
+                metrics::counter!("lotus_hub_api_delayed_total").increment(1);
+                // The one that is ready is called; its clone stays.
+                let clone = self.inner.clone();
+                let mut inner = std::mem::replace(&mut self.inner, clone);
+                let later = async move {
+                    tokio::time::sleep(due).await;
+                    inner.call(request).await
+                };
+                Either::Right(Either::Left(Box::pin(later)))
+            }
             Err(status) => {
                 // Counted and not said: a hostile spoke calls as often as it can.
                 metrics::counter!("lotus_hub_api_refused_total", "code" => code(&status))
@@ -327,7 +358,7 @@ where
                     PATH => not_read(&status),
                     _ => status.into_http(),
                 };
-                Either::Right(ready(Ok(refused)))
+                Either::Right(Either::Right(ready(Ok(refused))))
             }
         }
     }

@@ -24,6 +24,9 @@ use crate::events::{EventsError, Topics};
 /// How often room is looked at when nothing tells of a change: disks fill without telling.
 const CAPACITY_EVERY: Duration = Duration::from_secs(2);
 
+/// So many events cost a spoke as much of its quota as a call.
+const EVENTS_OF_A_CALL: usize = 256;
+
 /// Longest that the answer to a question about a restart waits to become yes.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// How often it is thought over meanwhile: what sealing would lose changes by time alone.
@@ -145,7 +148,9 @@ impl Capacity for Api {
     type WatchStream =
         std::pin::Pin<Box<dyn futures::Stream<Item = Result<CapacityState, Status>> + Send>>;
 
-    async fn watch(&self, _: Request<WatchCapacityRequest>) -> Streamed<CapacityState> {
+    async fn watch(&self, request: Request<WatchCapacityRequest>) -> Streamed<CapacityState> {
+        let who = request.extensions().get().cloned().unwrap_or(Who::Host);
+        let place = self.access.quotas().stream(&who)?;
         let credits = self.capacity.watch();
         let pieces = self.pieces.watch();
         let start = (self.clone(), credits, pieces, None::<CapacityState>);
@@ -166,6 +171,10 @@ impl Capacity for Api {
                     }
                 }
             });
+        let stream = stream.map(move |state| {
+            let _ = &place;
+            state
+        });
         Ok(Response::new(Box::pin(stream)))
     }
 
@@ -201,7 +210,7 @@ impl Events for Api {
     async fn subscribe(&self, request: Request<SubscribeRequest>) -> Streamed<Event> {
         let who = request.extensions().get::<Who>().cloned();
         let mut request = request.into_inner();
-        if let Some(Who::Spoke(caller)) = who {
+        if let Some(Who::Spoke(caller)) = &who {
             seen_by(caller.service.as_str(), &mut request.topics)?;
         }
         let topics = Topics::parse(&request.topics).map_err(|name| {
@@ -214,9 +223,24 @@ impl Events for Api {
             .events
             .subscribe(request.from_seq, topics, self.stop.clone())
             .map_err(|e| from_events(&e))?;
-        Ok(Response::new(Box::pin(
-            events.map(|e| e.map_err(|e| from_events(&e))),
-        )))
+        let who = who.unwrap_or(Who::Host);
+        let quotas = self.access.quotas().clone();
+        let place = quotas.stream(&who)?;
+        let events = events.enumerate().then(move |(n, event)| {
+            // Whoever reads the log from its start again and again pays for it as for calls.
+            let due = match n % EVENTS_OF_A_CALL {
+                0 if n > 0 => quotas.call(&who),
+                _ => Duration::ZERO,
+            };
+            let _ = &place;
+            async move {
+                if !due.is_zero() {
+                    tokio::time::sleep(due).await;
+                }
+                event.map_err(|e| from_events(&e))
+            }
+        });
+        Ok(Response::new(Box::pin(events)))
     }
 }
 

@@ -7,6 +7,7 @@ mod credentials;
 mod hub;
 mod market;
 mod pieces;
+mod quotas;
 mod sectors;
 mod unsealed;
 
@@ -196,8 +197,9 @@ impl Listeners {
                     .server_config(&[b"h2", b"http/1.1", PULL_ALPN])?,
             );
         let (to, shaken) = mpsc::channel(WAITING);
+        let each = cfg.handshakes_per_second;
         let dialed = dial(cfg.dial.clone(), tls.clone(), to.clone(), stop.clone());
-        let remote = listen::accept(self.tcp, tls.clone(), "spoke", to, stop.clone());
+        let remote = listen::accept(self.tcp, tls.clone(), each, "spoke", to, stop.clone());
         let (access, pieces) = (api.access.clone(), api.pieces.clone());
         let incoming = ReceiverStream::new(shaken).filter_map(move |shaken| {
             let stream = shaken.ok().filter(|s| access.admit(s))?;
@@ -216,7 +218,7 @@ impl Listeners {
             .add_routes(routes.clone())
             .serve_with_incoming_shutdown(incoming, stop.cancelled());
         let (to, looked) = mpsc::channel(WAITING);
-        let local = local::accept(self.unix, tls, to, stop.clone());
+        let local = local::accept(self.unix, tls, each, to, stop.clone());
         let access = api.access.clone();
         let incoming = ReceiverStream::new(looked)
             .filter(move |s| s.as_ref().is_ok_and(|s| access.admit_local(s)));

@@ -194,6 +194,7 @@ impl Hub {
             access: Access::new(
                 Arc::new(Authority::open(&repo.authority()).unwrap()),
                 generation,
+                1_000,
             ),
             recorder: Recorder::new(
                 Audit::open(&repo.audit(), &AuditConfig::default()).unwrap(),

@@ -46,6 +46,8 @@ const STREAM_LIMIT: u32 = 256;
 const WINDOW: u32 = 8 << 20;
 /// Messages of a file between disk and network.
 const IN_FLIGHT: usize = 4;
+/// Connections that workers of one host may begin in a second.
+const CONNECTIONS_PER_SECOND: u32 = 50;
 
 /// Binds the socket, owner-only. The hub holds the repo's lock, so a socket file that is there
 /// already is a dead hub's.
@@ -96,7 +98,14 @@ pub(crate) async fn serve_remote(
 ) {
     let stop = shared.stop.clone();
     let (to, connections) = mpsc::channel(IN_FLIGHT);
-    let accept = accept(port, Arc::new(tls), "worker", to, stop.clone());
+    let accept = accept(
+        port,
+        Arc::new(tls),
+        CONNECTIONS_PER_SECOND,
+        "worker",
+        to,
+        stop.clone(),
+    );
     let service = WorkersServer::new(Attach(shared, Some(Arc::new(authority))))
         .max_decoding_message_size(MESSAGE_LIMIT)
         .max_encoding_message_size(MESSAGE_LIMIT);

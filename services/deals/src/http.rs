@@ -14,6 +14,7 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use http::{HeaderMap, Method, StatusCode, header};
 use jiff::Timestamp;
+use lotus_runtime::Rates;
 use lotus_runtime::trace;
 use lotus_types::Address;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -26,7 +27,6 @@ use crate::mk20::{
     SupportedProducts, SupportedSources, UploadStatus,
 };
 use crate::openapi::{self, Api, Operation};
-use crate::rate::Rates;
 use crate::{auth, pdp, validate};
 
 /// Longest time for a request that carries no piece.

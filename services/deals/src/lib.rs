@@ -26,7 +26,6 @@ pub mod pdp;
 mod pieces;
 mod pulled;
 mod ranges;
-mod rate;
 mod service;
 mod source;
 mod staging;

@@ -133,7 +133,7 @@ async fn the_port_passes_on_who_shook_hands_and_no_other() {
     let addr = listener.local_addr().unwrap();
     let (to, mut from) = mpsc::channel(4);
     let stop = CancellationToken::new();
-    let serving = accept(listener, tls, "spoke", to, stop.clone());
+    let serving = accept(listener, tls, 1000, "spoke", to, stop.clone());
     let meeting = async {
         // Says nothing, and holds nobody up.
         let silent = TcpStream::connect(addr).await.unwrap();
@@ -170,7 +170,7 @@ async fn the_socket_of_this_host_tells_spokes_from_the_operator() {
     let listener = UnixListener::bind(&path).unwrap();
     let (to, mut from) = mpsc::channel(4);
     let stop = CancellationToken::new();
-    let serving = local::accept(listener, tls, to, stop.clone());
+    let serving = local::accept(listener, tls, 1000, to, stop.clone());
     let meeting = async {
         // Says nothing, or goes again, and holds nobody up.
         let silent = UnixStream::connect(&path).await.unwrap();

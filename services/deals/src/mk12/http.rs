@@ -10,6 +10,7 @@ use axum::extract::{ConnectInfo, Request, State};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use http::{HeaderMap, StatusCode, header};
+use lotus_runtime::Rates;
 use lotus_runtime::trace;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -18,7 +19,6 @@ use tracing::Instrument as _;
 
 use super::wire::{self, AskRequest, DealParams, DealStatusRequest, MAX_MESSAGE};
 use crate::engine::Engine;
-use crate::rate::Rates;
 
 /// Path below which everything is served.
 const BASE: &str = "/market/mk12";

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures::{AsyncWriteExt as _, StreamExt as _};
 use lotus_p2p::{Host, HostLimits, IncomingStreams, PeerId, Stream};
+use lotus_runtime::Rates;
 use lotus_runtime::{CancellationToken, Fault};
 use lotus_types::Kind;
 use serde::Serialize;
@@ -21,7 +22,6 @@ use super::wire::{
     TRANSPORTS_PROTOCOL,
 };
 use crate::engine::Engine;
-use crate::rate::Rates;
 
 /// Longest time for a question to arrive. Source: Boost, lp2pimpl/net.go, providerReadDeadline.
 const READ_PATIENCE: Duration = Duration::from_secs(10);
