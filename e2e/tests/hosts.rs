@@ -1,6 +1,8 @@
 //! One hub, and deals and replicas of retrieval on hosts of their own: two dial the hub, the third
 //! may not and is dialed. They are cut off, killed, and come back; whoever is left serves.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};

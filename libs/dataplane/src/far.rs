@@ -45,7 +45,9 @@ pub trait Dial: Send + Sync + 'static {
 
 /// The data plane of another host. Clones share its connections.
 #[derive(Clone)]
-pub struct Far {
+pub struct Far(Arc<Inner>);
+
+struct Inner {
     client: Client<Dialer, Empty<Bytes>>,
     places: Arc<Semaphore>,
 }
@@ -72,10 +74,10 @@ impl Far {
             .pool_idle_timeout(IDLE_LIMIT)
             .pool_max_idle_per_host(IDLE)
             .build(Dialer(dial));
-        Self {
+        Self(Arc::new(Inner {
             client,
             places: Arc::new(Semaphore::new(AT_ONCE)),
-        }
+        }))
     }
 
     /// Asks for what `token` opens, or for a range of it. The answer is one of success.
@@ -129,7 +131,7 @@ impl Far {
         deadline: Duration,
     ) -> Result<(Response<Incoming>, OwnedSemaphorePermit), DataError> {
         let asked = async {
-            let place = self.places.clone().acquire_owned().await;
+            let place = self.0.places.clone().acquire_owned().await;
             let place = place.map_err(|_| DataError::Stopped)?;
             Ok((self.request(method, token, headers).await?, place))
         };
@@ -161,7 +163,7 @@ impl Far {
             at: WHERE.into(),
             what: e.to_string(),
         })?;
-        let sent = self.client.request(request).await;
+        let sent = self.0.client.request(request).await;
         sent.map_err(|e| DataError::Unreachable {
             at: WHERE.into(),
             why: match std::error::Error::source(&e) {

@@ -210,12 +210,19 @@ impl CommpWriter {
                 self.tree.push_root(root);
             }
         } else {
-            for chunk in self.raw[..whole].chunks_exact(CHUNK_RAW) {
-                fr32::pad(chunk, &mut self.padded);
-                self.tree.push(&self.padded);
-            }
+            let raw = std::mem::take(&mut self.raw);
+            self.push(&raw[..whole]);
+            self.raw = raw;
         }
         self.raw.drain(..whole);
+    }
+
+    /// Hashes whole subtrees, here.
+    fn push(&mut self, raw: &[u8]) {
+        for chunk in raw.chunks_exact(CHUNK_RAW) {
+            fr32::pad(chunk, &mut self.padded);
+            self.tree.push(&self.padded);
+        }
     }
 
     /// Extends what was written with zeros, so that the piece has this padded size. A larger one
@@ -268,6 +275,13 @@ impl Write for CommpWriter {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         if self.raw.len() == self.raw.capacity() {
             self.drain();
+        }
+        // What comes in large parts is mostly hashed where it lies.
+        if self.threads == 1 && self.raw.is_empty() && buf.len() >= CHUNK_RAW {
+            let whole = buf.len() / CHUNK_RAW * CHUNK_RAW;
+            self.push(&buf[..whole]);
+            self.written += whole as u64;
+            return Ok(whole);
         }
         let n = buf.len().min(self.raw.capacity() - self.raw.len());
         self.raw.extend_from_slice(&buf[..n]);
@@ -322,11 +336,14 @@ mod tests {
         let ours = commp(raw).unwrap();
         assert_eq!(ours.cid.commitment().0, expected, "{} bytes", raw.len());
         assert_eq!(ours.raw_size, raw.len() as u64);
-        let mut w = CommpWriter::new();
-        for part in raw.chunks(1009) {
-            w.write_all(part).unwrap();
+        // Copied, hashed where it lies, and both in turns.
+        for size in [1009, CHUNK_RAW, CHUNK_RAW + 1009, usize::MAX] {
+            let mut w = CommpWriter::new();
+            for part in raw.chunks(size) {
+                w.write_all(part).unwrap();
+            }
+            assert_eq!(w.finish(), ours, "in parts of {size}");
         }
-        assert_eq!(w.finish(), ours);
     }
 
     #[test]
