@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_LENGTH;
 use http::{Method, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
@@ -129,22 +129,27 @@ impl PieceReader {
                 }
                 // No more than asked for, so that a wrong server cannot fill our memory.
                 let most = usize::try_from(len).unwrap_or(usize::MAX);
-                let body = Limited::new(asked.response.into_body(), most);
-                let collected = tokio::time::timeout(*deadline, body.collect()).await;
-                let bytes = collected
-                    .map_err(|_| DataError::Silent {
+                let mut body = Limited::new(asked.response.into_body(), most);
+                let mut bytes = BytesMut::new();
+                loop {
+                    let frame = tokio::time::timeout(*deadline, body.frame()).await;
+                    let frame = frame.map_err(|_| DataError::Silent {
                         at: WHERE.into(),
                         after: *deadline,
-                    })?
-                    .map_err(|e| DataError::Unreachable {
+                    })?;
+                    let Some(frame) = frame else { break };
+                    let frame = frame.map_err(|e| DataError::Unreachable {
                         at: WHERE.into(),
                         why: e.to_string(),
-                    })?
-                    .to_bytes();
+                    })?;
+                    if let Ok(chunk) = frame.into_data() {
+                        bytes.extend_from_slice(&chunk);
+                    }
+                }
                 if bytes.len() as u64 != len {
                     return Err(broken(format!("{} bytes, asked for {len}", bytes.len())));
                 }
-                Ok(bytes)
+                Ok(bytes.freeze())
             }
         }
     }
