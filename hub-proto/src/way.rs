@@ -1,13 +1,12 @@
 //! How connections to the hub come about: this side opens them, or waits for the hub to do so, where
 //! it may open none to the hub.
 
-use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use lotus_identity::Waiting;
 use tokio::net::{TcpListener, TcpStream, UnixStream};
-use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::either::Either;
 
@@ -33,15 +32,9 @@ pub(crate) enum Way {
 /// The port that the hub dials.
 #[derive(Debug)]
 pub(crate) struct Door {
-    waiting: Arc<Waiting>,
+    waiting: Arc<Waiting<TcpStream>>,
     /// Ends with the last user.
     _accepting: JoinSet<()>,
-}
-
-#[derive(Debug, Default)]
-struct Waiting {
-    streams: Mutex<VecDeque<TcpStream>>,
-    came: Notify,
 }
 
 impl Way {
@@ -60,7 +53,7 @@ impl Way {
             port: port.into(),
             why: e.to_string(),
         })?;
-        let waiting = Arc::<Waiting>::default();
+        let waiting = Arc::new(Waiting::new(WAITING));
         let mut accepting = JoinSet::new();
         accepting.spawn(accept(listener, waiting.clone()));
         Ok(Self::In(Arc::new(Door {
@@ -81,50 +74,19 @@ impl Way {
                     Ok(Either::Right(tcp))
                 }
             },
-            Self::In(door) => Ok(Either::Right(door.waiting.next().await)),
+            Self::In(door) => Ok(Either::Right(door.waiting.next(is_open).await)),
         }
     }
 }
 
-impl Waiting {
-    fn put(&self, tcp: TcpStream) {
-        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        streams.push_back(tcp);
-        if streams.len() > WAITING {
-            streams.pop_front();
-        }
-        self.came.notify_one();
-    }
-
-    /// The newest one that is open still.
-    fn take(&self) -> Option<TcpStream> {
-        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        // The hub says nothing before the handshake: whatever can be read is its end.
-        let open = |tcp: &TcpStream| {
-            let read = tcp.try_read(&mut [0]);
-            read.is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock)
-        };
-        while let Some(tcp) = streams.pop_back() {
-            if open(&tcp) {
-                return Some(tcp);
-            }
-        }
-        None
-    }
-
-    async fn next(&self) -> TcpStream {
-        loop {
-            let came = self.came.notified();
-            if let Some(tcp) = self.take() {
-                return tcp;
-            }
-            came.await;
-        }
-    }
+/// The hub says nothing before the handshake: whatever can be read is the connection's end.
+fn is_open(tcp: &TcpStream) -> bool {
+    let read = tcp.try_read(&mut [0]);
+    read.is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock)
 }
 
 /// Keeps what connects. The handshake tells whether it is the hub.
-async fn accept(listener: TcpListener, waiting: Arc<Waiting>) {
+async fn accept(listener: TcpListener, waiting: Arc<Waiting<TcpStream>>) {
     loop {
         let accepted = match listener.accept().await {
             Ok((tcp, _)) => tcp
@@ -153,31 +115,31 @@ mod tests {
     async fn the_newest_open_connection_is_used() {
         let way = Way::open("listen:127.0.0.1:0").await;
         assert!(way.is_ok());
-        let waiting = Arc::<Waiting>::default();
+        let waiting = Arc::new(Waiting::new(WAITING));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let mut tasks = JoinSet::new();
-        tasks.spawn(accept(listener, waiting.clone()));
         let connect = async || TcpStream::connect(addr).await.unwrap();
         let (open, closed, mut talks) = (connect().await, connect().await, connect().await);
         drop(closed);
         talks.write_all(b"x").await.unwrap();
-        let limit = Duration::from_secs(10);
-        let here = tokio::time::timeout(limit, async {
-            // Until it has heard of all of them.
-            while waiting.streams.lock().unwrap().len() < 3 {
-                tokio::task::yield_now().await;
+        for ends in [false, true, true] {
+            let (tcp, _) = listener.accept().await.unwrap();
+            if ends {
+                tcp.readable().await.unwrap();
             }
-            waiting.next().await
-        });
-        assert_eq!(here.await.unwrap().peer_addr().ok(), open.local_addr().ok());
-        // Nothing is left; the next one that comes is taken.
-        let (next, came) = tokio::join!(tokio::time::timeout(limit, waiting.next()), connect());
-        assert_eq!(next.unwrap().peer_addr().ok(), came.local_addr().ok());
-        for _ in 0..WAITING + 3 {
-            waiting.put(connect().await);
+            waiting.put(tcp);
         }
-        assert_eq!(waiting.streams.lock().unwrap().len(), WAITING);
+        let limit = Duration::from_secs(10);
+        let next = || tokio::time::timeout(limit, waiting.next(is_open));
+        assert_eq!(
+            next().await.unwrap().peer_addr().ok(),
+            open.local_addr().ok()
+        );
+        // Nothing is left; the next one that comes is taken.
+        let mut tasks = JoinSet::new();
+        tasks.spawn(accept(listener, waiting.clone()));
+        let (next, came) = tokio::join!(next(), connect());
+        assert_eq!(next.unwrap().peer_addr().ok(), came.local_addr().ok());
     }
 
     #[tokio::test]

@@ -29,6 +29,7 @@ mod spokes;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod waiting;
 
 use std::time::Duration;
 
@@ -43,6 +44,7 @@ pub use outgoing::{dial, keep_alive};
 pub use record::{Credential, Registered, State};
 pub use refused::Refused;
 pub use tls::{ToHub, client_config, connect};
+pub use waiting::Waiting;
 
 /// How long a credential of a spoke counts.
 pub const LIFE: Duration = Duration::from_secs(15 * 60);

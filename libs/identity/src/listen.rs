@@ -19,6 +19,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
+use crate::outgoing::keep_alive;
 use crate::tls::HANDSHAKE_LIMIT;
 
 /// Peers that are saying who they are at the same time.
@@ -141,7 +142,8 @@ pub async fn accept(
         let (tls, to) = (tls.clone(), to.clone());
         handshakes.spawn(async move {
             let _permit = permit;
-            let shaken = match tcp.set_nodelay(true) {
+            let set = tcp.set_nodelay(true).and_then(|()| keep_alive(&tcp));
+            let shaken = match set {
                 Ok(()) => secure(tls, tcp, Some(addr)).await,
                 Err(e) => Err(e),
             };
