@@ -8,14 +8,7 @@ use crate::Failed;
 
 /// Files that have secrets, by the ends of their names: the authority's key, identities, bundles,
 /// tokens, keys of peers and clients.
-const FILES: [&str; 6] = [
-    ".key",
-    "identity.json",
-    ".bundle",
-    "token",
-    ".jwt",
-    "keystore.json",
-];
+const FILES: [&str; 4] = [".key", "identity.json", ".bundle", "token"];
 /// Largest file that is looked at, bytes.
 const LARGEST: u64 = 64 << 10;
 /// Shorter words of such a file are no secrets.
