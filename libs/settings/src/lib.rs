@@ -1,5 +1,5 @@
-//! Layered configuration: defaults, then a TOML file, then the environment. Unknown keys are
-//! refused, so that a typo can not silently leave a default in force.
+//! Layered configuration: defaults, then a TOML file, then credential files, then the environment.
+//! Unknown keys are refused, so that a typo can not silently leave a default in force.
 //!
 //! A crate owns its section as a plain struct with `#[serde(default, deny_unknown_fields)]` and
 //! one `impl Default`; that default is the only home of the number.
@@ -50,8 +50,16 @@ impl SettingsError {
     }
 }
 
+/// Variable with the folder of credential files, as systemd sets it (`LoadCredential=`). A mounted
+/// Kubernetes secret has the same form.
+const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+/// Largest credential file, bytes.
+const MAX_CREDENTIAL: u64 = 64 << 10;
+
 /// Reads `C`: its defaults, overlaid by `file` if it exists, overlaid by the environment, where
-/// `LOTUS_MINER__API__LISTEN` sets `listen` in `[api]` for the prefix `LOTUS_MINER`.
+/// `LOTUS_MINER__API__LISTEN` sets `listen` in `[api]` for the prefix `LOTUS_MINER`. A file of that name
+/// in `$CREDENTIALS_DIRECTORY` is as good as a variable, and the variable wins: so a token need be
+/// neither in the configuration nor in the environment, which child processes and dumps show.
 pub fn load<C: Serialize + DeserializeOwned + Default>(
     file: Option<&Path>,
     env_prefix: &str,
@@ -83,10 +91,13 @@ fn load_from<C: Serialize + DeserializeOwned + Default>(
         builder = builder.add_source(config::File::from_str(&text, config::FileFormat::Toml));
     }
     // The environment is text; each value takes the type of the default that it replaces.
-    let ours: Vec<(String, String)> = env
-        .into_iter()
-        .filter(|(k, _)| k.starts_with(&format!("{env_prefix}__")))
-        .collect();
+    let dir = env.iter().find(|(name, _)| name == CREDENTIALS);
+    let mut ours = match dir {
+        Some((_, dir)) => credentials(Path::new(dir), env_prefix)?,
+        None => Vec::new(),
+    };
+    let named = |(name, _): &(String, String)| is_ours(name, env_prefix);
+    ours.extend(env.into_iter().filter(named));
     for (name, value) in ours {
         let key = name[env_prefix.len() + 2..]
             .to_ascii_lowercase()
@@ -107,6 +118,40 @@ fn load_from<C: Serialize + DeserializeOwned + Default>(
         .build()
         .and_then(config::Config::try_deserialize)
         .map_err(|e| wrong(e.to_string()))
+}
+
+fn is_ours(name: &str, env_prefix: &str) -> bool {
+    let rest = name.strip_prefix(env_prefix);
+    rest.is_some_and(|rest| rest.starts_with("__"))
+}
+
+/// Names and values of the credential files of this prefix. Others are somebody else's.
+fn credentials(dir: &Path, env_prefix: &str) -> Result<Vec<(String, String)>, SettingsError> {
+    let unreadable = |path: &Path, why: String| SettingsError::Unreadable {
+        path: path.to_owned(),
+        why,
+    };
+    let failed = |e: std::io::Error| unreadable(dir, e.to_string());
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let (name, path) = (entry.file_name(), entry.path());
+        let Some(name) = name.to_str().filter(|name| is_ours(name, env_prefix)) else {
+            continue;
+        };
+        let read = || {
+            if std::fs::metadata(&path)?.len() > MAX_CREDENTIAL {
+                return Err(std::io::Error::other("it is larger than 64 KiB"));
+            }
+            std::fs::read_to_string(&path)
+        };
+        let value = read().map_err(|e| unreadable(&path, e.to_string()))?;
+        found.push((
+            name.to_owned(),
+            value.trim_end_matches(['\r', '\n']).to_owned(),
+        ));
+    }
+    Ok(found)
 }
 
 /// A value of TOML as the configuration library has it.
@@ -196,6 +241,28 @@ mod tests {
         assert_eq!(c.api.peers, ["a", "b"]);
         assert_eq!(c.api.ports, [80, 443]);
         assert!(c.api.on);
+    }
+
+    #[test]
+    fn a_credential_file_is_as_good_as_a_variable_and_the_variable_wins() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        put("T__API__LISTEN", "token:/ip4/127.0.0.1/tcp/1/http\n");
+        put("T__API__DRAIN_SECS", "7");
+        put("OTHER__API__ON", "true");
+        put("T_API_ON", "true");
+        let at = dir.path().to_str().unwrap();
+        let f = file("[api]\nlisten = \"from the file\"\n");
+        let over = env(&[(CREDENTIALS, at), ("T__API__DRAIN_SECS", "9")]);
+        let c: All = load_from(Some(f.path()), "T", over.clone()).unwrap();
+        assert_eq!(c.api.listen, "token:/ip4/127.0.0.1/tcp/1/http");
+        assert_eq!((c.api.drain_secs, c.api.on), (9, false));
+
+        put("T__API__LISTEN", &"x".repeat(70_000));
+        let e = load_from::<All>(None, "T", over).unwrap_err();
+        assert!(e.to_string().contains("larger than"), "{e}");
+        let gone = env(&[(CREDENTIALS, "/nowhere")]);
+        assert!(load_from::<All>(None, "T", gone).is_err());
     }
 
     #[test]
