@@ -10,7 +10,7 @@ use lotus_tokens::{Perm, Tokens};
 use lotus_types::{Address, Kind, SectorSize, TokenAmount};
 
 use crate::config::Config;
-use crate::{remote, run};
+use crate::{remote, run, wallet};
 
 /// An embedded Filecoin chain behind Lotus JSON-RPC that verifies every proof.
 #[derive(Debug, Parser)]
@@ -51,6 +51,12 @@ enum Command {
     /// The keys of a running devnet.
     #[command(subcommand)]
     Wallet(WalletCommand),
+    /// Run a wallet of its own, with the API of `lotus-wallet`, until SIGINT or SIGTERM.
+    ///
+    /// For trying out keys that are not in the node. Its keys, its token and its address are in
+    /// REPO/wallet; with that folder as --repo, `wallet new`, `import` and `export` are for its
+    /// keys.
+    RemoteWallet(wallet::Options),
     /// Set DataCap aside for a piece, as a client of verified deals does.
     Allocate(Allocate),
     /// Tokens for the RPC.
@@ -265,6 +271,7 @@ pub(crate) fn execute(args: Args) -> Result<(), Fault> {
         Command::Status { json } => remote::status(&repo, json),
         Command::Fault(what) => remote::fault(&repo, &what),
         Command::Wallet(what) => remote::wallet(&repo, &what),
+        Command::RemoteWallet(options) => wallet::run(&repo.join("wallet"), &options),
         Command::Allocate(what) => remote::allocate(&repo, &what),
     }
 }
@@ -304,6 +311,7 @@ mod tests {
         assert!(parse("lotus-devnet run --proofs none").is_err());
         assert!(parse("lotus-devnet wallet balance t01000 --repo /x").is_ok());
         assert!(parse("lotus-devnet wallet balance nobody").is_err());
+        assert!(parse("lotus-devnet remote-wallet --listen 127.0.0.1:0").is_ok());
         assert!(parse("lotus-devnet auth create-token --perm all").is_err());
     }
 }

@@ -4,6 +4,7 @@ mod cli;
 mod config;
 mod remote;
 mod run;
+mod wallet;
 
 use std::process::ExitCode;
 

@@ -138,8 +138,14 @@ async fn serve(repo: &Path, cfg: Config, stop: CancellationToken) -> Result<(), 
     let clock = (chain.clone(), down.clone());
     parts.spawn(async move { clock.0.run(clock.1).await.map_err(fault) });
     notify::ready();
+    until_one_ends(parts, &down).await
+}
 
-    // The first part that ends, ends the others.
+/// The first part that ends, ends the others.
+pub(crate) async fn until_one_ends(
+    mut parts: JoinSet<Result<(), Fault>>,
+    down: &CancellationToken,
+) -> Result<(), Fault> {
     let mut result = Ok(());
     while let Some(part) = parts.join_next().await {
         let part = part.unwrap_or_else(|e| {
@@ -159,13 +165,13 @@ fn no_proofs(e: ProofError) -> Fault {
     Fault::new(e.kind(), e.to_string(), e.fix())
 }
 
-fn fault(e: ChainError) -> Fault {
+pub(crate) fn fault(e: ChainError) -> Fault {
     Fault::new(e.kind(), e.to_string(), e.fix())
 }
 
 /// The address as Lotus writes it to its repo. An address that means "any" is reached over
 /// loopback.
-fn multiaddr(addr: SocketAddr) -> String {
+pub(crate) fn multiaddr(addr: SocketAddr) -> String {
     match addr.ip() {
         IpAddr::V4(ip) => {
             let ip = if ip.is_unspecified() {

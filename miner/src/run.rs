@@ -124,6 +124,12 @@ pub async fn run(
         tracing::warn!("FULLNODE_API_INFO overrides the node in config.toml");
     }
     check_node(&node, actor.address(), size).await?;
+    if let Some(at) = node.wallet() {
+        tracing::info!(
+            at,
+            "remote wallet: messages, elections and the ask are signed there"
+        );
+    }
     let checked = network::check(&node, proofs, size, CHECK_LIMIT).await?;
     let unchecked = (!checked).then(|| node.clone());
     let node: Node = node;

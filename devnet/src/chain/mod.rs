@@ -39,6 +39,7 @@ use store::{Block, Entry, Executed, LineDraw, Store, StoredState};
 use verdicts::Verdicts;
 use wallet::Wallet;
 
+pub(crate) use persist::{keys, put_key};
 pub use query::BlockMessageLists;
 pub use query_market::AllocationOrder;
 

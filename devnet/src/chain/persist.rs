@@ -146,26 +146,11 @@ impl Disk {
     }
 
     pub(super) fn put_key(&self, key: &Key) -> Result<(), ChainError> {
-        let address = hex::encode(key.address().to_bytes());
-        self.journal
-            .write::<_, JournalError>(|tx| tx.put(&KEYS, &address, &stored_key(key)))?;
-        Ok(())
+        put_key(&self.journal, key)
     }
 
     pub(super) fn keys(&self) -> Result<Vec<Key>, ChainError> {
-        let all = self
-            .journal
-            .read::<_, JournalError>(|v| v.scan(&KEYS, None, usize::MAX))?;
-        all.into_iter()
-            .map(|(address, k)| {
-                let kind = if k.bls {
-                    SignatureType::BLS
-                } else {
-                    SignatureType::Secp256k1
-                };
-                Key::from_bytes(kind, &k.secret).ok_or_else(|| damaged("key", address))
-            })
-            .collect()
+        keys(&self.journal)
     }
 
     pub(super) fn put_pending(&self, m: &SignedMessage) -> Result<(), ChainError> {
@@ -299,6 +284,28 @@ impl Disk {
         let state = states.swap_remove(final_at).1;
         Ok((line, state))
     }
+}
+
+/// Keeps a key.
+pub(crate) fn put_key(journal: &Journal, key: &Key) -> Result<(), ChainError> {
+    let address = hex::encode(key.address().to_bytes());
+    journal.write::<_, JournalError>(|tx| tx.put(&KEYS, &address, &stored_key(key)))?;
+    Ok(())
+}
+
+/// Every key.
+pub(crate) fn keys(journal: &Journal) -> Result<Vec<Key>, ChainError> {
+    let all = journal.read::<_, JournalError>(|v| v.scan(&KEYS, None, usize::MAX))?;
+    all.into_iter()
+        .map(|(address, k)| {
+            let kind = if k.bls {
+                SignatureType::BLS
+            } else {
+                SignatureType::Secp256k1
+            };
+            Key::from_bytes(kind, &k.secret).ok_or_else(|| damaged("key", address))
+        })
+        .collect()
 }
 
 fn stored_key(k: &Key) -> StoredKey {

@@ -8,6 +8,7 @@ use lotus_node_client::api::{
     BitField, BlockMsg, BlockTemplate, Message, MessageSendSpec, SectorPreCommitInfo,
     SignatureType, SignedMessage, TipSetKey,
 };
+use lotus_node_client::json::Lotus;
 use lotus_tokens::Perm;
 use lotus_types::{Address, Epoch, EpochDelta, SectorNumber, TokenAmount};
 use serde_json::{Value, json};
@@ -175,14 +176,12 @@ methods! { cx:
     Sign "WalletSign"(a: Address, data: Vec<u8>) => cx.chain.wallet_sign(&a, &data)?;
     Sign "WalletSignMessage"(a: Address, msg: Message) => cx.chain.wallet_sign_message(&a, msg)?;
     Admin "WalletExport"(a: Address) => {
-        let (kind, key) = cx.chain.wallet_export(&a)?;
-        json!({"Type": key_type_name(kind), "PrivateKey": to_json(&key)?})
+        let (kind, secret) = cx.chain.wallet_export(&a)?;
+        export(kind, &secret)?
     };
     Admin "WalletImport"(key: Value) => {
-        let secret: lotus_node_client::json::Lotus<Vec<u8>> =
-            serde_json::from_value(key["PrivateKey"].clone())
-                .map_err(|e| RpcError::failed(format!("PrivateKey: {e}")))?;
-        cx.chain.wallet_import(key_type(&key["Type"])?, &secret.0)?
+        let (kind, secret) = exported(&key)?;
+        cx.chain.wallet_import(kind, &secret)?
     };
 
     Read "MinerGetBaseInfo"(m: Address, at: Epoch, key: TipSetKey) =>
@@ -240,20 +239,29 @@ fn perm(name: &str) -> Result<Perm, RpcError> {
         .map_err(|e| RpcError::failed(format!("{name:?} is no permission: {e}")))
 }
 
+/// A key as Lotus exports it.
+pub(super) fn export(kind: SignatureType, secret: &[u8]) -> Result<Value, RpcError> {
+    let name = match kind {
+        SignatureType::BLS => "bls",
+        SignatureType::Secp256k1 => "secp256k1",
+    };
+    Ok(json!({"Type": name, "PrivateKey": to_json(&secret)?}))
+}
+
+/// Reads what [`export`] wrote.
+pub(super) fn exported(key: &Value) -> Result<(SignatureType, Vec<u8>), RpcError> {
+    let secret: Lotus<Vec<u8>> = serde_json::from_value(key["PrivateKey"].clone())
+        .map_err(|e| RpcError::failed(format!("PrivateKey: {e}")))?;
+    Ok((key_type(&key["Type"])?, secret.0))
+}
+
 /// Lotus takes names (`bls`, `secp256k1`) and numbers.
-fn key_type(v: &Value) -> Result<SignatureType, RpcError> {
+pub(super) fn key_type(v: &Value) -> Result<SignatureType, RpcError> {
     match (v.as_str(), v.as_u64()) {
         (Some("bls"), _) | (_, Some(2)) => Ok(SignatureType::BLS),
         (Some("secp256k1"), _) | (_, Some(1)) => Ok(SignatureType::Secp256k1),
         _ => Err(RpcError::failed(format!(
             "unknown key type {v}: use bls or secp256k1"
         ))),
-    }
-}
-
-fn key_type_name(kind: SignatureType) -> &'static str {
-    match kind {
-        SignatureType::BLS => "bls",
-        SignatureType::Secp256k1 => "secp256k1",
     }
 }

@@ -4,6 +4,7 @@ mod call;
 mod channel;
 mod gate;
 mod methods;
+mod wallet;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::call::{Request, RpcError, response};
 use self::gate::{Gate, GatedListener};
+pub use self::wallet::{Wallet, WalletServer};
 use crate::Chain;
 pub use lotus_tokens::{Perm, Tokens};
 
@@ -102,17 +104,15 @@ impl Server {
 
 /// The caller's permissions; `None` for a token that is not ours. Without a token: read.
 /// Source: go-jsonrpc, auth/handler.go; lotus, api/permissioned.go.
-fn authenticate(cx: &Context, headers: &HeaderMap) -> Option<Vec<Perm>> {
+fn authenticate(tokens: &Tokens, headers: &HeaderMap) -> Option<Vec<Perm>> {
     match headers.get(header::AUTHORIZATION) {
         None => Some(vec![Perm::Read]),
-        Some(v) => cx
-            .tokens
-            .verify(v.to_str().ok()?.strip_prefix("Bearer ")?.trim()),
+        Some(v) => tokens.verify(v.to_str().ok()?.strip_prefix("Bearer ")?.trim()),
     }
 }
 
 async fn post(State(cx): State<Arc<Context>>, headers: HeaderMap, body: Bytes) -> Response {
-    let Some(perms) = authenticate(&cx, &headers) else {
+    let Some(perms) = authenticate(&cx.tokens, &headers) else {
         return StatusCode::UNAUTHORIZED.into_response();
     };
     let (id, result) = match Request::parse(&body) {
@@ -127,6 +127,11 @@ async fn post(State(cx): State<Arc<Context>>, headers: HeaderMap, body: Bytes) -
         }
         Err(e) => (Some(Value::Null), Err(e)),
     };
+    answer(id, result)
+}
+
+/// An answer over HTTP; a notification has no `id` and gets the status alone.
+fn answer(id: Option<Value>, result: Result<Value, RpcError>) -> Response {
     let status = match &result {
         Err(e) if !e.is_of_call() => StatusCode::INTERNAL_SERVER_ERROR,
         _ => StatusCode::OK,
@@ -143,7 +148,7 @@ async fn upgrade(
     headers: HeaderMap,
     ws: WebSocketUpgrade,
 ) -> Response {
-    let Some(perms) = authenticate(&cx, &headers) else {
+    let Some(perms) = authenticate(&cx.tokens, &headers) else {
         return StatusCode::UNAUTHORIZED.into_response();
     };
     ws.max_message_size(MAX_REQUEST)
@@ -157,14 +162,18 @@ fn short(method: &str) -> &str {
 }
 
 fn permitted(perms: &[Perm], name: &str) -> Result<(), RpcError> {
-    match methods::permission(name) {
-        None => Err(RpcError::no_method(name)),
-        Some(need) if perms.contains(&need) => Ok(()),
-        Some(need) => Err(RpcError::failed(format!(
-            "missing permission to invoke '{name}' (need '{}')",
-            need.name()
-        ))),
+    let need = methods::permission(name).ok_or_else(|| RpcError::no_method(name))?;
+    holds(perms, need, name)
+}
+
+fn holds(perms: &[Perm], need: Perm, name: &str) -> Result<(), RpcError> {
+    if perms.contains(&need) {
+        return Ok(());
     }
+    Err(RpcError::failed(format!(
+        "missing permission to invoke '{name}' (need '{}')",
+        need.name()
+    )))
 }
 
 /// Makes a call.

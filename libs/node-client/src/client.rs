@@ -42,6 +42,10 @@ pub struct NodeConfig {
     /// The node's repo on this host: its files `token` and `api` are read, again after the node
     /// restarted. Used if neither `api` nor FULLNODE_API_INFO is set.
     pub repo: PathBuf,
+    /// A remote wallet that holds the keys, as `TOKEN:MULTIADDR` or `TOKEN:URL`: a `lotus-wallet`,
+    /// or what speaks its API. Messages, elections and the ask are signed there. Empty for the
+    /// node's own wallet. Blocks are signed by the node in any case.
+    pub wallet: String,
     /// Seconds that a call may take.
     pub call_secs: u64,
     /// Seconds that a call may take whose purpose is to wait (StateWaitMsg).
@@ -53,6 +57,7 @@ impl Default for NodeConfig {
         Self {
             api: String::new(),
             repo: PathBuf::new(),
+            wallet: String::new(),
             call_secs: 30,
             wait_secs: 900,
         }
@@ -156,6 +161,8 @@ impl NodeConfig {
 pub struct Client {
     cfg: NodeConfig,
     conn: RwLock<Option<Arc<Conn>>>,
+    /// The remote wallet, if there is one.
+    pub(crate) wallet: Option<Arc<Conn>>,
 }
 
 /// The RPC library's client with [`show_errors`] below it.
@@ -195,6 +202,26 @@ impl Conn {
             .map_err(|e| NodeError::BadEndpoint { why: e.to_string() })?;
         Ok(Arc::new(Self { endpoint, http }))
     }
+
+    /// Makes a call once. `method` is what an error names, `name` what goes over the wire.
+    pub(crate) async fn call<R: FromLotus>(
+        &self,
+        method: &str,
+        name: &str,
+        params: Vec<Value>,
+        waited: Duration,
+    ) -> Result<R, NodeError> {
+        let call = self.http.request::<Lotus<R>, _>(name, Params(params));
+        match tokio::time::timeout(waited, call).await {
+            Ok(Ok(v)) => Ok(v.0),
+            Ok(Err(e)) => Err(classify(&self.endpoint, method, e)),
+            Err(_) => Err(NodeError::Timeout {
+                endpoint: self.endpoint.to_string(),
+                method: method.into(),
+                waited,
+            }),
+        }
+    }
 }
 
 pub(crate) fn auth_header(endpoint: &Endpoint) -> Result<HeaderMap, NodeError> {
@@ -223,9 +250,14 @@ impl Client {
     /// Makes a client. Only a bad endpoint fails here; an absent node is met by each call, and
     /// [`Client::check`] asks at once.
     pub fn connect(cfg: &NodeConfig) -> Result<Arc<Self>, NodeError> {
+        let wallet = match cfg.wallet.as_str() {
+            "" => None,
+            info => Some(Conn::new(Endpoint::parse_wallet(info)?)?),
+        };
         let client = Self {
             cfg: cfg.clone(),
             conn: RwLock::new(None),
+            wallet,
         };
         match client.conn() {
             // A node whose repo is still empty may start later.
@@ -252,6 +284,12 @@ impl Client {
             Ok(conn) => conn.endpoint.to_string(),
             Err(_) => self.cfg.repo.display().to_string(),
         }
+    }
+
+    /// Where the remote wallet is, without the token; `None` if the node signs.
+    #[must_use]
+    pub fn wallet(&self) -> Option<String> {
+        self.wallet.as_ref().map(|w| w.endpoint.to_string())
     }
 
     pub(crate) fn call_timeout(&self) -> Duration {
@@ -314,16 +352,7 @@ impl Client {
             "StateWaitMsg" => Duration::from_secs(self.cfg.wait_secs),
             _ => self.call_timeout(),
         };
-        let call = conn.http.request::<Lotus<R>, _>(name, Params(params));
-        match tokio::time::timeout(waited, call).await {
-            Ok(Ok(v)) => Ok(v.0),
-            Ok(Err(e)) => Err(classify(&conn.endpoint, method, e)),
-            Err(_) => Err(NodeError::Timeout {
-                endpoint: conn.endpoint.to_string(),
-                method: method.into(),
-                waited,
-            }),
-        }
+        conn.call(method, name, params, waited).await
     }
 }
 

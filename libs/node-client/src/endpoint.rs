@@ -27,16 +27,27 @@ impl fmt::Display for Endpoint {
 
 /// Path of the Lotus API, version 1.
 const PATH: &str = "/rpc/v1";
+/// Path of the API of `lotus-wallet`. Source: lotus, cmd/lotus-wallet/main.go.
+const WALLET_PATH: &str = "/rpc/v0";
 
 impl Endpoint {
     /// Reads `[TOKEN:]ADDRESS`. The address is a multiaddr (`/ip4/127.0.0.1/tcp/1234/http`) or
     /// an `http`, `https`, `ws` or `wss` URL; without a path it means `/rpc/v1`. A token holds no
     /// colon, so IPv6 and URLs need no quoting.
     pub fn parse(text: &str) -> Result<Self, NodeError> {
+        Self::parse_with(text, PATH).map_err(|why| NodeError::BadEndpoint { why })
+    }
+
+    /// Reads the same of a remote wallet: without a path the address means `/rpc/v0`.
+    pub(crate) fn parse_wallet(text: &str) -> Result<Self, NodeError> {
+        Self::parse_with(text, WALLET_PATH).map_err(|why| NodeError::BadWallet { why })
+    }
+
+    fn parse_with(text: &str, path: &str) -> Result<Self, String> {
         let text = text.trim();
         let is_address = |s: &str| s.starts_with('/') || s.contains("://") && scheme(s).is_some();
         let (token, address) = match text.split_once(':') {
-            _ if text.is_empty() => return Err(bad("it is empty")),
+            _ if text.is_empty() => return Err("it is empty".into()),
             Some((token, rest)) if !is_address(text) => (Some(token.trim()), rest.trim()),
             _ => (None, text),
         };
@@ -45,12 +56,12 @@ impl Endpoint {
             .as_ref()
             .is_some_and(|t| !t.bytes().all(|b| b.is_ascii_graphic()))
         {
-            return Err(bad("the token holds characters that no token has"));
+            return Err("the token holds characters that no token has".into());
         }
         let http = if address.starts_with('/') {
-            from_multiaddr(address)?
+            from_multiaddr(address, path)?
         } else {
-            from_url(address)?
+            from_url(address, path)?
         };
         Ok(Self { token, http })
     }
@@ -78,40 +89,35 @@ impl Endpoint {
     }
 }
 
-fn bad(why: impl Into<String>) -> NodeError {
-    NodeError::BadEndpoint { why: why.into() }
-}
-
 /// The scheme of a URL that we can speak.
 fn scheme(url: &str) -> Option<&str> {
     let scheme = url.split_once("://")?.0;
     matches!(scheme, "http" | "https" | "ws" | "wss").then_some(scheme)
 }
 
-fn from_url(text: &str) -> Result<Url, NodeError> {
+fn from_url(text: &str, path: &str) -> Result<Url, String> {
     let http = match scheme(text) {
         Some("ws") => text.replacen("ws", "http", 1),
         Some("wss") => text.replacen("wss", "https", 1),
         Some(_) => text.to_owned(),
         None => {
-            return Err(bad(
-                "the address is neither a multiaddr nor an http, https, ws or wss URL",
-            ));
+            let why = "the address is neither a multiaddr nor an http, https, ws or wss URL";
+            return Err(why.into());
         }
     };
-    let mut url = Url::parse(&http).map_err(|e| bad(format!("bad URL: {e}")))?;
+    let mut url = Url::parse(&http).map_err(|e| format!("bad URL: {e}"))?;
     if url.host().is_none() {
-        return Err(bad("the URL names no host"));
+        return Err("the URL names no host".into());
     }
     if url.path() == "/" {
-        url.set_path(PATH);
+        url.set_path(path);
     }
     Ok(url)
 }
 
-fn from_multiaddr(text: &str) -> Result<Url, NodeError> {
+fn from_multiaddr(text: &str, path: &str) -> Result<Url, String> {
     let parts: Vec<&str> = text.trim_end_matches('/').split('/').skip(1).collect();
-    let wrong = |what: &str| bad(format!("multiaddr {text:?}: {what}"));
+    let wrong = |what: &str| format!("multiaddr {text:?}: {what}");
     let [net, host, "tcp", port, rest @ ..] = parts.as_slice() else {
         return Err(wrong("expected /ip4/HOST/tcp/PORT/http"));
     };
@@ -133,7 +139,7 @@ fn from_multiaddr(text: &str) -> Result<Url, NodeError> {
         ["https" | "wss"] | ["tls", "http" | "ws"] => "https",
         _ => return Err(wrong("use http, https, ws or wss after the port")),
     };
-    let url = format!("{scheme}://{host}:{port}{PATH}");
+    let url = format!("{scheme}://{host}:{port}{path}");
     Url::parse(&url).map_err(|e| wrong(&e.to_string()))
 }
 
@@ -191,6 +197,18 @@ mod tests {
     }
 
     #[test]
+    fn a_wallet_has_another_path() {
+        for (text, http) in [
+            ("t:/ip4/10.0.0.1/tcp/1777", "http://10.0.0.1:1777/rpc/v0"),
+            ("t:http://10.0.0.1:1777", "http://10.0.0.1:1777/rpc/v0"),
+            ("t:https://keys.example/w", "https://keys.example/w"),
+        ] {
+            let e = Endpoint::parse_wallet(text).unwrap();
+            assert_eq!(e.http().as_str(), http, "{text}");
+        }
+    }
+
+    #[test]
     fn mistakes_are_named_without_the_token() {
         for text in [
             "",
@@ -208,6 +226,9 @@ mod tests {
         ] {
             let e = Endpoint::parse(text).unwrap_err();
             assert!(matches!(e, NodeError::BadEndpoint { .. }), "{text}");
+            assert!(!e.to_string().contains("secret"), "{e}");
+            let e = Endpoint::parse_wallet(text).unwrap_err();
+            assert!(matches!(e, NodeError::BadWallet { .. }), "{text}");
             assert!(!e.to_string().contains("secret"), "{e}");
         }
     }

@@ -57,6 +57,38 @@ pub enum NodeError {
         /// What is wrong with it. Never contains the token.
         why: String,
     },
+    /// The remote wallet did not answer.
+    #[error("remote wallet {endpoint}: {method}: {why}")]
+    WalletSilent {
+        /// Where the wallet should be.
+        endpoint: String,
+        /// The call.
+        method: String,
+        /// What happened.
+        why: String,
+    },
+    /// The remote wallet refused a call, or what it answered is of no use.
+    #[error("remote wallet {endpoint} refuses {method}: {why}")]
+    WalletRefused {
+        /// Where the wallet is.
+        endpoint: String,
+        /// The call.
+        method: String,
+        /// The wallet's words.
+        why: String,
+    },
+    /// The remote wallet can not sign for an address of this kind.
+    #[error("a remote wallet can not sign for {address}: f4 addresses sign in another form")]
+    WalletAddress {
+        /// The address.
+        address: String,
+    },
+    /// `[node] wallet` can not be read.
+    #[error("no usable remote wallet: {why}")]
+    BadWallet {
+        /// What is wrong with it. Never contains the token.
+        why: String,
+    },
 }
 
 /// JSON-RPC code of a call that the node does not know.
@@ -81,11 +113,17 @@ impl NodeError {
     #[must_use]
     pub const fn kind(&self) -> Kind {
         match self {
-            Self::Transport { .. } | Self::Timeout { .. } => Kind::Transport,
+            Self::Transport { .. } | Self::Timeout { .. } | Self::WalletSilent { .. } => {
+                Kind::Transport
+            }
             Self::Rpc { code, .. } if *code == METHOD_NOT_FOUND => Kind::Config,
             Self::Rpc { .. } => Kind::Chain,
             Self::Decode { .. } => Kind::Data,
-            Self::Auth { .. } | Self::BadEndpoint { .. } => Kind::Config,
+            Self::Auth { .. }
+            | Self::BadEndpoint { .. }
+            | Self::WalletRefused { .. }
+            | Self::WalletAddress { .. }
+            | Self::BadWallet { .. } => Kind::Config,
         }
     }
 
@@ -117,6 +155,19 @@ impl NodeError {
                  eyJhb…:/ip4/127.0.0.1/tcp/1234/http, or [node] repo to the node's repo"
                     .into()
             }
+            Self::WalletSilent { endpoint, .. } => format!(
+                "start the remote wallet (`lotus-wallet run`), or correct [node] wallet (now \
+                 {endpoint})"
+            ),
+            Self::WalletRefused { .. } => {
+                "act on the wallet's words: import the key that it lacks, or put a token from \
+                 `lotus-wallet get-api-key` into [node] wallet"
+                    .into()
+            }
+            Self::WalletAddress { .. } => "send from an f1 or f3 address".into(),
+            Self::BadWallet { .. } => "set [node] wallet to TOKEN:MULTIADDR or TOKEN:URL, such as \
+                 eyJhb…:http://127.0.0.1:1777, or leave it empty for the node's own wallet"
+                .into(),
         }
     }
 

@@ -23,11 +23,18 @@ pub type Node = Arc<dyn FullNode>;
 /// stream ends after an error; subscribe again, and close the gap with `chain_get_path`.
 pub type HeadChanges = BoxStream<'static, Result<Vec<HeadChange>, NodeError>>;
 
-/// Declares each call once: its name, parameters, result, and the name on the wire.
+/// Declares each call once: its name, parameters, result, and the name on the wire; after `by` the
+/// method of [`Client`] that makes it, where it is not simply a call of the node.
 macro_rules! full_node {
+    (@call $self:ident $rpc:literal [$($arg:ident)*]) => {
+        $self.call($rpc, vec![$($self.param($rpc, &$arg)?),*]).await
+    };
+    (@call $self:ident $rpc:literal [$($arg:ident)*] $own:ident) => {
+        $self.$own($($arg),*).await
+    };
     ($(
         $(#[$doc:meta])*
-        $name:ident($($arg:ident: $ty:ty),* $(,)?) -> $ret:ty = $rpc:literal;
+        $name:ident($($arg:ident: $ty:ty),* $(,)?) -> $ret:ty = $rpc:literal $(by $own:ident)?;
     )*) => {
         /// The calls of a full node that this product uses, after Lotus' API version 1. An empty
         /// [`TipSetKey`] means the head. Every method has a default that says "no such method",
@@ -56,7 +63,7 @@ macro_rules! full_node {
 
             $(
                 async fn $name(&self, $($arg: $ty),*) -> Result<$ret, NodeError> {
-                    self.call($rpc, vec![$(self.param($rpc, &$arg)?),*]).await
+                    full_node!(@call self $rpc [$($arg)*] $($own)?)
                 }
             )*
         }
@@ -179,18 +186,19 @@ full_node! {
     /// from 0 to 1.
     mpool_select(key: &TipSetKey, quality: f64) -> Vec<SignedMessage> = "MpoolSelect";
 
-    /// Addresses whose keys the node holds.
-    wallet_list() -> Vec<Address> = "WalletList";
+    /// Addresses whose keys the node holds, or the remote wallet if there is one.
+    wallet_list() -> Vec<Address> = "WalletList" by keys;
     /// The node's own default sender.
     wallet_default_address() -> Address = "WalletDefaultAddress";
-    /// Whether the node holds an address' key.
-    wallet_has(addr: Address) -> bool = "WalletHas";
+    /// Whether the node holds an address' key, or the remote wallet if there is one.
+    wallet_has(addr: Address) -> bool = "WalletHas" by has_key;
     /// Balance of any account, attoFIL.
     wallet_balance(addr: Address) -> TokenAmount = "WalletBalance";
-    /// Signs bytes as they are.
-    wallet_sign(addr: Address, data: &[u8]) -> Signature = "WalletSign";
-    /// Signs a message.
-    wallet_sign_message(addr: Address, msg: &Message) -> SignedMessage = "WalletSignMessage";
+    /// Signs bytes as they are, in the node or in the remote wallet.
+    wallet_sign(addr: Address, data: &[u8]) -> Signature = "WalletSign" by sign;
+    /// Signs a message, in the node or in the remote wallet.
+    wallet_sign_message(addr: Address, msg: &Message) -> SignedMessage
+        = "WalletSignMessage" by sign_message;
 
     /// Waits until a message has landed and has `confidence` epochs on top, for as long as
     /// `[node] wait_secs` allows. `lookback` is how far to search first, -1 without limit.

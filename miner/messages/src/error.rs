@@ -97,8 +97,8 @@ pub enum SendError {
         /// Why, and until when.
         stop: Box<Stop>,
     },
-    /// No address that may pay has its key in the node's wallet.
-    #[error("no address that may pay for {key} has its key in the node's wallet")]
+    /// No address that may pay has its key in the node's wallet, or the remote one.
+    #[error("no address that may pay for {key} has its key in the wallet that signs")]
     NoPayer {
         /// Key of the request.
         key: String,
@@ -209,7 +209,8 @@ impl SendError {
                 kind.as_str()
             ),
             Self::NoPayer { .. } => "import the key of the worker or of a control address into \
-                 the node's wallet; `lotus-miner actor control list` shows them"
+                 the node's wallet, or the one of [node] wallet; `lotus-miner actor control list` \
+                 shows them"
                 .into(),
             Self::QueueFull(_) => "it is tried again; see whether the node answers".into(),
             Self::TooSlow { .. } => "it is tried again; see whether the chain advances".into(),

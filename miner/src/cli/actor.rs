@@ -185,7 +185,7 @@ struct Controller {
     /// Key form; absent for an address that can not sign, such as a multisig.
     #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<String>,
-    /// The node's wallet has the key.
+    /// The node's wallet has the key, or the remote one if there is one.
     in_wallet: bool,
     balance: String,
     /// The kinds of messages that it pays for, and its place among those who may.
@@ -324,7 +324,7 @@ async fn set(
         let key = key.map_err(|e| from_node(&e))?;
         if !node.wallet_has(key).await.map_err(|e| from_node(&e))? {
             eprintln!(
-                "the node's wallet has no key of {}: it will pay for nothing until it is imported",
+                "the wallet that signs has no key of {}: it will pay for nothing until it is imported",
                 address_text(&id)
             );
         }

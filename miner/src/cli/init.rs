@@ -122,7 +122,7 @@ pub(super) struct Found {
     pub(super) proofs: ProofMode,
 }
 
-/// Looks the actor up, and whether the node can sign for it.
+/// Looks the actor up, and whether its worker's key is there to sign with.
 pub(super) async fn look_up(cfg: &NodeConfig, actor: ActorId) -> Result<Found, Fault> {
     let node = Client::connect(cfg).map_err(|e| from_node(&e))?;
     let head = TipSetKey::default();
@@ -150,13 +150,21 @@ pub(super) async fn look_up(cfg: &NodeConfig, actor: ActorId) -> Result<Found, F
         .await
         .map_err(|e| from_node(&e))?;
     if !node.wallet_has(worker).await.map_err(|e| from_node(&e))? {
+        let (wallet, fix) = match node.wallet() {
+            None => (
+                "the node's wallet".to_owned(),
+                "import it into the node's wallet (`lotus wallet import`): blocks and messages are signed there",
+            ),
+            Some(at) => (
+                format!("the remote wallet {at}"),
+                "import it there, or correct [node] wallet: elections and messages are signed there",
+            ),
+        };
+        let worker = address_text(&worker);
         return Err(Fault::new(
             Kind::Config,
-            format!(
-                "the node's wallet lacks the key of worker {}",
-                address_text(&worker)
-            ),
-            "import it into the node's wallet (`lotus wallet import`): blocks and messages are signed there",
+            format!("{wallet} lacks the key of worker {worker}"),
+            fix,
         ));
     }
     let node = node.check().await.map_err(|e| from_node(&e))?;

@@ -323,9 +323,11 @@ fn moved(command: &str, service: &str) -> Fault {
 fn check_config(cx: &Cx) -> Result<(), Fault> {
     let repo = Repo::at(&cx.repo)?;
     let mut cfg = MinerConfig::load(&repo.config())?;
-    // Output is copied into tickets and chats; the token must not go along.
-    if let Some((_, address)) = cfg.node.api.split_once(':') {
-        cfg.node.api = format!("<token>:{address}");
+    // Output is copied into tickets and chats; the tokens must not go along.
+    for info in [&mut cfg.node.api, &mut cfg.node.wallet] {
+        if let Some((_, address)) = info.split_once(':') {
+            *info = format!("<token>:{address}");
+        }
     }
     if cx.json {
         return print_json(&cfg);
