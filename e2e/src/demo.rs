@@ -261,7 +261,7 @@ async fn unreachable(net: &Net) -> bool {
 }
 
 /// The deal's status from the provider, or `None` while it does not answer.
-async fn status(net: &Net, deal: &Deal) -> Option<Value> {
+pub async fn status(net: &Net, deal: &Deal) -> Option<Value> {
     let url = net.spoke_url("deals").ok()?;
     let key = net.root().join("client.key");
     let args = [

@@ -191,6 +191,14 @@ impl HubClient {
                 ours: format!("{}.{}", API_VERSION.0, API_VERSION.1),
             });
         }
+        let known = self.hello.borrow().generation;
+        if answer.generation < known {
+            return Err(self.silent(&format!(
+                "generation {} answers, and {known} did before: a hub that was replaced has come back. \
+                 (If the hub was made anew, restart this process.)",
+                answer.generation
+            )));
+        }
         self.hello.send_replace(answer.clone());
         Ok(answer)
     }

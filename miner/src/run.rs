@@ -11,6 +11,7 @@ use lotus_audit::Audit;
 use lotus_chain::Follower;
 use lotus_dataplane::FdServer;
 use lotus_identity::Authority;
+use lotus_journal::Journal;
 use lotus_messages::Sender;
 use lotus_node_client::api::TipSetKey;
 use lotus_node_client::{Client, FullNode as _, Node, NodeError};
@@ -48,6 +49,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(20);
 /// How long the first question to the node may take before the hub starts without an answer.
 const CHECK_LIMIT: Duration = Duration::from_secs(10);
 /// Components without which the hub is of no use. Mining and proving report on their own.
+/// How often the hub looks whether its journal is its own still.
+const JOURNAL_LOOK: Duration = Duration::from_secs(1);
 const NEEDED: [&str; 3] = ["api", "node", "workers"];
 
 /// The parts of the hub that run, by name. One that ends before the stop ends the hub.
@@ -314,6 +317,7 @@ pub async fn run(
     }
     let control = Control {
         sealing,
+    let kept = journal.clone();
         window_post,
         rounds: Rounds::new(journal.clone()),
         leave,
@@ -332,6 +336,7 @@ pub async fn run(
     };
     let (socket, end) = (repo.control_socket(), stop.clone());
     parts.spawn("control", async move {
+    parts.spawn("journal", watch_journal(kept, stop.clone()));
         control.serve(&socket, recorder, end).await
     });
     parts.spawn_endless(
@@ -457,6 +462,17 @@ async fn tell_heads(
 
 /// Keeps the health component `node`.
 async fn watch_node(
+/// Ends this hub when its journal is taken from it: another hub may run on the repo by now.
+async fn watch_journal(journal: Journal, stop: CancellationToken) -> Result<(), Fault> {
+    loop {
+        journal.check().map_err(journal_fault)?;
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(JOURNAL_LOOK) => {}
+        }
+    }
+}
+
     follower: Follower,
     node: Node,
     sealer: Arc<Sealer>,

@@ -351,6 +351,26 @@ mod tests {
         ));
     }
 
+    #[test]
+    fn whoever_lost_its_file_writes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, aside) = (dir.path().join("j"), dir.path().join("aside"));
+        let was = Machines::<Counter>::new(Journal::open(&path).unwrap());
+        add(&was, 1, 1);
+        for another in [false, true] {
+            std::fs::rename(&path, &aside).unwrap();
+            if another {
+                std::fs::copy(&aside, &path).unwrap();
+            }
+            assert!(was.journal().check().is_err());
+            let lost = was.apply(&1, &Event::Add(1), None, |_, _, _| Ok(()));
+            assert!(matches!(lost, Err(JournalError::Moved { .. })), "{lost:?}");
+            std::fs::rename(&aside, &path).unwrap();
+        }
+        assert_eq!(was.get(&1).unwrap(), Some(1));
+        add(&was, 1, 1);
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(16))]
         #[test]

@@ -1,6 +1,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Bound;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,6 +19,13 @@ pub enum JournalError {
     #[error("the journal {} is in use by another process", path.display())]
     Locked {
         /// The file.
+        path: PathBuf,
+    },
+    /// The file at the path is another one than that which was opened: somebody moved it, or put
+    /// another in its place. Nothing is written any more: whoever opens the path now does not see it.
+    #[error("the journal {} was moved or replaced while it was in use", path.display())]
+    Moved {
+        /// Where it was opened.
         path: PathBuf,
     },
     /// The disk is full: nothing of the transaction was written.
@@ -49,7 +57,7 @@ impl JournalError {
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
-            Self::Locked { .. } => Kind::Config,
+            Self::Locked { .. } | Self::Moved { .. } => Kind::Config,
             Self::DiskFull => Kind::Capacity,
             Self::Store(_) | Self::Decode { .. } | Self::Encode { .. } => Kind::Fatal,
         }
@@ -63,6 +71,10 @@ impl JournalError {
                 "stop the other process (`fuser {}` names it), or give this one its own --repo",
                 path.display()
             ),
+            Self::Moved { .. } => {
+                "start one process on the repo that is to be used, and leave this one stopped"
+                    .into()
+            }
             Self::DiskFull => "free space on the disk that holds the repo; it is retried".into(),
             Self::Store(_) => {
                 "check the disk; restore the repo from a backup if it is damaged".into()
@@ -197,6 +209,28 @@ const CACHE: usize = 256 << 20;
 #[derive(Clone)]
 pub struct Journal {
     db: Arc<Database>,
+    file: Arc<OpenFile>,
+}
+
+/// The file that was opened.
+struct OpenFile {
+    path: PathBuf,
+    /// Device and inode.
+    id: (u64, u64),
+}
+
+impl OpenFile {
+    fn at(path: &Path) -> std::io::Result<Self> {
+        let found = std::fs::metadata(path)?;
+        Ok(Self {
+            path: std::path::absolute(path)?,
+            id: (found.dev(), found.ino()),
+        })
+    }
+
+    fn is_there(&self) -> bool {
+        Self::at(&self.path).is_ok_and(|found| found.id == self.id)
+    }
 }
 
 impl fmt::Debug for Journal {
@@ -209,7 +243,10 @@ impl Journal {
     /// Opens the file, or creates it; repairs it after a crash.
     pub fn open(path: &Path) -> Result<Self, JournalError> {
         match Database::builder().set_cache_size(CACHE).create(path) {
-            Ok(db) => Ok(Self { db: Arc::new(db) }),
+            Ok(db) => Ok(Self {
+                db: Arc::new(db),
+                file: Arc::new(OpenFile::at(path).map_err(redb::Error::Io)?),
+            }),
             Err(redb::DatabaseError::DatabaseAlreadyOpen) => Err(JournalError::Locked {
                 path: path.to_owned(),
             }),
@@ -218,7 +255,8 @@ impl Journal {
     }
 
     /// Runs `f` in one durable transaction: when this returns `Ok` everything is on disk, when it
-    /// returns `Err` nothing is. Writers wait for each other.
+    /// returns `Err` nothing is. Writers wait for each other. A process whose journal was taken from
+    /// it, while it was paused for example, writes nothing more and so does nothing more.
     pub fn write<R, E: From<JournalError>>(
         &self,
         f: impl FnOnce(&mut Tx) -> Result<R, E>,
@@ -226,8 +264,19 @@ impl Journal {
         let tx = self.db.begin_write().map_err(JournalError::from)?;
         let mut tx = Tx { tx };
         let out = f(&mut tx)?;
+        self.check()?;
         tx.tx.commit().map_err(JournalError::from)?;
         Ok(out)
+    }
+
+    /// Whether the file at the path is the one that is open.
+    pub fn check(&self) -> Result<(), JournalError> {
+        match self.file.is_there() {
+            true => Ok(()),
+            false => Err(JournalError::Moved {
+                path: self.file.path.clone(),
+            }),
+        }
     }
 
     pub(crate) fn begin_read(&self) -> Result<redb::ReadTransaction, JournalError> {
