@@ -1,9 +1,10 @@
-//! One hub, and deals and replicas of retrieval on hosts of their own: two dial the hub, the third
-//! may not and is dialed. They are cut off, killed, and come back; whoever is left serves.
+//! One hub, and two replicas of deals and of retrieval on hosts of their own: two hosts dial the hub, the
+//! third may not and is dialed. They are cut off, killed, and come back; whoever is left serves.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -21,8 +22,8 @@ struct Piece {
     bytes: Vec<u8>,
 }
 
-/// Makes a deal about a piece of this name.
-async fn deal(net: &Net, deals: &Far, name: &str) -> Piece {
+/// Packs a CAR of this name.
+fn pack(net: &Net, name: &str) -> PathBuf {
     let (data, car) = (
         net.root().join(name),
         net.root().join(format!("{name}.car")),
@@ -30,11 +31,67 @@ async fn deal(net: &Net, deals: &Far, name: &str) -> Piece {
     fs::create_dir(&data).unwrap();
     fs::write(data.join(name), name.repeat(90_000)).unwrap();
     lotus_car::pack_dir(&data, &car).unwrap();
+    car
+}
+
+/// Makes a deal about a piece of this name.
+async fn deal(net: &Net, deals: &Far, name: &str) -> Piece {
+    let car = pack(net, name);
     let deal = demo::propose_to(net, || deals.url(), &car).await;
     let deal = deal.unwrap_or_else(|e| panic!("{e}\n{}", deals.log()));
+    piece(&car, &deal.piece_cid)
+}
+
+fn piece(car: &Path, piece_cid: &str) -> Piece {
     Piece {
-        path: format!("/piece/{}", deal.piece_cid),
-        bytes: fs::read(&car).unwrap(),
+        path: format!("/piece/{piece_cid}"),
+        bytes: fs::read(car).unwrap(),
+    }
+}
+
+/// One deal, whoever is asked for it.
+struct Proposal {
+    car: PathBuf,
+    id: String,
+    start: String,
+}
+
+impl Proposal {
+    async fn new(net: &Net, name: &str) -> Self {
+        let head = net.node().unwrap().chain_head().await.unwrap().height;
+        Self {
+            car: pack(net, name),
+            id: ulid::Ulid::generate().to_string(),
+            start: (head.0 + 5_000).to_string(),
+        }
+    }
+
+    /// Asks once.
+    async fn to(&self, net: &Net, deals: &Far) -> Result<Piece, Failed> {
+        let (url, key) = (deals.url()?, net.root().join("client.key"));
+        let [car, key] = [&self.car, &key].map(|path| path.display().to_string());
+        let what = [
+            "client",
+            "deal",
+            "--provider-url",
+            &url,
+            "--car",
+            &car,
+            "--key",
+            &key,
+        ];
+        let terms = [
+            "--deal-id",
+            &self.id,
+            "--start-epoch",
+            &self.start,
+            "--json",
+        ];
+        let made = net
+            .run("lotus-markets", &[&what[..], &terms].concat())
+            .await?;
+        let made: serde_json::Value = serde_json::from_str(&made).unwrap();
+        Ok(piece(&self.car, made["piece_cid"].as_str().unwrap()))
     }
 }
 
@@ -201,23 +258,46 @@ async fn replicas_on_other_hosts_come_and_go() {
     })
     .await
     .unwrap();
-    let third = deal(&net, &deals, "three").await;
-    serves(&net, &one, &third).await;
-    serves(&net, &two, &third).await;
-    for far in [&deals, &one, &two] {
-        let log = far.log();
+    let third = Proposal::new(&net, "three").await;
+    let made = third.to(&net, &deals).await.unwrap();
+    serves(&net, &one, &made).await;
+    serves(&net, &two, &made).await;
+
+    // A second replica of deals joins. Another's deal is not made by it too; its own are.
+    let (repo3, _) = Far::join(&net, "deals", "d2", at1).await.unwrap();
+    let more = Far::run(&net, "deals", repo3, at1).await.unwrap();
+    let twice = third.to(&net, &more).await.map(|_| "made");
+    let refused = twice.unwrap_err().to_string();
+    assert!(refused.contains("is one of deals/d1"), "{refused}");
+    let fourth = deal(&net, &more, "four").await;
+    serves(&net, &two, &fourth).await;
+    // The first leaves for good. Once it is sent away, the other has what its clients come back with.
+    let mut logs = vec![deals.log_file()];
+    deals.kill().await.unwrap();
+    let hub = net.root().join("miner").display().to_string();
+    let revoke = ["credentials", "revoke", "deals/d1", "--repo", &hub];
+    net.run("lotus-miner", &revoke).await.unwrap();
+    let again = third.to(&net, &more).await.unwrap();
+    assert_eq!(again.path, made.path);
+    let list = ["pieces", "list", "--json", "--repo", &hub];
+    net.wait("the other to have it", secs(60), async |net| {
+        let listed = net.run("lotus-miner", &list).await.ok()?;
+        (listed.matches("deals/d2").count() == 2).then_some(())
+    })
+    .await
+    .unwrap_or_else(|e| panic!("{e}\n{}", more.log()));
+
+    logs.extend([&more, &one, &two].map(Far::log_file));
+    for log in &logs {
+        let log = fs::read_to_string(log).unwrap();
         assert!(!log.contains(" ERROR "), "{log}");
     }
-    // The authority's key, three identities and their bundles, indexing's, tokens of the node and
+    // The authority's key, four identities and their bundles, indexing's, tokens of the node and
     // the hub: none of them is in any log.
     let kept = secrets::all(net.root()).unwrap();
-    assert!(kept.len() >= 12, "{} secrets are there", kept.len());
-    let far = [&deals, &one, &two].map(Far::log_file);
-    let logs = [net.log_files(), far.to_vec()].concat();
-    assert_eq!(
-        secrets::shown(&kept, &logs).unwrap(),
-        [""; 0].map(std::path::PathBuf::from)
-    );
-    drop((clients, deals, one, two));
+    assert!(kept.len() >= 14, "{} secrets are there", kept.len());
+    logs.extend(net.log_files());
+    assert_eq!(secrets::shown(&kept, &logs).unwrap(), Vec::<PathBuf>::new());
+    drop((clients, more, one, two));
     net.stop().await.unwrap();
 }

@@ -12,6 +12,7 @@ use ulid::Ulid;
 
 use crate::config::PiecesConfig;
 use crate::events::unix_ms;
+use crate::owner::{self, Seller};
 use crate::pieces::Pieces;
 
 /// Credits at a time.
@@ -33,6 +34,14 @@ pub enum CapacityError {
     /// No padded piece size.
     #[error("{0}")]
     BadSize(String),
+    /// Another spoke has the deal.
+    #[error("deal {key} is one of {owner}")]
+    NotYours {
+        /// The deal.
+        key: DealKey,
+        /// Whose it is.
+        owner: String,
+    },
     /// No room now.
     #[error("no room for {piece} bytes: {free} are free, {waiting} pieces wait for sectors")]
     NoRoom {
@@ -50,7 +59,7 @@ impl CapacityError {
     #[must_use]
     pub const fn kind(&self) -> Kind {
         match self {
-            Self::TooLarge { .. } | Self::BadSize(_) => Kind::Data,
+            Self::TooLarge { .. } | Self::BadSize(_) | Self::NotYours { .. } => Kind::Data,
             Self::NoRoom { .. } => Kind::Capacity,
         }
     }
@@ -63,6 +72,7 @@ impl CapacityError {
                 format!("split the data into pieces of at most {sector} padded bytes")
             }
             Self::BadSize(_) => "give the padded piece size".into(),
+            Self::NotYours { owner, .. } => owner::fix(owner),
             Self::NoRoom { .. } => "try again later, or free disk space on the hub".into(),
         }
     }
@@ -81,6 +91,8 @@ struct Held {
     id: String,
     size: u64,
     expires: Instant,
+    /// The spoke that took it; empty for the operator.
+    owner: String,
 }
 
 /// The room of this hub and who took it. Credits live in memory: a new hub knows none, and its
@@ -125,12 +137,20 @@ impl Capacity {
     }
 
     /// Takes room for a piece; the same key gets the same credit while it lives.
-    pub fn acquire(&self, key: &DealKey, size: u64, secs: u32) -> Result<Credit, CapacityError> {
+    pub fn acquire(
+        &self,
+        key: &DealKey,
+        size: u64,
+        secs: u32,
+        seller: &Seller,
+    ) -> Result<Credit, CapacityError> {
         self.check_size(size)?;
         let life = Duration::from_secs(u64::from(secs.clamp(1, self.max_secs)));
         let mut credits = self.lock();
+        check_owner(&credits, key, seller)?;
         let expires = Instant::now() + life;
-        if let Some(held) = credits.get_mut(key).filter(|h| h.size == size) {
+        let same = |h: &&mut Held| h.size == size && seller.owns(&h.owner);
+        if let Some(held) = credits.get_mut(key).filter(same) {
             held.expires = held.expires.max(expires);
             return Ok(self.credit(held));
         }
@@ -143,6 +163,7 @@ impl Capacity {
             id: Ulid::generate().to_string(),
             size,
             expires,
+            owner: seller.name().unwrap_or_default().into(),
         };
         let credit = self.credit(&held);
         credits.insert(key.clone(), held);
@@ -151,16 +172,24 @@ impl Capacity {
         Ok(credit)
     }
 
-    /// Gives a credit back. One that is unknown has returned by itself.
-    pub fn release(&self, id: &str) {
-        self.lock().retain(|_, held| held.id != id);
+    /// Gives a credit of this seller back. One that is unknown has returned by itself.
+    pub fn release(&self, id: &str, seller: &Seller) {
+        self.lock()
+            .retain(|_, held| held.id != id || !seller.owns(&held.owner));
         self.changed.send_modify(|n| *n = n.wrapping_add(1));
     }
 
     /// Exchanges the credit of a deal for its piece. Without one there must be room.
-    pub fn redeem(&self, key: &DealKey, credit: &str, size: u64) -> Result<(), CapacityError> {
+    pub fn redeem(
+        &self,
+        key: &DealKey,
+        credit: &str,
+        size: u64,
+        seller: &Seller,
+    ) -> Result<(), CapacityError> {
         self.check_size(size)?;
         let mut credits = self.lock();
+        check_owner(&credits, key, seller)?;
         let held = credits
             .get(key)
             .is_some_and(|h| h.id == credit && h.size >= size);
@@ -246,5 +275,20 @@ impl Capacity {
         let now = Instant::now();
         credits.retain(|_, held| held.expires > now);
         credits
+    }
+}
+
+/// A credit that lives is of whoever took it.
+fn check_owner(
+    credits: &HashMap<DealKey, Held>,
+    key: &DealKey,
+    seller: &Seller,
+) -> Result<(), CapacityError> {
+    match credits.get(key) {
+        Some(held) if !seller.may_take(&held.owner) => Err(CapacityError::NotYours {
+            key: key.clone(),
+            owner: held.owner.clone(),
+        }),
+        _ => Ok(()),
     }
 }

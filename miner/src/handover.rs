@@ -10,6 +10,7 @@ use lotus_runtime::{Fault, trace};
 use lotus_types::{DealKey, Kind, SectorNumber};
 
 use crate::capacity::Capacity;
+use crate::owner::Seller;
 use crate::pieces::machine::{DealTerms, Offer, Phase, Source, Usage};
 use crate::pieces::{PieceError, Pieces, blocking};
 
@@ -57,7 +58,7 @@ impl Handover {
         if known.is_none() {
             let _alone = self.stage(&key)?;
             self.capacity
-                .redeem(&key, "", new.piece.size.get())
+                .redeem(&key, "", new.piece.size.get(), &Seller::Operator)
                 .map_err(|e| Fault::new(e.kind(), e.to_string(), e.fix()))?;
             let staged = self.pieces.stage(&key, new.piece, data).await;
             staged.map_err(|e| Fault::new(e.kind(), e.to_string(), e.fix()))?;
@@ -112,7 +113,7 @@ impl Handover {
 
     async fn offer(&self, key: &DealKey, offer: Offer) -> Result<(), Fault> {
         let (pieces, owned) = (self.pieces.clone(), key.clone());
-        let offered = blocking(move || pieces.offer(&owned, offer)).await;
+        let offered = blocking(move || pieces.offer(&owned, offer, &Seller::Operator)).await;
         offered
             .map(|_| ())
             .map_err(|e: PieceError| Fault::new(e.kind(), e.to_string(), e.fix()))
@@ -141,6 +142,7 @@ fn offer(new: &NewPiece) -> Offer {
             ..Usage::default()
         },
         trace: trace::current(),
+        owner: None,
         phase: Phase::Offered,
     }
 }

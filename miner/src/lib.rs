@@ -2,7 +2,7 @@
 //!
 //! - [`repo`]: the directory, its lock and generation. [`config`]: `config.toml`.
 //! - [`pieces`]: the hand-off of pieces; [`capacity`]: the room they may take; [`unsealed`]:
-//!   reading them; [`events`]: the durable log that spokes follow.
+//!   reading them; [`events`]: the durable log that spokes follow; [`owner`]: whose a deal is.
 //! - [`api`]: all of it over gRPC. [`control`]: what only the operator may do;
 //!   [`orders`]: messages on an operator's order.
 //! - [`sealer`]: joins sealing, proving and workers to these parts. [`run`]: starts it all.
@@ -23,6 +23,7 @@ pub mod lotus;
 mod network;
 pub mod operations;
 pub mod orders;
+pub mod owner;
 pub mod pieces;
 pub mod repo;
 pub mod restart;

@@ -39,6 +39,7 @@ use crate::handover::Handover;
 use crate::lotus::LotusHub;
 use crate::network;
 use crate::operations::Operations;
+use crate::owner::Published;
 use crate::pieces::{PieceRunner, Pieces, Placer, sweep};
 use crate::repo::Repo;
 use crate::sealer::{Files, Replicas, Sealer, SectorObserver};
@@ -48,9 +49,9 @@ use crate::unsealed::Unsealed;
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 /// How long the first question to the node may take before the hub starts without an answer.
 const CHECK_LIMIT: Duration = Duration::from_secs(10);
-/// Components without which the hub is of no use. Mining and proving report on their own.
 /// How often the hub looks whether its journal is its own still.
 const JOURNAL_LOOK: Duration = Duration::from_secs(1);
+/// Components without which the hub is of no use. Mining and proving report on their own.
 const NEEDED: [&str; 3] = ["api", "node", "workers"];
 
 /// The parts of the hub that run, by name. One that ends before the stop ends the hub.
@@ -123,16 +124,16 @@ pub async fn run(
 
     let node = Client::connect(&cfg.node).map_err(|e| from_node(&e))?;
     tracing::info!(at = node.endpoint(), by = %cfg.node.named_by(), "full node");
-    if cfg.node.is_overridden() {
-        tracing::warn!("FULLNODE_API_INFO overrides the node in config.toml");
-    }
-    check_node(&node, actor.address(), size).await?;
     if let Some(at) = node.wallet() {
         tracing::info!(
             at,
             "remote wallet: messages, elections and the ask are signed there"
         );
     }
+    if cfg.node.is_overridden() {
+        tracing::warn!("FULLNODE_API_INFO overrides the node in config.toml");
+    }
+    check_node(&node, actor.address(), size).await?;
     let checked = network::check(&node, proofs, size, CHECK_LIMIT).await?;
     let unchecked = (!checked).then(|| node.clone());
     let node: Node = node;
@@ -261,6 +262,7 @@ pub async fn run(
         node: node.clone(),
         sender: sender.clone(),
         confidence: cfg.messages.confidence_epochs,
+        published: Published::new(journal.clone()),
         access: Access::new(
             Arc::new(Authority::open(&repo.authority())?),
             generation,
@@ -315,9 +317,9 @@ pub async fn run(
         };
         parts.spawn("lotus_api", lotus_api.serve(Arc::new(hub), stop.clone()));
     }
+    let kept = journal.clone();
     let control = Control {
         sealing,
-    let kept = journal.clone();
         window_post,
         rounds: Rounds::new(journal.clone()),
         leave,
@@ -334,9 +336,9 @@ pub async fn run(
             repo: repo.clone(),
         },
     };
+    parts.spawn("journal", watch_journal(kept, stop.clone()));
     let (socket, end) = (repo.control_socket(), stop.clone());
     parts.spawn("control", async move {
-    parts.spawn("journal", watch_journal(kept, stop.clone()));
         control.serve(&socket, recorder, end).await
     });
     parts.spawn_endless(
@@ -460,8 +462,6 @@ async fn tell_heads(
     }
 }
 
-/// Keeps the health component `node`.
-async fn watch_node(
 /// Ends this hub when its journal is taken from it: another hub may run on the repo by now.
 async fn watch_journal(journal: Journal, stop: CancellationToken) -> Result<(), Fault> {
     loop {
@@ -473,6 +473,8 @@ async fn watch_journal(journal: Journal, stop: CancellationToken) -> Result<(), 
     }
 }
 
+/// Keeps the health component `node`.
+async fn watch_node(
     follower: Follower,
     node: Node,
     sealer: Arc<Sealer>,

@@ -298,6 +298,10 @@ pub struct PieceState {
     pub sector_state: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "12")]
     pub terms: ::core::option::Option<DealTerms>,
+    /// Whose deal it is, among several deals spokes: "deals/d1". Empty for one that the operator handed
+    /// over, and for those from before API 1.2.
+    #[prost(string, tag = "13")]
+    pub owner: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListSectorsRequest {
@@ -1248,7 +1252,8 @@ pub mod capacity_client {
                 .insert(GrpcMethod::new("hub.v1.Capacity", "Watch"));
             self.inner.server_streaming(req, path, codec).await
         }
-        /// Takes room for one piece. Fails with RESOURCE_EXHAUSTED and a retry-after when there is none.
+        /// Takes room for one piece. Fails with RESOURCE_EXHAUSTED and a retry-after when there is none, and
+        /// with ALREADY_EXISTS when the deal is another spoke's.
         pub async fn acquire(
             &mut self,
             request: impl tonic::IntoRequest<super::AcquireRequest>,
@@ -1303,7 +1308,8 @@ pub mod capacity_server {
             &self,
             request: tonic::Request<super::WatchCapacityRequest>,
         ) -> std::result::Result<tonic::Response<Self::WatchStream>, tonic::Status>;
-        /// Takes room for one piece. Fails with RESOURCE_EXHAUSTED and a retry-after when there is none.
+        /// Takes room for one piece. Fails with RESOURCE_EXHAUSTED and a retry-after when there is none, and
+        /// with ALREADY_EXISTS when the deal is another spoke's.
         async fn acquire(
             &self,
             request: tonic::Request<super::AcquireRequest>,
@@ -1621,7 +1627,8 @@ pub mod pieces_client {
             self
         }
         /// Journals the offer and returns. The hub then pulls the bytes, verifies commP in the same
-        /// pass, and places the piece. Offering the same key again returns the present state.
+        /// pass, and places the piece. Offering the same key again returns the present state. A deal is of
+        /// the spoke that offers it first: ALREADY_EXISTS for any other, until that one is revoked.
         pub async fn offer(
             &mut self,
             request: impl tonic::IntoRequest<super::OfferRequest>,
@@ -1636,6 +1643,7 @@ pub mod pieces_client {
                 .insert(GrpcMethod::new("hub.v1.Pieces", "Offer"));
             self.inner.unary(req, path, codec).await
         }
+        /// A deal of another deals spoke is NOT_FOUND, here and in `Withdraw`.
         pub async fn status(
             &mut self,
             request: impl tonic::IntoRequest<super::PieceStatusRequest>,
@@ -1665,7 +1673,8 @@ pub mod pieces_client {
                 .insert(GrpcMethod::new("hub.v1.Pieces", "Withdraw"));
             self.inner.unary(req, path, codec).await
         }
-        /// Every piece that the hub holds or held, from `after` on, in a stable order.
+        /// Every piece that the hub holds or held, from `after` on, in a stable order; for a deals spoke
+        /// those of its own deals.
         pub async fn list(
             &mut self,
             request: impl tonic::IntoRequest<super::ListPiecesRequest>,
@@ -1697,11 +1706,13 @@ pub mod pieces_server {
     #[async_trait]
     pub trait Pieces: std::marker::Send + std::marker::Sync + 'static {
         /// Journals the offer and returns. The hub then pulls the bytes, verifies commP in the same
-        /// pass, and places the piece. Offering the same key again returns the present state.
+        /// pass, and places the piece. Offering the same key again returns the present state. A deal is of
+        /// the spoke that offers it first: ALREADY_EXISTS for any other, until that one is revoked.
         async fn offer(
             &self,
             request: tonic::Request<super::OfferRequest>,
         ) -> std::result::Result<tonic::Response<super::PieceState>, tonic::Status>;
+        /// A deal of another deals spoke is NOT_FOUND, here and in `Withdraw`.
         async fn status(
             &self,
             request: tonic::Request<super::PieceStatusRequest>,
@@ -1711,7 +1722,8 @@ pub mod pieces_server {
             &self,
             request: tonic::Request<super::WithdrawRequest>,
         ) -> std::result::Result<tonic::Response<super::PieceState>, tonic::Status>;
-        /// Every piece that the hub holds or held, from `after` on, in a stable order.
+        /// Every piece that the hub holds or held, from `after` on, in a stable order; for a deals spoke
+        /// those of its own deals.
         async fn list(
             &self,
             request: tonic::Request<super::ListPiecesRequest>,
@@ -2746,7 +2758,8 @@ pub mod events_client {
             self
         }
         /// Everything from `from_seq` on, then as it happens. 0 starts at the oldest kept event.
-        /// OUT_OF_RANGE when the events asked for are no longer kept: list the state and start anew.
+        /// OUT_OF_RANGE when the events asked for are no longer kept: list the state and start anew. A deals
+        /// spoke hears of its own deals' pieces.
         pub async fn subscribe(
             &mut self,
             request: impl tonic::IntoRequest<super::SubscribeRequest>,
@@ -2785,7 +2798,8 @@ pub mod events_server {
             > + std::marker::Send
             + 'static;
         /// Everything from `from_seq` on, then as it happens. 0 starts at the oldest kept event.
-        /// OUT_OF_RANGE when the events asked for are no longer kept: list the state and start anew.
+        /// OUT_OF_RANGE when the events asked for are no longer kept: list the state and start anew. A deals
+        /// spoke hears of its own deals' pieces.
         async fn subscribe(
             &self,
             request: tonic::Request<super::SubscribeRequest>,
@@ -3067,8 +3081,8 @@ pub mod chain_client {
             self.inner.unary(req, path, codec).await
         }
         /// Publishes deals: the one message that a spoke may have sent. The same deals in the same order
-        /// are one message, however often this is called; it is journaled before the answer. Feature
-        /// "market".
+        /// are one message, however often this is called; it is journaled before the answer. ALREADY_EXISTS
+        /// when another spoke has published one of them. Feature "market".
         pub async fn publish(
             &mut self,
             request: impl tonic::IntoRequest<super::PublishRequest>,
@@ -3129,8 +3143,8 @@ pub mod chain_server {
             request: tonic::Request<super::MarketClientRequest>,
         ) -> std::result::Result<tonic::Response<super::MarketClientResponse>, tonic::Status>;
         /// Publishes deals: the one message that a spoke may have sent. The same deals in the same order
-        /// are one message, however often this is called; it is journaled before the answer. Feature
-        /// "market".
+        /// are one message, however often this is called; it is journaled before the answer. ALREADY_EXISTS
+        /// when another spoke has published one of them. Feature "market".
         async fn publish(
             &self,
             request: tonic::Request<super::PublishRequest>,

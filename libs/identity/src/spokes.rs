@@ -136,6 +136,12 @@ impl Authority {
         })
     }
 
+    /// Whether nobody can call as this caller until a new invitation: it was revoked, or never invited.
+    pub fn is_gone(&self, caller: &Caller) -> Result<bool, Fault> {
+        let record = self.register.get(caller)?;
+        Ok(record.is_none_or(|r| r.revoked_unix_ms.is_some()))
+    }
+
     /// Everybody who was ever invited, in order.
     pub fn callers(&self) -> Result<Vec<Registered>, Fault> {
         Ok(self.register.all()?.iter().map(|r| r.shown()).collect())

@@ -20,6 +20,7 @@ use tonic::{Code, Status};
 use tower::{Layer, Service};
 
 use super::quotas::Quotas;
+use crate::owner::Seller;
 
 /// How often open connections are held against the register. A revocation by the running hub does
 /// not wait for it.
@@ -208,6 +209,23 @@ impl Access {
             Presented::Spoke(caller) if path == RENEW => Ok(Who::Renewing(caller)),
             Presented::Spoke(_) => self.authority.caller(&peer.certificate).map(Who::Spoke),
             Presented::Other => Err(Refused::NotOurs),
+        }
+    }
+
+    /// Whose deals a caller acts on.
+    pub(crate) fn seller(&self, who: Option<&Who>) -> Seller {
+        let Some(Who::Spoke(caller)) = who else {
+            return Seller::Operator;
+        };
+        let authority = self.authority.clone();
+        let is_gone = move |name: &str| {
+            let named = name.parse::<Caller>().ok();
+            // A register that can not be read lets nobody have another's deals.
+            named.is_some_and(|caller| authority.is_gone(&caller).unwrap_or(false))
+        };
+        Seller::Spoke {
+            name: caller.to_string(),
+            is_gone: Arc::new(is_gone),
         }
     }
 

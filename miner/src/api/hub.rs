@@ -1,7 +1,9 @@
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
+use futures::future::ready;
 use hub_proto::v1::capacity_server::Capacity;
+use hub_proto::v1::event::What;
 use hub_proto::v1::events_server::Events;
 use hub_proto::v1::hub_server::Hub;
 use hub_proto::v1::{
@@ -17,7 +19,7 @@ use tonic::{Code, Request, Response, Status};
 use super::access::Who;
 use super::audit::About;
 use super::pieces::deal_key;
-use super::{Answer, Api, ONLY_LOOKS, Streamed, from_journal, invalid};
+use super::{Answer, Api, ONLY_LOOKS, Streamed, from_journal, invalid, not_yours};
 use crate::capacity::CapacityError;
 use crate::events::{EventsError, Topics};
 
@@ -180,26 +182,37 @@ impl Capacity for Api {
 
     async fn acquire(&self, request: Request<AcquireRequest>) -> Answer<Credit> {
         let about = About::of(&request);
+        let seller = self.access.seller(request.extensions().get());
         let request = request.into_inner();
         let key = deal_key(request.key.as_ref())?;
         about.is(&key);
+        // Nobody takes room for what can never be offered.
+        let offered = self.pieces.get(&key).map_err(|e| from_journal(&e))?;
+        let other = offered.and_then(|offer| offer.owner.filter(|o| !seller.may_take(o)));
+        if let Some(owner) = other {
+            return Err(from_capacity(&CapacityError::NotYours { key, owner }));
+        }
         self.capacity
-            .acquire(&key, request.piece_size, request.ttl_seconds)
+            .acquire(&key, request.piece_size, request.ttl_seconds, &seller)
             .map(Response::new)
             .map_err(|e| from_capacity(&e))
     }
 
     async fn release(&self, request: Request<ReleaseRequest>) -> Answer<ReleaseResponse> {
         let about = About::of(&request);
+        let seller = self.access.seller(request.extensions().get());
         let id = request.into_inner().id;
         about.is(&id);
-        self.capacity.release(&id);
+        self.capacity.release(&id, &seller);
         Ok(Response::new(ReleaseResponse {}))
     }
 }
 
 pub(super) fn from_capacity(e: &CapacityError) -> Status {
-    status(e.kind(), e.to_string(), e.fix(), e.retry_after())
+    match e {
+        CapacityError::NotYours { .. } => not_yours(e.to_string(), &e.fix()),
+        _ => status(e.kind(), e.to_string(), e.fix(), e.retry_after()),
+    }
 }
 
 #[tonic::async_trait]
@@ -223,6 +236,7 @@ impl Events for Api {
             .events
             .subscribe(request.from_seq, topics, self.stop.clone())
             .map_err(|e| from_events(&e))?;
+        let seller = self.sells(who.as_ref());
         let who = who.unwrap_or(Who::Host);
         let quotas = self.access.quotas().clone();
         let place = quotas.stream(&who)?;
@@ -239,6 +253,10 @@ impl Events for Api {
                 }
                 event.map_err(|e| from_events(&e))
             }
+        });
+        let events = events.filter(move |event| match event.as_ref().map(|e| &e.what) {
+            Ok(Some(What::Piece(piece))) => ready(seller.owns(&piece.owner)),
+            _ => ready(true),
         });
         Ok(Response::new(Box::pin(events)))
     }

@@ -2,6 +2,7 @@
 //! that a spoke may have sent, and the ask. The message and the ask are made here, from their
 //! parts, so that a spoke can have nothing else signed.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use hub_proto::status;
@@ -21,7 +22,9 @@ use tonic::{Request, Response, Status};
 
 use super::audit::About;
 use super::chain::{address, from_node_or_unknown};
-use super::{Answer, Api, from_node, invalid};
+use super::{Answer, Api, from_journal, from_node, invalid, not_yours};
+use crate::owner::{self, PublishedError};
+use crate::pieces::blocking;
 
 /// Deals in one message. Lotus' default is 8; the market actor takes any number that fits a block.
 const MAX_DEALS: usize = 256;
@@ -63,8 +66,9 @@ impl Api {
         request: Request<PublishRequest>,
     ) -> Answer<PublishState> {
         let about = About::of(&request);
+        let seller = self.access.seller(request.extensions().get());
         let request = request.into_inner();
-        let params = self.publish_params(&request)?;
+        let (params, proposals) = self.publish_params(&request)?;
         let key = publish_key(&params, request.attempt);
         about.is(&key);
         let send = SendRequest {
@@ -77,7 +81,16 @@ impl Api {
             kind: MessageKind::Publish,
             max_fee: None,
         };
-        let cid = self.sender.send(send).await.map_err(|e| from_send(&e))?;
+        let (published, noted) = (self.published.clone(), seller);
+        let fresh = blocking(move || published.claim(&noted, &proposals)).await;
+        let fresh = fresh.map_err(|e| from_published(&e))?;
+        let sent = self.sender.send(send).await;
+        if let Err(SendError::Refused { .. }) = &sent {
+            let published = self.published.clone();
+            let forgotten = blocking(move || published.forget(&fresh)).await;
+            forgotten.map_err(|e| from_journal(&e))?;
+        }
+        let cid = sent.map_err(|e| from_send(&e))?;
         let mut state = PublishState {
             cid: cid.to_string(),
             ..PublishState::default()
@@ -95,8 +108,11 @@ impl Api {
         Ok(Response::new(state))
     }
 
-    /// The parameters, from deals that are this provider's.
-    fn publish_params(&self, request: &PublishRequest) -> Result<Vec<u8>, Status> {
+    /// The parameters, from deals that are this provider's, and the CIDs of their proposals.
+    fn publish_params(
+        &self,
+        request: &PublishRequest,
+    ) -> Result<(Vec<u8>, BTreeSet<String>), Status> {
         if request.deals.is_empty() || request.deals.len() > MAX_DEALS {
             return Err(invalid(
                 format!("{} deals are to be published", request.deals.len()),
@@ -105,6 +121,7 @@ impl Api {
         }
         let provider = Address::new_id(self.actor.0);
         let mut deals = Vec::with_capacity(request.deals.len());
+        let mut proposals = BTreeSet::new();
         for bytes in &request.deals {
             let deal: ClientDealProposal =
                 decode(bytes).map_err(|e| invalid(e.to_string(), "send signed deal proposals"))?;
@@ -117,9 +134,10 @@ impl Api {
                     "publish this provider's own deals",
                 ));
             }
+            proposals.insert(cbor_cid(&encode(&deal.proposal)).to_string());
             deals.push(deal);
         }
-        Ok(encode(&PublishStorageDealsParams { deals }))
+        Ok((encode(&PublishStorageDealsParams { deals }), proposals))
     }
 
     pub(super) async fn sign_storage_ask(
@@ -198,6 +216,13 @@ fn told(state: &mut PublishState, landed: &Landed, deals: usize) -> Result<(), S
         state.outcomes.push(PublishOutcome { deal_id });
     }
     Ok(())
+}
+
+fn from_published(e: &PublishedError) -> Status {
+    match e {
+        PublishedError::NotYours { owner, .. } => not_yours(e.to_string(), &owner::fix(owner)),
+        PublishedError::Journal(e) => from_journal(e),
+    }
 }
 
 fn from_send(e: &SendError) -> Status {

@@ -49,6 +49,7 @@ use tonic::{Code, Response, Status};
 use crate::capacity::Capacity;
 use crate::config::ApiConfig;
 use crate::events::EventLog;
+use crate::owner::Published;
 use crate::pieces::{Pieces, Placer};
 use crate::unsealed::Unsealed;
 pub use access::Access;
@@ -125,6 +126,8 @@ pub struct Api {
     pub sender: Sender,
     /// Epochs that must lie on a message before a spoke is told that it landed.
     pub confidence: u64,
+    /// Who has published which deals.
+    pub published: Published,
     /// Who may call.
     pub access: Access,
     /// Where it is written down who changed what.
@@ -283,6 +286,10 @@ fn server(cfg: &ApiConfig) -> Server {
 
 fn not_found(what: impl Into<String>, fix: &str) -> Status {
     with_code(Code::NotFound, Kind::Data, what, fix, None)
+}
+
+fn not_yours(what: impl Into<String>, fix: &str) -> Status {
+    with_code(Code::AlreadyExists, Kind::Data, what, fix, None)
 }
 
 fn invalid(what: impl Into<String>, fix: impl Into<String>) -> Status {

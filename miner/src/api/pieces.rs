@@ -18,10 +18,13 @@ use tonic::{Request, Response, Status};
 use super::access::Who;
 use super::audit::About;
 use super::hub::from_capacity;
-use super::{Answer, Api, MAX_PAGE, from_journal, invalid, not_found};
+use super::{Answer, Api, MAX_PAGE, from_journal, invalid, not_found, not_yours};
+use crate::owner::Seller;
 use crate::pieces::machine::{DealTerms, Offer, Phase, Source, Usage};
 use crate::pieces::{PieceError, SectorFate, blocking};
 
+/// The service that sells.
+const DEALS: &str = "deals";
 /// Longest URL to pull from, bytes.
 const MAX_URL: usize = 4096;
 /// Headers of a pull, and the bytes of each.
@@ -37,6 +40,7 @@ impl Pieces for Api {
     async fn offer(&self, request: Request<OfferRequest>) -> Answer<PieceState> {
         let about = About::of(&request);
         let who = request.extensions().get::<Who>().cloned();
+        let seller = self.access.seller(who.as_ref());
         let request = request.into_inner();
         let (key, offer) = parse_offer(&request, self.sector_size, who.as_ref())?;
         about.is(&key);
@@ -49,13 +53,13 @@ impl Pieces for Api {
             .is_none()
         {
             self.capacity
-                .redeem(&key, &request.credit, size)
+                .redeem(&key, &request.credit, size, &seller)
                 .map_err(|e| from_capacity(&e))?;
         } else if !request.credit.is_empty() {
-            self.capacity.release(&request.credit);
+            self.capacity.release(&request.credit, &seller);
         }
         let (pieces, owned) = (self.pieces.clone(), key.clone());
-        let now = blocking(move || pieces.offer(&owned, offer))
+        let now = blocking(move || pieces.offer(&owned, offer, &seller))
             .await
             .map_err(|e| from_pieces(&e))?;
         tracing::info!(%key, piece = %now.piece.cid, phase = ?now.phase, "offer");
@@ -63,25 +67,29 @@ impl Pieces for Api {
     }
 
     async fn status(&self, request: Request<PieceStatusRequest>) -> Answer<PieceState> {
+        let seller = self.access.seller(request.extensions().get());
         let key = deal_key(request.into_inner().key.as_ref())?;
         let offer = self.pieces.get(&key).map_err(|e| from_journal(&e))?;
+        let offer = offer.filter(|offer| seller.has(offer));
         let offer = offer.ok_or_else(|| from_pieces(&PieceError::Unknown { key: key.clone() }))?;
         Ok(Response::new(self.full_state(&key, &offer)))
     }
 
     async fn withdraw(&self, request: Request<WithdrawRequest>) -> Answer<PieceState> {
         let about = About::of(&request);
+        let seller = self.access.seller(request.extensions().get());
         let key = deal_key(request.into_inner().key.as_ref())?;
         about.is(&key);
         let now = self
             .pieces
-            .withdraw(&key, &*self.placer)
+            .withdraw(&key, &*self.placer, &seller)
             .await
             .map_err(|e| from_pieces(&e))?;
         Ok(Response::new(self.full_state(&key, &now)))
     }
 
     async fn list(&self, request: Request<ListPiecesRequest>) -> Answer<ListPiecesResponse> {
+        let seller = self.sells(request.extensions().get());
         let request = request.into_inner();
         let after: Option<DealKey> = match request.after.as_str() {
             "" => None,
@@ -103,6 +111,7 @@ impl Pieces for Api {
         };
         let pieces = found
             .iter()
+            .filter(|(_, offer)| seller.has(offer))
             .map(|(key, offer)| self.full_state(key, offer))
             .collect();
         Ok(Response::new(ListPiecesResponse { pieces, next }))
@@ -110,6 +119,12 @@ impl Pieces for Api {
 }
 
 impl Api {
+    /// Of a caller who sells, what it sells; the others see the deals of all.
+    pub(super) fn sells(&self, who: Option<&Who>) -> Seller {
+        let deals = |who: &&Who| matches!(who, Who::Spoke(c) if c.service.as_str() == DEALS);
+        self.access.seller(who.filter(deals))
+    }
+
     /// [`piece_state`] with what only memory knows.
     fn full_state(&self, key: &DealKey, offer: &Offer) -> PieceState {
         let mut state = piece_state(key, offer);
@@ -144,6 +159,7 @@ pub(super) fn page(asked: u32) -> usize {
 fn from_pieces(e: &PieceError) -> Status {
     match e {
         PieceError::Unknown { .. } => not_found(e.to_string(), &e.fix()),
+        PieceError::NotYours { .. } => not_yours(e.to_string(), &e.fix()),
         _ => status(e.kind(), e.to_string(), e.fix(), None),
     }
 }
@@ -183,6 +199,7 @@ pub(crate) fn piece_state(key: &DealKey, offer: &Offer) -> PieceState {
             format: offer.usage.format.clone(),
         }),
         sector_state: String::new(),
+        owner: offer.owner.clone().unwrap_or_default(),
         terms: Some(v1::DealTerms {
             start_epoch: terms.start_epoch,
             end_epoch: terms.end_epoch,
@@ -289,6 +306,7 @@ fn parse_offer(
             keep_unsealed: None,
         },
         trace: trace::current(),
+        owner: None,
         phase: Phase::Offered,
     };
     Ok((key, offer))

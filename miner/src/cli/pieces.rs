@@ -36,6 +36,8 @@ struct Piece {
     offset: Option<u64>,
     sector_state: String,
     reason: String,
+    /// The spoke whose deal it is; empty for one that the operator handed over.
+    owner: String,
 }
 
 /// Where a piece is, as `--json` prints it.
@@ -90,13 +92,14 @@ async fn list(cx: &Cx, hub: &HubClient) -> Result<(), Fault> {
     if cx.json {
         return print_json(&pieces);
     }
-    let mut out = table(&["Deal", "Phase", "Piece", "Size", "Sector", "Note"]);
+    let mut out = table(&["Deal", "Of", "Phase", "Piece", "Size", "Sector", "Note"]);
     for p in pieces {
         let sector = p
             .sector
             .map_or_else(String::new, |n| format!("{n} {}", p.sector_state));
         out.add_row([
             p.deal.rsplit('/').next().unwrap_or_default().to_owned(),
+            p.owner,
             p.phase,
             p.piece_cid,
             bytes(p.piece_size),
@@ -124,6 +127,7 @@ impl From<PieceState> for Piece {
             offset: p.offset,
             sector_state: p.sector_state,
             reason: p.reason,
+            owner: p.owner,
         }
     }
 }

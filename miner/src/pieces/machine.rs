@@ -110,6 +110,9 @@ pub struct Offer {
     pub usage: Usage,
     /// Trace context of the offer, so that pull and placement join its trace.
     pub trace: String,
+    /// The spoke whose deal it is; none of one that the operator handed over.
+    #[serde(default)]
+    pub owner: Option<String>,
     /// How far it is.
     pub phase: Phase,
 }
@@ -311,6 +314,7 @@ mod tests {
             terms: DealTerms::default(),
             usage: Usage::default(),
             trace: String::new(),
+            owner: None,
             phase,
         }
     }

@@ -24,6 +24,7 @@ use ulid::Ulid;
 
 use crate::config::PiecesConfig;
 use crate::events::EventLog;
+use crate::owner::{self, Seller};
 pub use far::FarSpokes;
 use intake::{Intake, put_in_place};
 pub use keep::{KeepUnsealed, sweep};
@@ -91,6 +92,14 @@ pub enum PieceError {
         /// What differs.
         what: &'static str,
     },
+    /// Another spoke has it.
+    #[error("deal {key} is one of {owner}")]
+    NotYours {
+        /// The key.
+        key: DealKey,
+        /// Whose it is.
+        owner: String,
+    },
     /// Too many pieces wait.
     #[error("{waiting} pieces wait already")]
     Full {
@@ -124,7 +133,10 @@ impl PieceError {
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
-            Self::OtherOffer { .. } | Self::Unknown { .. } | Self::TooLate { .. } => Kind::Data,
+            Self::OtherOffer { .. }
+            | Self::NotYours { .. }
+            | Self::Unknown { .. }
+            | Self::TooLate { .. } => Kind::Data,
             Self::Full { .. } => Kind::Capacity,
             Self::NoPlace(e) => e.kind,
             Self::Journal(e) => e.kind(),
@@ -136,6 +148,7 @@ impl PieceError {
     pub fn fix(&self) -> String {
         match self {
             Self::OtherOffer { .. } => "give each deal an id of its own".into(),
+            Self::NotYours { owner, .. } => owner::fix(owner),
             Self::Full { .. } => "wait until sectors take the pieces that are here".into(),
             Self::Unknown { .. } => "offer it first".into(),
             Self::TooLate { .. } => "let it be: it stays until its sector ends".into(),
@@ -230,13 +243,25 @@ impl Pieces {
     }
 
     /// Journals an offer, or moves the source of one that is known. Returns the present state.
-    pub fn offer(&self, key: &DealKey, offer: Offer) -> Result<Offer, PieceError> {
+    pub fn offer(
+        &self,
+        key: &DealKey,
+        mut offer: Offer,
+        seller: &Seller,
+    ) -> Result<Offer, PieceError> {
+        offer.owner = seller.name().map(str::to_owned);
         let waiting = self.lock_live().len();
         let event = Event::Offered(Box::new(offer.clone()));
         let (now, step) = self.machines.journal().write(|tx| {
-            let before = tx.get(&PieceMachine::STATES, key)?;
-            match &before {
+            let mut before = tx.get(&PieceMachine::STATES, key)?;
+            match &mut before {
                 Some(old) => {
+                    if let Some(owner) = old.owner.as_ref().filter(|o| !seller.may_take(o)) {
+                        return Err(PieceError::NotYours {
+                            key: key.clone(),
+                            owner: owner.clone(),
+                        });
+                    }
                     let other = |what| PieceError::OtherOffer {
                         key: key.clone(),
                         what,
@@ -246,6 +271,11 @@ impl Pieces {
                     }
                     if old.terms != offer.terms {
                         return Err(other("set of terms"));
+                    }
+                    // From whoever is gone it passes on as it is.
+                    if offer.owner.is_some() && old.owner != offer.owner {
+                        old.owner.clone_from(&offer.owner);
+                        tx.put(&PieceMachine::STATES, key, old)?;
                     }
                     if old.source == offer.source {
                         return Ok((old.clone(), None));
@@ -291,10 +321,12 @@ impl Pieces {
         self: &Arc<Self>,
         key: &DealKey,
         placer: &dyn Placer,
+        seller: &Seller,
     ) -> Result<Offer, PieceError> {
         let _placing = self.placing.lock().await;
         let unknown = || PieceError::Unknown { key: key.clone() };
-        let now = self.get(key)?.ok_or_else(unknown)?;
+        let now = self.get(key)?.filter(|offer| seller.has(offer));
+        let now = now.ok_or_else(unknown)?;
         let too_late = |phase: &str| PieceError::TooLate {
             key: key.clone(),
             phase: phase.into(),

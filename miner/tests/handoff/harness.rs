@@ -23,6 +23,7 @@ use lotus_miner::capacity::Capacity;
 use lotus_miner::config::{ApiConfig, PiecesConfig};
 use lotus_miner::events::EventLog;
 use lotus_miner::handover::Handover;
+use lotus_miner::owner::Published;
 use lotus_miner::pieces::machine::{self, Place};
 use lotus_miner::pieces::{NoPlace, PieceRunner, Pieces, Placer, SectorFate};
 use lotus_miner::repo::Repo;
@@ -136,6 +137,7 @@ pub(crate) struct Hub {
     pub(crate) handover: Handover,
     pub(crate) unsealed: Arc<Unsealed>,
     pub(crate) journal: Journal,
+    pub(crate) events: EventLog,
     pub(crate) dir: PathBuf,
     stop: CancellationToken,
     tasks: JoinSet<()>,
@@ -160,7 +162,7 @@ impl Hub {
         let open = repo.open().unwrap();
         let repo = open.repo.clone();
         let (journal, generation) = (open.journal.clone(), open.generation);
-        let events = EventLog::open(journal.clone(), generation, 1_000).unwrap();
+        let events = EventLog::open(journal.clone(), generation, 100_000).unwrap();
         let pieces =
             Pieces::open(journal.clone(), events.clone(), repo.pieces(), cfg.clone()).unwrap();
         let size = SectorSize::S8MiB;
@@ -185,12 +187,13 @@ impl Hub {
             placer: sectors.clone(),
             capacity,
             unsealed: unsealed.clone(),
-            events,
+            events: events.clone(),
             sectors: sectors.clone(),
             safety: sectors.clone(),
             node,
             sender,
             confidence: 1,
+            published: Published::new(journal.clone()),
             access: Access::new(
                 Arc::new(Authority::open(&repo.authority()).unwrap()),
                 generation,
@@ -229,6 +232,7 @@ impl Hub {
             handover,
             unsealed: raw,
             journal,
+            events,
             dir: repo.root().into(),
             stop,
             tasks,

@@ -3,10 +3,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod events;
 mod full_disk;
 mod handover;
 mod harness;
 mod market;
+mod owners;
 mod restart;
 
 use std::collections::HashMap;

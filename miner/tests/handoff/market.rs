@@ -10,7 +10,7 @@ use lotus_types::{Address, Commitment, Kind, PieceCid, TokenAmount};
 
 use super::harness::{CLIENT, Hub, Sectors, fast};
 
-fn deal(provider: u64) -> Vec<u8> {
+pub(crate) fn deal(provider: u64) -> Vec<u8> {
     let client = lotus_node_client::json::parse_address(CLIENT).unwrap();
     encode(&ClientDealProposal {
         proposal: DealProposal {
