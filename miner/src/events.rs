@@ -2,11 +2,12 @@
 //!
 //! An event is appended in the transaction of the change that it tells, so that none is lost and
 //! none is told that did not happen. Subscribers read the log itself: one that is slow holds up
-//! nobody, and one that was away goes on where it stopped.
+//! nobody, and one that was away goes on where it stopped. The newest events are in memory too, so that
+//! those who are up to date, which is nearly all, do not each read the journal for each.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::Stream;
 use hub_proto::v1::event::What;
@@ -23,6 +24,11 @@ const EVENTS: Map<u64, ByteBuf> = Map::new("hub.events");
 
 /// Events that a subscriber reads at a time.
 const PAGE: usize = 256;
+/// What happens within this time is told at once: nearly all that a write to a subscriber costs is the
+/// write, and one change of the hub is often several events.
+const GATHER: Duration = Duration::from_millis(10);
+/// Newest events in memory.
+const RECENT: usize = 4 * PAGE;
 /// Old events dropped with each new one: more than one, so that a lowered limit is reached.
 const DROP_AT_ONCE: usize = 4;
 
@@ -107,6 +113,8 @@ struct Inner {
     keep: u64,
     /// Number of the last durable event.
     last: watch::Sender<u64>,
+    /// The newest events that are committed, without a gap.
+    recent: Mutex<VecDeque<Event>>,
     head: watch::Sender<Option<HeadChanged>>,
 }
 
@@ -120,6 +128,7 @@ impl EventLog {
                 generation,
                 keep: keep.max(1),
                 last: watch::Sender::new(last),
+                recent: Mutex::default(),
                 head: watch::Sender::new(None),
             }),
         })
@@ -146,7 +155,7 @@ impl EventLog {
 
     /// Wakes the subscribers.
     pub fn committed(&self) {
-        match last_in(&self.inner.journal) {
+        match self.remember() {
             Ok(last) => {
                 self.inner.last.send_if_modified(|old| {
                     let newer = last > *old;
@@ -157,6 +166,65 @@ impl EventLog {
             // They are woken with the next event.
             Err(e) => tracing::error!("event log: {e}"),
         }
+    }
+
+    /// Takes the events that were committed since the last time into memory. Returns the last number.
+    fn remember(&self) -> Result<u64, JournalError> {
+        let mut recent = self.recent();
+        loop {
+            let known = recent.back().map_or_else(|| self.last(), |e| e.seq);
+            let page = self.read(known)?;
+            if page.first().is_some_and(|e| e.seq > known + 1) {
+                recent.clear();
+            }
+            let full = page.len() == PAGE;
+            recent.extend(page);
+            // No more than the journal has.
+            let most = usize::try_from(self.inner.keep).map_or(RECENT, |keep| keep.min(RECENT));
+            let over = recent.len().saturating_sub(most);
+            recent.drain(..over);
+            if !full {
+                return Ok(recent.back().map_or(known, |e| e.seq));
+            }
+        }
+    }
+
+    /// Events behind this number, at most [`PAGE`], from memory if they are there.
+    fn behind(&self, after: u64) -> Result<Vec<Event>, JournalError> {
+        let recent = self.recent();
+        match recent.front() {
+            Some(first) if first.seq <= after + 1 => {
+                let skip = usize::try_from(after + 1 - first.seq).unwrap_or(usize::MAX);
+                Ok(recent.iter().skip(skip).take(PAGE).cloned().collect())
+            }
+            _ => {
+                drop(recent);
+                self.read(after)
+            }
+        }
+    }
+
+    /// The same from the journal.
+    fn read(&self, after: u64) -> Result<Vec<Event>, JournalError> {
+        let page = self
+            .inner
+            .journal
+            .read(|v| v.scan(&EVENTS, Some(&after), PAGE))?;
+        let decoded = page.into_iter().map(|(_, bytes)| {
+            Event::decode(bytes.as_slice()).map_err(|e| JournalError::Decode {
+                table: "hub.events",
+                why: e.to_string(),
+            })
+        });
+        decoded.collect()
+    }
+
+    fn recent(&self) -> MutexGuard<'_, VecDeque<Event>> {
+        // After a panic elsewhere what is there is whole, and the journal has the rest.
+        self.inner
+            .recent
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells a new chain head. Not durable.
@@ -272,22 +340,18 @@ impl Reader {
                 _ = self.last.changed() => {}
                 _ = self.head.changed(), if wants_head => self.head.mark_changed(),
             }
+            tokio::time::sleep(GATHER).await;
         }
     }
 
     /// Reads the next page, keeps what is wanted of it, and returns how many events it had.
     fn read_page(&mut self) -> Result<usize, EventsError> {
-        let after = self.next - 1;
-        let page = self
-            .log
-            .inner
-            .journal
-            .read(|v| v.scan(&EVENTS, Some(&after), PAGE))?;
-        let Some((first, _)) = page.first() else {
+        let page = self.log.behind(self.next - 1)?;
+        let Some(first) = page.first() else {
             return Ok(0);
         };
         // We were too slow: the next one is dropped.
-        if *first > self.next {
+        if first.seq > self.next {
             let (oldest, last) = self.log.bounds()?;
             return Err(EventsError::OutOfRange {
                 asked: self.next,
@@ -296,12 +360,8 @@ impl Reader {
             });
         }
         let len = page.len();
-        for (seq, bytes) in page {
-            self.next = seq + 1;
-            let event = Event::decode(bytes.as_slice()).map_err(|e| JournalError::Decode {
-                table: "hub.events",
-                why: e.to_string(),
-            })?;
+        for event in page {
+            self.next = event.seq + 1;
             if self.topics.wants(&event) {
                 self.ready.push_back(event);
             }
