@@ -29,11 +29,15 @@ enum Args {
     Guard(guard::Options),
     /// What the spokes can do: the index, retrieval and commP, each beside a peer
     Markets(markets::Options),
-    /// The hub API under a hostile spoke with a valid certificate, and what it costs the others
+    /// The hub API: calls and events beside JSON-RPC, a thousand spokes, a long event log, and a
+    /// hostile spoke with a valid certificate
     Contract(contract::Options),
     /// That spoke
     #[command(hide = true)]
     Hostile(contract::Hostile),
+    /// The peer that answers by JSON-RPC
+    #[command(hide = true)]
+    JsonRpc(contract::JsonRpc),
 }
 
 #[derive(Debug, clap::Args)]
@@ -86,6 +90,7 @@ fn main() -> ExitCode {
         Args::Markets(options) => options.json,
         Args::Contract(options) => options.json,
         Args::Hostile(_) => true,
+        Args::JsonRpc(_) => false,
     };
     let done = tokio::runtime::Runtime::new()
         .map_err(Error::from)
@@ -114,6 +119,7 @@ async fn measure(args: Args) -> Result<serde_json::Value, Error> {
         Args::Markets(options) => serde_json::to_value(markets::run(options).await?)?,
         Args::Contract(options) => serde_json::to_value(contract::run(options).await?)?,
         Args::Hostile(options) => serde_json::to_value(contract::hostile(options).await?)?,
+        Args::JsonRpc(options) => serde_json::to_value(contract::json_rpc(options).await?)?,
     })
 }
 

@@ -162,6 +162,7 @@ pub(crate) fn offer(number: u64) -> Result<Offer, Failed> {
             keep_unsealed: None,
         },
         trace: TRACE.into(),
+        owner: None,
         phase: Phase::Active(Place {
             sector: number,
             offset: 0,

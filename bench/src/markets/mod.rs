@@ -18,6 +18,7 @@ use serde::Serialize;
 use crate::Error;
 use index::float;
 use served::Served;
+pub(crate) use server::processor_time;
 
 /// Options of `bench markets`.
 #[derive(Debug, clap::Args)]

@@ -140,7 +140,7 @@ impl Drop for Server {
 }
 
 /// Processor time of a process, with that of its threads that ended.
-pub(super) fn processor_time(pid: u32) -> Result<Duration, Failed> {
+pub(crate) fn processor_time(pid: u32) -> Result<Duration, Failed> {
     let failed = |e| Failed::at("processor time", e);
     let clock = clock_getcpuclockid(Pid::from_raw(pid.cast_signed())).map_err(failed)?;
     clock_gettime(clock).map(Duration::from).map_err(failed)
