@@ -1,5 +1,6 @@
-//! Calls of the hub API against JSON-RPC in the manner of Lotus: the same journal, the same client
-//! process, TLS on both sides.
+//! Calls of the hub API against JSON-RPC in the manner of Lotus, by the same client process: against the
+//! hub's own Lotus API, which a spoke would ask else, and against a peer that says the same as the hub API
+//! from the same journal and does nothing more, with TLS on both sides.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -8,12 +9,12 @@ use comfy_table::Table;
 use hub_proto::HubClient;
 use hub_proto::v1::{self, ListPiecesRequest, PieceStatusRequest};
 use lotus_e2e::{Failed, secs};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use super::json_rpc::{self, Piece};
 use super::pieces;
-use super::rig::{JsonRpc, Rig, idle};
+use super::rig::{JsonRpc, Rig, SEALED, idle};
 use super::{Calls, target};
 use crate::markets::processor_time;
 use crate::{median, ratio};
@@ -34,15 +35,18 @@ const TARGET: f64 = 1.5;
 /// What was measured.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Report {
-    /// Small answers, `Pieces.Status`: calls for a second of the server's processor time, by those
-    /// of JSON-RPC.
+    /// How far a piece is: calls for a second of the server's processor time, `Pieces.Status` with
+    /// TLS by `SectorsStatus` of the hub's Lotus API, which has none.
     unary_vs_jsonrpc: f64,
     unary_target_met: bool,
     /// The same with the client's time.
     unary_vs_jsonrpc_both_ends: f64,
-    /// Large answers, `Pieces.List` of 100.
-    list_vs_jsonrpc: f64,
-    list_vs_jsonrpc_both_ends: f64,
+    /// Small answers, `Pieces.Status`, against the peer.
+    small_vs_peer: f64,
+    small_vs_peer_both_ends: f64,
+    /// Large answers, `Pieces.List` of 100, against the peer.
+    list_vs_peer: f64,
+    list_vs_peer_both_ends: f64,
     /// Calls that failed.
     calls_failed: u64,
     /// Of each side: `p50_ms` and `p99_ms` of one caller, `calls_per_second` of 16,
@@ -58,9 +62,10 @@ impl Report {
 
     pub(super) fn rows(&self, table: &mut Table) {
         let figure = |name: &str| self.figures.get(name).copied().unwrap_or(f64::NAN);
-        for (ask, what, over) in [
-            ("unary", "Pieces.Status", self.unary_vs_jsonrpc),
-            ("list", "Pieces.List of 100", self.list_vs_jsonrpc),
+        for (ask, what, peer, over) in [
+            ("unary", "Pieces.Status", "lotus", self.unary_vs_jsonrpc),
+            ("small", "Pieces.Status", "peer", self.small_vs_peer),
+            ("list", "Pieces.List of 100", "peer", self.list_vs_peer),
         ] {
             let by = match ask {
                 "unary" => target(TARGET, self.unary_target_met),
@@ -68,14 +73,14 @@ impl Report {
             };
             table.add_row([
                 format!("{what}, calls a second of the server"),
-                format!("{over:.2} times JSON-RPC"),
+                format!("{over:.2} times {peer}"),
                 format!(
                     "{:.0} µs and {:.0} µs of processor time each{by}",
                     figure(&format!("{ask}_hub_server_us_per_call")),
-                    figure(&format!("{ask}_jsonrpc_server_us_per_call")),
+                    figure(&format!("{ask}_{peer}_server_us_per_call")),
                 ),
             ]);
-            for side in ["hub", "jsonrpc"] {
+            for side in ["hub", peer] {
                 let of = |name: &str| figure(&format!("{ask}_{side}_{name}"));
                 table.add_row([
                     format!("  {side}"),
@@ -97,6 +102,8 @@ enum Ask {
 enum Client {
     Hub(HubClient),
     Peer(JsonRpc),
+    /// With the number of a sector.
+    Lotus(JsonRpc, u64),
 }
 
 /// A side's turn.
@@ -113,16 +120,46 @@ pub(super) async fn run() -> Result<Report, Failed> {
     let rig = Rig::start(PIECES.into(), 0).await?;
     let spoke = rig.seller().await?;
     let peer = rig.peer().await?;
+    eprintln!("calls: a sector is sealed");
+    let sector = rig.sector().await?;
     let hub = (0..AT_ONCE).map(|_| Client::Hub(spoke.clone())).collect();
     let json = peer.connections(AT_ONCE).await?;
     let json = json.into_iter().map(Client::Peer).collect();
-    let mut sides = [
-        Side::new("hub", rig.pid, hub).await?,
-        Side::new("jsonrpc", peer.pid, json).await?,
-    ];
+    let mut hub = Side::new("hub", rig.pid, hub).await?;
+    let mut json = Side::new("peer", peer.pid, json).await?;
+    // Its connections are closed when nothing comes for a while.
+    let clients = rig.lotus(AT_ONCE).await?.into_iter();
+    let mut lotus = Side {
+        name: "lotus",
+        clients: clients.map(|c| Client::Lotus(c, sector)).collect(),
+        pid: hub.pid,
+        idle: hub.idle,
+    };
     same(&spoke, &mut peer.connect().await?).await?;
     let mut report = Report::default();
-    for (name, ask) in [("unary", Ask::Status), ("list", Ask::List)] {
+    let [server, both] = report
+        .compare("unary", Ask::Status, [&mut hub, &mut lotus])
+        .await?;
+    report.unary_vs_jsonrpc = server;
+    report.unary_target_met = server >= TARGET;
+    report.unary_vs_jsonrpc_both_ends = both;
+    let small = report.compare("small", Ask::Status, [&mut hub, &mut json]);
+    [report.small_vs_peer, report.small_vs_peer_both_ends] = small.await?;
+    let list = report.compare("list", Ask::List, [&mut hub, &mut json]);
+    [report.list_vs_peer, report.list_vs_peer_both_ends] = list.await?;
+    rig.stop().await?;
+    Ok(report)
+}
+
+impl Report {
+    /// Lets both sides call in turns, and adds their figures. Returns what one call of the second
+    /// costs, by one of the first: the servers, and both ends.
+    async fn compare(
+        &mut self,
+        name: &str,
+        ask: Ask,
+        mut sides: [&mut Side; 2],
+    ) -> Result<[f64; 2], Failed> {
         eprintln!("calls: {name}");
         let (mut one, mut many) = (Vec::new(), Vec::new());
         for round in 0..=ROUNDS {
@@ -132,36 +169,19 @@ pub(super) async fn run() -> Result<Report, Failed> {
                     turns.push(side.turn(ask, at_once).await?);
                 }
             }
-            report.calls_failed += turns.iter().map(|t| t.calls.failed).sum::<u64>();
+            self.calls_failed += turns.iter().map(|t| t.calls.failed).sum::<u64>();
             if round > 0 {
                 many.push(turns.split_off(2));
                 one.push(turns);
             }
         }
-        let [server, both] = report.add(name, &sides, &one, &many)?;
-        match ask {
-            Ask::Status => {
-                report.unary_vs_jsonrpc = server;
-                report.unary_target_met = server >= TARGET;
-                report.unary_vs_jsonrpc_both_ends = both;
-            }
-            Ask::List => {
-                report.list_vs_jsonrpc = server;
-                report.list_vs_jsonrpc_both_ends = both;
-            }
-        }
+        self.add(name, &sides, &one, &many)
     }
-    rig.stop().await?;
-    Ok(report)
-}
 
-impl Report {
-    /// Adds the figures of both sides. Returns what one call of the peer costs, by one of the hub:
-    /// the servers, and both ends.
     fn add(
         &mut self,
         name: &str,
-        sides: &[Side; 2],
+        sides: &[&mut Side; 2],
         one: &[Vec<Turn>],
         many: &[Vec<Turn>],
     ) -> Result<[f64; 2], Failed> {
@@ -275,6 +295,10 @@ impl Client {
                 usize::from(!json_status(peer).await?.client.is_empty())
             }
             (Self::Peer(peer), Ask::List) => json_list(peer).await?.len(),
+            (Self::Lotus(lotus, sector), _) => {
+                let sector: Sector = lotus.call(SECTORS_STATUS, (*sector, false)).await?;
+                usize::from(sector.state == SEALED)
+            }
         };
         let wanted = match ask {
             Ask::Status => 1,
@@ -285,6 +309,15 @@ impl Client {
         }
         Err(Failed(format!("{count} pieces and not {wanted}")))
     }
+}
+
+const SECTORS_STATUS: &str = "Filecoin.SectorsStatus";
+
+/// As much of its answer as a spoke would want.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Sector {
+    state: String,
 }
 
 /// The piece that is asked for.

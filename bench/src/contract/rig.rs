@@ -21,7 +21,7 @@ use lotus_tokens::{Perm, Tokens};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
@@ -47,7 +47,11 @@ const ENV: [(&str, &str); 3] = [
     ("LOTUS_MINER__EVENTS__KEEP", "1000000000"),
 ];
 const CHAIN: &str = "--listen 127.0.0.1:0 --sector-size 8MiB --block-time-ms 5000 --deadlines 8 \
-                     --deadline-epochs 12 --winning-lookback 10";
+                     --deadline-epochs 12 --winning-lookback 10 --seed-delay 4";
+/// Longest that a sector may take to be proven.
+const SEALING: Duration = secs(600);
+/// Its state then, as it holds no data.
+pub(super) const SEALED: &str = "Available";
 
 /// A hub on a devnet, without spokes of its own.
 pub(super) struct Rig {
@@ -167,18 +171,48 @@ impl Rig {
         let mut line = String::new();
         let said = tokio::time::timeout(START, out.read_line(&mut line)).await;
         said.map_err(|e| Failed::at("json-rpc", e))??;
-        let token = Tokens::open(&self.peer)?.issue(&Perm::Write.up_to());
-        let token = format!("Bearer {token}").parse();
+        let token = bearer(&Tokens::open(&self.peer)?)?;
         let identity = self.identity("retrieval/peer")?;
         let held = Held::open(&identity, None).map_err(|e| Failed::at("identity", e))?;
         let tls = held.client_config(&[b"http/1.1"]);
         Ok(Peer {
             addr: line.trim().parse().map_err(|e| Failed::at("json-rpc", e))?,
             tls: Arc::new(tls.map_err(|e| Failed::at("identity", e))?),
-            token: token.map_err(|e| Failed::at("token", e))?,
+            token,
             pid: process.id().ok_or_else(|| Failed::new("no json-rpc"))?,
             _process: process,
         })
+    }
+
+    /// Seals a sector without data. Returns its number.
+    pub(super) async fn sector(&self) -> Result<u64, Failed> {
+        let repo = self.net.root().join("miner").display().to_string();
+        let pledge = ["sectors", "pledge", "--really-do-it", "--repo", &repo];
+        self.net.run("lotus-miner", &pledge).await?;
+        let list = ["sectors", "list", "--json", "--repo", &repo];
+        self.net
+            .wait("a sector to be proven", SEALING, async |net| {
+                let all = net.run("lotus-miner", &list).await.ok()?;
+                let all: serde_json::Value = serde_json::from_str(&all).ok()?;
+                let first = all.as_array()?.first()?;
+                (first["state"] == SEALED).then(|| first["number"].as_u64())?
+            })
+            .await
+    }
+
+    /// Connections to the Lotus API of the hub itself, which has no TLS.
+    pub(super) async fn lotus(&self, count: usize) -> Result<Vec<JsonRpc>, Failed> {
+        let hub = self.net.root().join("miner");
+        let addr = lotus_runtime::addr_file::read(&hub.join("run"), "lotus-api");
+        let addr = addr.map_err(|e| Failed::at("lotus-api", e))?;
+        let token = bearer(&Tokens::open(&hub)?)?;
+        let mut all = Vec::with_capacity(count);
+        for _ in 0..count {
+            let tcp = TcpStream::connect(&addr).await?;
+            tcp.set_nodelay(true)?;
+            all.push(JsonRpc::over(tcp, token.clone()).await?);
+        }
+        Ok(all)
     }
 
     pub(super) async fn stop(self) -> Result<(), Failed> {
@@ -200,16 +234,8 @@ impl Peer {
     pub(super) async fn connect(&self) -> Result<JsonRpc, Failed> {
         let tcp = TcpStream::connect(self.addr).await?;
         tcp.set_nodelay(true)?;
-        let io = TokioIo::new(connect(self.tls.clone(), tcp).await?);
-        let shaken = http1::handshake(io).await;
-        let (peer, connection) = shaken.map_err(|e| Failed::at("json-rpc", e))?;
-        let mut driver = JoinSet::new();
-        driver.spawn(async move { drop(connection.await) });
-        Ok(JsonRpc {
-            peer,
-            token: self.token.clone(),
-            _driver: driver,
-        })
+        let stream = connect(self.tls.clone(), tcp).await?;
+        JsonRpc::over(stream, self.token.clone()).await
     }
 
     pub(super) async fn connections(&self, count: usize) -> Result<Vec<JsonRpc>, Failed> {
@@ -243,6 +269,21 @@ struct Answer<T> {
 }
 
 impl JsonRpc {
+    async fn over<S>(stream: S, token: HeaderValue) -> Result<Self, Failed>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let shaken = http1::handshake(TokioIo::new(stream)).await;
+        let (peer, connection) = shaken.map_err(|e| Failed::at("json-rpc", e))?;
+        let mut driver = JoinSet::new();
+        driver.spawn(async move { drop(connection.await) });
+        Ok(Self {
+            peer,
+            token,
+            _driver: driver,
+        })
+    }
+
     pub(super) async fn call<T: DeserializeOwned>(
         &mut self,
         method: &str,
@@ -278,6 +319,13 @@ impl JsonRpc {
             .result
             .ok_or_else(|| Failed(format!("json-rpc: {:?}", answer.error)))
     }
+}
+
+fn bearer(tokens: &Tokens) -> Result<HeaderValue, Failed> {
+    let token = tokens.issue(&Perm::Write.up_to());
+    format!("Bearer {token}")
+        .parse()
+        .map_err(|e| Failed::at("token", e))
 }
 
 /// A spoke that joined, as the hub's authority has it.
