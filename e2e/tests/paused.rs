@@ -70,9 +70,11 @@ async fn proven(net: &Net, sectors: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hub_that_was_replaced_while_it_was_paused_does_no_harm() {
-    let mut cfg = NetConfig::default();
     // Nobody but this test ends the paused one, and spokes find the new one's socket.
-    cfg.supervisor = "[limits]\nwatchdog_secs = 0\n".into();
+    let mut cfg = NetConfig {
+        supervisor: "[limits]\nwatchdog_secs = 0\n".into(),
+        ..NetConfig::default()
+    };
     cfg.sandbox.insert("enabled".into(), false.into());
     let net = Net::start(&cfg).await.unwrap();
     net.ready(secs(120)).await.unwrap();

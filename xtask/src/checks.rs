@@ -66,7 +66,8 @@ const LAYERS: [(&str, &[&str]); 8] = [
 const MEASURED: [(&str, &str); 1] = [("miner", "markets")];
 
 /// Heavy dependencies and the one folder that may use each, so that replacing one is a change
-/// in one place. Its client half and its server half count as two.
+/// in one place. Its client half and its server half count as two. The bench builds a peer of the hub
+/// API from those that the hub's own JSON-RPC is built from.
 const OWNERS: [(&str, &[&str]); 21] = [
     ("bellperson", &["libs/proofs"]),
     ("filecoin-proofs", &["libs/proofs"]),
@@ -80,7 +81,10 @@ const OWNERS: [(&str, &[&str]); 21] = [
     ("fil_actor_market_state", &["libs/actors"]),
     ("fil_actor_verifreg_state", &["libs/actors"]),
     ("fil_actors_shared", &["libs/actors"]),
-    ("jsonrpsee", &["libs/node-client", "miner/lotus-api"]),
+    (
+        "jsonrpsee",
+        &["libs/node-client", "miner/lotus-api", "bench"],
+    ),
     ("jsonwebtoken", &["libs/tokens"]),
     ("libp2p", &["libs/p2p"]),
     ("libp2p-stream", &["libs/p2p"]),
@@ -88,7 +92,7 @@ const OWNERS: [(&str, &[&str]); 21] = [
     ("metrics-exporter-prometheus", &["libs/runtime"]),
     ("config", &["libs/settings"]),
     ("rcgen", &["libs/identity"]),
-    ("tokio-rustls", &["libs/identity", "libs/runtime"]),
+    ("tokio-rustls", &["libs/identity", "libs/runtime", "bench"]),
 ];
 
 /// Licences that may be linked into a binary under MIT OR Apache-2.0.
