@@ -10,6 +10,8 @@ use hub_proto::HubClient;
 use hub_proto::v1::ListPiecesRequest;
 use lotus_e2e::{Failed, Net, NetConfig, demo, secs};
 use lotus_identity::Authority;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde::Serialize;
 use tokio::process::{Child, Command};
 
@@ -21,10 +23,14 @@ use crate::ratio;
 
 /// Between two calls of the one that is measured.
 const PACE: Duration = Duration::from_millis(5);
-/// How long nobody disturbs it, before and after.
-const QUIET: Duration = secs(20);
-/// Until the hostile one is at full speed.
+/// The hostile one acts for so long, then is stopped for as long, and so on: what else goes on in the hub,
+/// blocks and proofs, is in both.
+const TURN: u64 = 5;
+/// Until the hostile one is at full speed, and until it is quiet.
 const START: Duration = secs(3);
+const SETTLE: Duration = Duration::from_millis(500);
+/// Longest that the piece may take to be sealed, which would disturb.
+const SEALING: Duration = secs(300);
 /// What a call may take at most, by what it takes when it is quiet.
 const TARGET: f64 = 1.2;
 /// The hub may grow by so many bytes.
@@ -78,34 +84,51 @@ pub(super) async fn run(seconds: u64) -> Result<Report, Failed> {
     let pid = net.process("hub").await?.pid;
     let pid = pid.ok_or_else(|| Failed::new("no hub"))?;
 
-    eprintln!("quiet, {QUIET:?}");
+    eprintln!("the piece is sealed");
+    let repo = hub.display().to_string();
+    let list = ["sectors", "list", "--json", "--repo", &repo];
+    net.wait("the piece to be sealed", SEALING, async |net| {
+        let all = net.run("lotus-miner", &list).await.ok()?;
+        all.contains("\"Proving\"").then_some(())
+    })
+    .await?;
     calls(&spoke, secs(3)).await;
-    let before = calls(&spoke, QUIET).await;
     let (rss_before, files_before) = (rss(pid)?, files(pid)?);
-    eprintln!("a hostile spoke, {seconds} s");
-    let mut process = attacker(addr, &bad, &piece, seconds)?;
+    eprintln!("a hostile spoke, {seconds} s, and as long without");
+    // The turns, with a second of each to settle.
+    let life = START.as_secs() + seconds.div_ceil(TURN) * (2 * TURN + 1);
+    let process = attacker(addr, &bad, &piece, life)?;
+    let hostile = process.id().and_then(|id| i32::try_from(id).ok());
+    let hostile = Pid::from_raw(hostile.ok_or_else(|| Failed::new("no hostile spoke"))?);
+    let signal = |s| kill(hostile, s).map_err(|e| Failed::at("the hostile spoke", e));
     tokio::time::sleep(START).await;
-    let (used, began) = (processor_time(pid)?, Instant::now());
     let (mut rss_most, mut files_most) = (rss_before, files_before);
-    let mut meanwhile = Calls::default();
-    while process.try_wait()?.is_none() {
-        meanwhile.add(calls(&spoke, secs(1)).await);
-        rss_most = rss_most.max(rss(pid)?);
-        files_most = files_most.max(files(pid)?);
+    let (mut meanwhile, mut quiet) = (Calls::default(), Calls::default());
+    let (mut used, mut time) = (Duration::ZERO, Duration::ZERO);
+    for _ in 0..seconds.div_ceil(TURN) {
+        let (before, began) = (processor_time(pid)?, Instant::now());
+        for _ in 0..TURN {
+            meanwhile.add(calls(&spoke, secs(1)).await);
+            rss_most = rss_most.max(rss(pid)?);
+            files_most = files_most.max(files(pid)?);
+        }
+        used += processor_time(pid)? - before;
+        time += began.elapsed();
+        signal(Signal::SIGSTOP)?;
+        tokio::time::sleep(SETTLE).await;
+        quiet.add(calls(&spoke, secs(TURN)).await);
+        signal(Signal::SIGCONT)?;
+        tokio::time::sleep(SETTLE).await;
     }
-    let used = processor_time(pid)? - used;
-    let hub_cores = used.as_secs_f64() / began.elapsed().as_secs_f64();
+    let hub_cores = used.as_secs_f64() / time.as_secs_f64();
     let out = process.wait_with_output().await?;
     let tried: Tried =
         serde_json::from_slice(&out.stdout).map_err(|e| Failed::at("the hostile spoke", e))?;
-    eprintln!("quiet, {QUIET:?}");
-    let after = calls(&spoke, QUIET).await;
+    tokio::time::sleep(START).await;
     let (rss_after, files_after) = (rss(pid)?, files(pid)?);
     net.stop().await?;
 
-    let failed = before.failed + meanwhile.failed + after.failed;
-    let mut quiet = before;
-    quiet.add(after);
+    let failed = meanwhile.failed + quiet.failed;
     let p99_ratio = ratio("p99", meanwhile.ms(0.99), quiet.ms(0.99))?;
     Ok(Report {
         hostile_p99_ratio: p99_ratio,
