@@ -201,6 +201,18 @@ fn utf8(path: &Path) -> Result<&str, Failed> {
         .ok_or_else(|| Failed(format!("{} is no UTF-8", path.display())))
 }
 
+/// A CAR with data of this name, in the folder of the net.
+pub fn pack(net: &Net, name: &str) -> Result<PathBuf, Failed> {
+    let (data, car) = (
+        net.root().join(name),
+        net.root().join(format!("{name}.car")),
+    );
+    std::fs::create_dir(&data)?;
+    std::fs::write(data.join(name), name.repeat(90_000))?;
+    lotus_car::pack_dir(&data, &car).map_err(|e| Failed::at("pack", e))?;
+    Ok(car)
+}
+
 /// Proposes and uploads. A provider that restarts meanwhile is asked again with the same deal
 /// id, as a client would do it; that is what the id is for.
 pub async fn propose(net: &Net, car: &Path) -> Result<Deal, Failed> {

@@ -22,21 +22,9 @@ struct Piece {
     bytes: Vec<u8>,
 }
 
-/// Packs a CAR of this name.
-fn pack(net: &Net, name: &str) -> PathBuf {
-    let (data, car) = (
-        net.root().join(name),
-        net.root().join(format!("{name}.car")),
-    );
-    fs::create_dir(&data).unwrap();
-    fs::write(data.join(name), name.repeat(90_000)).unwrap();
-    lotus_car::pack_dir(&data, &car).unwrap();
-    car
-}
-
 /// Makes a deal about a piece of this name.
 async fn deal(net: &Net, deals: &Far, name: &str) -> Piece {
-    let car = pack(net, name);
+    let car = demo::pack(net, name).unwrap();
     let deal = demo::propose_to(net, || deals.url(), &car).await;
     let deal = deal.unwrap_or_else(|e| panic!("{e}\n{}", deals.log()));
     piece(&car, &deal.piece_cid)
@@ -60,7 +48,7 @@ impl Proposal {
     async fn new(net: &Net, name: &str) -> Self {
         let head = net.node().unwrap().chain_head().await.unwrap().height;
         Self {
-            car: pack(net, name),
+            car: demo::pack(net, name).unwrap(),
             id: ulid::Ulid::generate().to_string(),
             start: (head.0 + 5_000).to_string(),
         }

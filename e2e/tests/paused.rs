@@ -4,8 +4,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
+use std::path::Path;
+use std::process::{ExitStatus, Output, Stdio};
 
 use lotus_e2e::history::History;
 use lotus_e2e::{Net, NetConfig, demo, secs};
@@ -33,6 +33,11 @@ fn hub(net: &Net, cfg: &NetConfig, log: &Path) -> Child {
         .unwrap()
 }
 
+async fn ends(hub: &mut Child) -> ExitStatus {
+    let ended = tokio::time::timeout(secs(60), hub.wait()).await;
+    ended.unwrap().unwrap()
+}
+
 /// What `lotus-miner` says of the hub of the repo, in JSON.
 async fn ask(net: &Net, words: &[&str]) -> Option<serde_json::Value> {
     let repo = net.root().join("miner").display().to_string();
@@ -43,17 +48,6 @@ async fn ask(net: &Net, words: &[&str]) -> Option<serde_json::Value> {
 
 async fn generation(net: &Net) -> Option<u64> {
     ask(net, &["info"]).await?["generation"].as_u64()
-}
-
-fn car(net: &Net, name: &str) -> PathBuf {
-    let (data, car) = (
-        net.root().join(name),
-        net.root().join(format!("{name}.car")),
-    );
-    fs::create_dir(&data).unwrap();
-    fs::write(data.join(name), name.repeat(90_000)).unwrap();
-    lotus_car::pack_dir(&data, &car).unwrap();
-    car
 }
 
 /// Waits until so many sectors are proven, and none is anything else.
@@ -79,7 +73,9 @@ async fn a_hub_that_was_replaced_while_it_was_paused_does_no_harm() {
     let net = Net::start(&cfg).await.unwrap();
     net.ready(secs(120)).await.unwrap();
     let (miner, node) = (net.root().join("miner"), net.node().unwrap());
-    demo::propose(&net, &car(&net, "one")).await.unwrap();
+    demo::propose(&net, &demo::pack(&net, "one").unwrap())
+        .await
+        .unwrap();
     proven(&net, 1).await;
 
     // As long as it lives, paused or not, its repo is its own.
@@ -87,7 +83,7 @@ async fn a_hub_that_was_replaced_while_it_was_paused_does_no_harm() {
     let first = generation(&net).await.unwrap();
     send(old, Signal::SIGSTOP);
     let refused = net.root().join("refused.log");
-    let ended = hub(&net, &cfg, &refused).wait().await.unwrap();
+    let ended = ends(&mut hub(&net, &cfg, &refused)).await;
     assert_eq!(ended.code(), Some(78));
     let said = fs::read_to_string(&refused).unwrap();
     assert!(
@@ -104,7 +100,9 @@ async fn a_hub_that_was_replaced_while_it_was_paused_does_no_harm() {
 
     // In the midst of a deal its repo is taken away, as when a disk is moved to another host, and
     // another hub goes on with it.
-    let two = demo::propose(&net, &car(&net, "two")).await.unwrap();
+    let two = demo::propose(&net, &demo::pack(&net, "two").unwrap())
+        .await
+        .unwrap();
     let before = node.chain_head().await.unwrap().height;
     send(old, Signal::SIGSTOP);
     let (copy, aside) = (net.root().join("copy"), net.root().join("aside"));
@@ -168,7 +166,7 @@ async fn a_hub_that_was_replaced_while_it_was_paused_does_no_harm() {
 
     // The supervisor's next hub is the third of the repo.
     send(new.id().unwrap(), Signal::SIGTERM);
-    assert!(new.wait().await.unwrap().success());
+    assert!(ends(&mut new).await.success());
     let root = net.root().display().to_string();
     net.run("lotus-supervisor", &["restart", "hub", "--repo", &root])
         .await
