@@ -16,11 +16,10 @@ use crate::markets::processor_time;
 use crate::{median, ratio};
 
 /// Subscribers, each with an identity and a connection of its own.
-const SUBSCRIBERS: usize = 200;
-/// A piece is offered and refused so often: two events. A deal each second is more than a provider
-/// takes.
-const OFFERS: u64 = 12;
-const PACE: Duration = secs(1);
+const SUBSCRIBERS: usize = 100;
+/// A piece is offered and refused so often: two events, ten a second.
+const OFFERS: u64 = 50;
+const PACE: Duration = Duration::from_millis(200);
 /// How often a poller asks.
 const POLL: Duration = Duration::from_millis(100);
 /// Events in the log before, and who reads them at once.
