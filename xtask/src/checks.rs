@@ -91,7 +91,7 @@ const OWNERS: [(&str, &[&str]); 21] = [
     ("opentelemetry-otlp", &["libs/runtime"]),
     ("metrics-exporter-prometheus", &["libs/runtime"]),
     ("config", &["libs/settings"]),
-    ("rcgen", &["libs/identity"]),
+    ("rcgen", &["libs/identity", "bench"]),
     ("tokio-rustls", &["libs/identity", "libs/runtime", "bench"]),
 ];
 

@@ -14,6 +14,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
@@ -62,6 +63,37 @@ impl Tls {
             current,
             config: Arc::new(config),
         })
+    }
+
+    /// What `SECTION.tls_cert` and `SECTION.tls_key` name; `None` if both are empty.
+    pub fn of(section: &str, cert: &Path, key: &Path) -> Result<Option<Self>, Fault> {
+        match (cert.as_os_str().is_empty(), key.as_os_str().is_empty()) {
+            (true, true) => Ok(None),
+            (false, false) => Self::load(cert, key).map(Some),
+            _ => Err(Fault::new(
+                Kind::Config,
+                format!("one of {section}.tls_cert and {section}.tls_key is set, the other is not"),
+                "set both for HTTPS, or none for plain HTTP",
+            )),
+        }
+    }
+
+    /// The same for a server that does not speak HTTP/2.
+    #[must_use]
+    pub fn http1(mut self) -> Self {
+        Arc::make_mut(&mut self.config).alpn_protocols = vec![b"http/1.1".to_vec()];
+        self
+    }
+
+    /// Shakes hands with a client. Bound the time that it may take.
+    pub async fn accept<S>(
+        &self,
+        stream: S,
+    ) -> io::Result<impl AsyncRead + AsyncWrite + Unpin + Send + use<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        self.acceptor().accept(stream).await
     }
 
     /// Reads the files again and again, until stopped. A pair that cannot be used leaves the last
@@ -155,21 +187,13 @@ fn pem(path: &Path) -> Result<Vec<u8>, String> {
 mod tests {
     use std::fs;
 
-    use base64::Engine as _;
-    use base64::engine::general_purpose::STANDARD;
-
     use super::*;
 
     fn pair(dir: &Path, name: &str) -> (PathBuf, PathBuf) {
         let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
         let (cert, key) = (dir.join("cert.pem"), dir.join("key.pem"));
-        let pem = |what: &str, der: &[u8]| {
-            let text = STANDARD.encode(der);
-            format!("-----BEGIN {what}-----\n{text}\n-----END {what}-----\n")
-        };
-        fs::write(&cert, pem("CERTIFICATE", made.cert.der())).unwrap();
-        let der = made.signing_key.serialized_der();
-        fs::write(&key, pem("PRIVATE KEY", der)).unwrap();
+        fs::write(&cert, made.cert.pem()).unwrap();
+        fs::write(&key, made.signing_key.serialize_pem()).unwrap();
         (cert, key)
     }
 

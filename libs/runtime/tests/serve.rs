@@ -10,8 +10,6 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::ConnectInfo;
 use axum::routing::get;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use lotus_runtime::serve::{Extras, Limits, serve, serve_with};
 use lotus_runtime::{CancellationToken, Tls};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -192,15 +190,9 @@ async fn http2_is_told_to_go_away_and_ends_its_requests() {
 /// TLS with a certificate that nobody else signed, and clients that know it.
 fn tls(dir: &Path) -> (Tls, tokio_rustls::TlsConnector) {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let write = |name: &str, what: &str, der: &[u8]| {
-        let text = STANDARD.encode(der);
-        let pem = format!("-----BEGIN {what}-----\n{text}\n-----END {what}-----\n");
-        std::fs::write(dir.join(name), pem).unwrap();
-        dir.join(name)
-    };
-    let cert = write("cert.pem", "CERTIFICATE", made.cert.der());
-    let key = made.signing_key.serialized_der();
-    let key = write("key.pem", "PRIVATE KEY", key);
+    let (cert, key) = (dir.join("cert.pem"), dir.join("key.pem"));
+    std::fs::write(&cert, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
     let mut roots = rustls::RootCertStore::empty();
     roots.add(made.cert.der().clone()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());

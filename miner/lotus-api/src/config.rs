@@ -1,6 +1,7 @@
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
-use lotus_runtime::Fault;
+use lotus_runtime::{Fault, Tls};
 use lotus_types::Kind;
 use serde::{Deserialize, Serialize};
 
@@ -9,9 +10,14 @@ use serde::{Deserialize, Serialize};
 #[serde(default, deny_unknown_fields)]
 pub struct LotusApiConfig {
     /// Address such as 127.0.0.1:2345, the port of lotus-miner; empty: off. Port 0 picks a free
-    /// one. `run/lotus-api.addr` has the one in use, and `api` the same as a multiaddr. Traffic is
-    /// not encrypted: keep it on loopback, or put a TLS proxy before it.
+    /// one. `run/lotus-api.addr` has the one in use, and `api` the same as a multiaddr. Tokens can be
+    /// read on the way unless `tls_cert` is set: keep it on loopback then.
     pub listen: String,
+    /// PEM file with the chain of certificates, the server's own first. With it and `tls_key` the
+    /// address speaks HTTPS only; both are read again when they change. Empty: plain HTTP.
+    pub tls_cert: PathBuf,
+    /// PEM file with the private key of the certificate.
+    pub tls_key: PathBuf,
     /// URL of `listen` for other hosts, such as https://hub.example:2345, when a proxy is before it.
     /// Callers are told it as the place of raw pieces; empty: the address that they use.
     pub url: String,
@@ -33,6 +39,8 @@ impl Default for LotusApiConfig {
     fn default() -> Self {
         Self {
             listen: "127.0.0.1:2345".into(),
+            tls_cert: PathBuf::new(),
+            tls_key: PathBuf::new(),
             url: String::new(),
             max_connections: 64,
             max_request_bytes: 1 << 20,
@@ -46,6 +54,18 @@ impl Default for LotusApiConfig {
 }
 
 impl LotusApiConfig {
+    /// Whether it speaks HTTPS.
+    #[must_use]
+    pub fn is_https(&self) -> bool {
+        !self.tls_cert.as_os_str().is_empty()
+    }
+
+    /// The certificate and its key, if it does.
+    pub(crate) fn tls(&self) -> Result<Option<Tls>, Fault> {
+        let tls = Tls::of("lotus_api", &self.tls_cert, &self.tls_key)?;
+        Ok(tls.map(Tls::http1))
+    }
+
     /// The address, if it is on.
     pub fn address(&self) -> Result<Option<SocketAddr>, Fault> {
         if self.listen.is_empty() {

@@ -17,9 +17,10 @@ use jsonrpsee::server::{
     BatchRequestConfig, HttpBody, Methods, PingConfig, Server, ServerConfig, StopHandle,
     TowerServiceBuilder, stop_channel,
 };
-use lotus_runtime::{CancellationToken, Fault, addr_file};
+use lotus_runtime::{CancellationToken, Fault, Tls, addr_file};
 use lotus_tokens::{Perm, Tokens};
 use lotus_types::Kind;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
@@ -50,6 +51,7 @@ type Rpc = TowerServiceBuilder<Identity, Identity>;
 pub struct LotusApi {
     listener: TcpListener,
     addr: SocketAddr,
+    tls: Option<Tls>,
     cfg: LotusApiConfig,
     tokens: Arc<Tokens>,
 }
@@ -72,16 +74,18 @@ impl LotusApi {
         let Some(wanted) = cfg.address()? else {
             return Ok(None);
         };
+        let tls = cfg.tls()?;
         let listener = TcpListener::bind(wanted)
             .await
             .map_err(|e| Fault::bind(&wanted, "lotus_api.listen", &e))?;
         let addr = listener.local_addr()?;
         addr_file::write(run, "lotus-api", &addr.to_string())?;
-        std::fs::write(repo.join("api"), multiaddr(addr))?;
+        std::fs::write(repo.join("api"), multiaddr(addr, tls.is_some()))?;
         let cfg = cfg.clone();
         Ok(Some(Self {
             listener,
             addr,
+            tls,
             cfg,
             tokens,
         }))
@@ -125,6 +129,7 @@ impl LotusApi {
             rpc,
             methods,
             stopping,
+            tls: self.tls.clone(),
             tokens: self.tokens,
             hub,
             streams,
@@ -133,6 +138,10 @@ impl LotusApi {
             long,
             stop: stop.clone(),
         };
+        if let Some(tls) = self.tls {
+            let stop = stop.clone();
+            tasks.spawn(async move { tls.follow(&stop).await });
+        }
         let places = Arc::new(Semaphore::new(self.cfg.max_connections as usize));
         loop {
             let accepted = tokio::select! {
@@ -170,9 +179,10 @@ impl LotusApi {
 
 /// An address as Lotus writes it.
 #[must_use]
-pub fn multiaddr(addr: SocketAddr) -> String {
+pub fn multiaddr(addr: SocketAddr, https: bool) -> String {
     let net = if addr.is_ipv4() { "ip4" } else { "ip6" };
-    format!("/{net}/{}/tcp/{}/http", addr.ip(), addr.port())
+    let http = if https { "https" } else { "http" };
+    format!("/{net}/{}/tcp/{}/{http}", addr.ip(), addr.port())
 }
 
 /// The table as jsonrpsee dispatches it.
@@ -216,6 +226,7 @@ struct Connection {
     rpc: Rpc,
     methods: Methods,
     stopping: StopHandle,
+    tls: Option<Tls>,
     tokens: Arc<Tokens>,
     hub: Arc<dyn Hub>,
     streams: Arc<Streams>,
@@ -227,6 +238,25 @@ struct Connection {
 
 impl Connection {
     async fn serve(self, tcp: TcpStream) {
+        let Some(tls) = self.tls.clone() else {
+            return self.requests(tcp).await;
+        };
+        let shaken = tokio::time::timeout(self.limit, tls.accept(tcp));
+        let shaken = tokio::select! {
+            () = self.stop.cancelled() => return,
+            shaken = shaken => shaken,
+        };
+        match shaken {
+            Ok(Ok(stream)) => self.requests(stream).await,
+            Ok(Err(e)) => tracing::debug!("Lotus API: no TLS: {e}"),
+            Err(_) => tracing::debug!("Lotus API: no TLS in time"),
+        }
+    }
+
+    async fn requests<S>(self, stream: S)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let (limit, stop) = (self.limit, self.stop.clone());
         let service = service_fn(move |request| {
             let this = self.clone();
@@ -235,7 +265,7 @@ impl Connection {
         let served = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(limit)
-            .serve_connection(TokioIo::new(tcp), service)
+            .serve_connection(TokioIo::new(stream), service)
             .with_upgrades();
         let mut served = std::pin::pin!(served);
         let ended = tokio::select! {
@@ -324,7 +354,8 @@ impl Connection {
             return self.cfg.url.trim_end_matches('/').to_owned();
         }
         let host = headers.get(HOST).and_then(|h| h.to_str().ok());
-        host.map(|host| format!("http://{host}"))
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        host.map(|host| format!("{scheme}://{host}"))
             .unwrap_or_default()
     }
 }

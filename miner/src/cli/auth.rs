@@ -75,7 +75,7 @@ fn address(repo: &Repo) -> Result<String, Fault> {
     };
     match std::fs::read_to_string(repo.root().join("api")) {
         Ok(text) => Ok(text.trim().to_owned()),
-        Err(_) if wanted.port() != 0 => Ok(lotus_api::multiaddr(wanted)),
+        Err(_) if wanted.port() != 0 => Ok(lotus_api::multiaddr(wanted, cfg.lotus_api.is_https())),
         Err(_) => Err(Fault::new(
             Kind::Config,
             "the port of the Lotus API is chosen when the hub starts, and it did not start yet",

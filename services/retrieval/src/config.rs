@@ -3,7 +3,6 @@ use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 
 use lotus_runtime::{Fault, Needs, Network, Tls};
-use lotus_types::Kind;
 use serde::{Deserialize, Serialize};
 
 /// `[retrieval]` in config.toml.
@@ -80,18 +79,7 @@ impl RetrievalConfig {
 
     /// The certificate and its key, if this gateway speaks TLS.
     pub(crate) fn tls(&self) -> Result<Option<Tls>, Fault> {
-        let no = |path: &Path| path.as_os_str().is_empty();
-        if no(&self.tls_cert) != no(&self.tls_key) {
-            return Err(Fault::new(
-                Kind::Config,
-                "one of retrieval.tls_cert and retrieval.tls_key is set, the other is not",
-                "set both for HTTPS, or none for plain HTTP",
-            ));
-        }
-        if no(&self.tls_cert) {
-            return Ok(None);
-        }
-        Tls::load(&self.tls_cert, &self.tls_key).map(Some)
+        Tls::of("retrieval", &self.tls_cert, &self.tls_key)
     }
 }
 

@@ -403,3 +403,50 @@ async fn it_can_be_off_and_a_wrong_address_is_named() {
     let e = bind("localhost").await.unwrap_err();
     assert!(e.fix.contains("lotus_api.listen"), "{e:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_a_certificate_it_speaks_https_and_nothing_else() {
+    let tmp = tempfile::tempdir().unwrap();
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let (cert, key) = (tmp.path().join("cert.pem"), tmp.path().join("key.pem"));
+    std::fs::write(&cert, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let rig = Rig::start(|c| {
+        c.tls_cert.clone_from(&cert);
+        c.tls_key.clone_from(&key);
+    })
+    .await;
+    assert_eq!(rig.result("ActorAddress", json!([])).await, json!("t01000"));
+    // Whoever is told an address gets one that answers.
+    let told = std::fs::read_to_string(rig.repo.path().join("api")).unwrap();
+    assert!(told.ends_with("/https"), "{told}");
+    let piece = json!([{"ID": sector(7), "ProofType": 5}, 0, 1, "", null]);
+    rig.result("SectorsUnsealPiece", piece).await;
+    let found = rig
+        .result("StorageFindSector", json!([sector(7), 1, 2048, false]))
+        .await;
+    assert_eq!(found[0]["BaseURLs"], json!([format!("{}/remote", rig.url)]));
+    // It is no HTTP/2, whatever the client would like.
+    let root = rig.http.get(&rig.url).send().await.unwrap();
+    assert_eq!(root.version(), reqwest::Version::HTTP_11);
+
+    let mut plain = TcpStream::connect(rig.addr).await.unwrap();
+    plain
+        .write_all(b"POST /rpc/v0 HTTP/1.1\r\n\r\n")
+        .await
+        .unwrap();
+    let mut rest = Vec::new();
+    let read = tokio::time::timeout(LIMIT, plain.read_to_end(&mut rest));
+    drop(read.await.unwrap());
+    assert!(!rest.starts_with(b"HTTP"));
+    rig.end().await;
+
+    let half = LotusApiConfig {
+        listen: "127.0.0.1:0".into(),
+        tls_cert: cert,
+        ..LotusApiConfig::default()
+    };
+    let e = LotusApi::bind(&half, tmp.path(), tmp.path()).await;
+    let e = e.unwrap_err();
+    assert!(e.message.contains("lotus_api.tls_key"), "{e}");
+}

@@ -273,6 +273,7 @@ impl Hub for Fake {
 pub(crate) struct Rig {
     pub(crate) repo: tempfile::TempDir,
     pub(crate) addr: std::net::SocketAddr,
+    pub(crate) url: String,
     stop: CancellationToken,
     tasks: JoinSet<()>,
     pub(crate) http: reqwest::Client,
@@ -303,10 +304,14 @@ impl Rig {
         });
         let served = hub.clone();
         tasks.spawn(async move { api.serve(served, end).await.unwrap() });
-        let http = lotus_runtime::http_client().build().unwrap();
+        // Of certificates it has only such as it makes itself.
+        let http = lotus_runtime::http_client().danger_accept_invalid_certs(true);
+        let http = http.build().unwrap();
+        let scheme = if cfg.is_https() { "https" } else { "http" };
         Self {
             repo,
             addr,
+            url: format!("{scheme}://{addr}"),
             stop,
             tasks,
             http,
@@ -324,7 +329,7 @@ impl Rig {
         let body = json!({"jsonrpc": "2.0", "id": 0, "method": method, "params": params});
         let mut request = self
             .http
-            .post(format!("http://{}/rpc/v0", self.addr))
+            .post(format!("{}/rpc/v0", self.url))
             .header("content-type", "text/plain;charset=UTF-8")
             .body(body.to_string());
         if let Some(token) = token {

@@ -7,8 +7,6 @@ use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use cid::Cid;
 use ipld_core::ipld::Ipld;
 use lotus_car::{CarWriter, DAG_CBOR, DAG_PB, RAW};
@@ -386,17 +384,10 @@ async fn bad_content_is_never_passed_on() {
 /// A certificate that nobody else signed, and its key.
 fn certificate(dir: &Path) -> (PathBuf, PathBuf) {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let write = |name: &str, what: &str, der: &[u8]| {
-        let text = STANDARD.encode(der);
-        let pem = format!("-----BEGIN {what}-----\n{text}\n-----END {what}-----\n");
-        fs::write(dir.join(name), pem).unwrap();
-        dir.join(name)
-    };
-    let key = made.signing_key.serialized_der();
-    (
-        write("cert.pem", "CERTIFICATE", made.cert.der()),
-        write("key.pem", "PRIVATE KEY", key),
-    )
+    let (cert, key) = (dir.join("cert.pem"), dir.join("key.pem"));
+    fs::write(&cert, made.cert.pem()).unwrap();
+    fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    (cert, key)
 }
 
 #[tokio::test(flavor = "multi_thread")]
