@@ -24,8 +24,8 @@ const EVENTS: Map<u64, ByteBuf> = Map::new("hub.events");
 
 /// Events that a subscriber reads at a time.
 const PAGE: usize = 256;
-/// What happens within this time is told at once: nearly all that a write to a subscriber costs is the
-/// write, and one change of the hub is often several events.
+/// What happens within this time is told at once, to all: nearly all that telling costs is that a
+/// subscriber is woken and written to, and one change of the hub is often several events.
 const GATHER: Duration = Duration::from_millis(10);
 /// Newest events in memory.
 const RECENT: usize = 4 * PAGE;
@@ -114,12 +114,15 @@ struct Inner {
     /// Number of the last durable event.
     last: watch::Sender<u64>,
     /// The newest events that are committed, without a gap.
-    recent: Mutex<VecDeque<Event>>,
+    recent: Mutex<VecDeque<Arc<Event>>>,
     head: watch::Sender<Option<HeadChanged>>,
+    /// What subscribers wait for.
+    told: watch::Sender<()>,
 }
 
 impl EventLog {
-    /// The log in this journal, of which the last `keep` events are kept.
+    /// The log in this journal, of which the last `keep` events are kept. Subscribers hear what is there,
+    /// and as long as [`EventLog::run`] runs, what comes.
     pub fn open(journal: Journal, generation: Generation, keep: u64) -> Result<Self, JournalError> {
         let last = last_in(&journal)?;
         Ok(Self {
@@ -130,6 +133,7 @@ impl EventLog {
                 last: watch::Sender::new(last),
                 recent: Mutex::default(),
                 head: watch::Sender::new(None),
+                told: watch::Sender::new(()),
             }),
         })
     }
@@ -153,7 +157,27 @@ impl EventLog {
         Ok(seq)
     }
 
-    /// Wakes the subscribers.
+    /// Wakes the subscribers whenever there is something new, and for the last time on `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        let (mut last, mut head) = (self.inner.last.subscribe(), self.inner.head.subscribe());
+        loop {
+            // Both senders are in `self`, so `changed` cannot fail.
+            tokio::select! {
+                () = stop.cancelled() => {
+                    self.inner.told.send_replace(());
+                    return;
+                }
+                _ = last.changed() => {}
+                _ = head.changed() => {}
+            }
+            tokio::time::sleep(GATHER).await;
+            last.mark_unchanged();
+            head.mark_unchanged();
+            self.inner.told.send_replace(());
+        }
+    }
+
+    /// Lets the subscribers know.
     pub fn committed(&self) {
         match self.remember() {
             Ok(last) => {
@@ -190,7 +214,7 @@ impl EventLog {
     }
 
     /// Events behind this number, at most [`PAGE`], from memory if they are there.
-    fn behind(&self, after: u64) -> Result<Vec<Event>, JournalError> {
+    fn behind(&self, after: u64) -> Result<Vec<Arc<Event>>, JournalError> {
         let recent = self.recent();
         match recent.front() {
             Some(first) if first.seq <= after + 1 => {
@@ -205,21 +229,22 @@ impl EventLog {
     }
 
     /// The same from the journal.
-    fn read(&self, after: u64) -> Result<Vec<Event>, JournalError> {
+    fn read(&self, after: u64) -> Result<Vec<Arc<Event>>, JournalError> {
         let page = self
             .inner
             .journal
             .read(|v| v.scan(&EVENTS, Some(&after), PAGE))?;
         let decoded = page.into_iter().map(|(_, bytes)| {
-            Event::decode(bytes.as_slice()).map_err(|e| JournalError::Decode {
+            let event = Event::decode(bytes.as_slice()).map_err(|e| JournalError::Decode {
                 table: "hub.events",
                 why: e.to_string(),
-            })
+            })?;
+            Ok(Arc::new(event))
         });
         decoded.collect()
     }
 
-    fn recent(&self) -> MutexGuard<'_, VecDeque<Event>> {
+    fn recent(&self) -> MutexGuard<'_, VecDeque<Arc<Event>>> {
         // After a panic elsewhere what is there is whole, and the journal has the rest.
         self.inner
             .recent
@@ -244,7 +269,8 @@ impl EventLog {
         *self.inner.last.borrow()
     }
 
-    /// Everything from event `from` on, then what comes, until `stop`. 0 starts at the oldest.
+    /// Everything from event `from` on, then what comes, until `stop`, which is that of
+    /// [`EventLog::run`]. 0 starts at the oldest.
     pub fn subscribe(
         &self,
         from: u64,
@@ -265,7 +291,7 @@ impl EventLog {
             next,
             topics,
             ready: VecDeque::new(),
-            last: self.inner.last.subscribe(),
+            told: self.inner.told.subscribe(),
             head: self.inner.head.subscribe(),
             head_told: !topics.head,
             stop,
@@ -293,8 +319,8 @@ struct Reader {
     log: EventLog,
     next: u64,
     topics: Topics,
-    ready: VecDeque<Event>,
-    last: watch::Receiver<u64>,
+    ready: VecDeque<Arc<Event>>,
+    told: watch::Receiver<()>,
     head: watch::Receiver<Option<HeadChanged>>,
     /// Whether the present head was told once; later ones show as changes.
     head_told: bool,
@@ -306,13 +332,13 @@ impl Reader {
     async fn next(&mut self) -> Option<Result<Event, EventsError>> {
         loop {
             if let Some(event) = self.ready.pop_front() {
-                return Some(Ok(event));
+                return Some(Ok(Arc::unwrap_or_clone(event)));
             }
+            // Marked as seen before anything is looked at: what comes later wakes us again.
+            self.told.mark_unchanged();
             if self.ended || self.stop.is_cancelled() {
                 return None;
             }
-            // Marked as seen before the log is read: a later event wakes us again.
-            self.last.borrow_and_update();
             match self.read_page() {
                 Ok(0) => {}
                 Ok(_) => continue,
@@ -333,14 +359,10 @@ impl Reader {
                     }));
                 }
             }
-            let wants_head = self.topics.head;
-            // The log owns both senders and `self.log` keeps it, so `changed` cannot fail.
-            tokio::select! {
-                () = self.stop.cancelled() => return None,
-                _ = self.last.changed() => {}
-                _ = self.head.changed(), if wants_head => self.head.mark_changed(),
+            // `self.log` keeps the sender, so it cannot fail.
+            if self.told.changed().await.is_err() {
+                return None;
             }
-            tokio::time::sleep(GATHER).await;
         }
     }
 
@@ -467,6 +489,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let log = log(dir.path(), 1, 10);
         let stop = CancellationToken::new();
+        let told = log.clone().run(stop.clone());
         let mut live = Box::pin(log.subscribe(0, Topics::ALL, stop.clone()).unwrap());
         let mut slow = Box::pin(log.subscribe(1, Topics::ALL, stop.clone()).unwrap());
         let writer = {
@@ -479,25 +502,27 @@ mod tests {
                 });
             }
         };
-        let (first, ()) = tokio::join!(live.next(), writer);
-        assert!(matches!(first.unwrap().unwrap().what, Some(What::Sector(s)) if s.number == 7));
-        let head = live.next().await.unwrap().unwrap();
-        assert!(matches!(head.what, Some(What::Head(h)) if h.height == 5));
-        assert_eq!(head.seq, 1);
+        let heard = async {
+            let (first, ()) = tokio::join!(live.next(), writer);
+            assert!(matches!(first.unwrap().unwrap().what, Some(What::Sector(s)) if s.number == 7));
+            let head = live.next().await.unwrap().unwrap();
+            assert!(matches!(head.what, Some(What::Head(h)) if h.height == 5));
+            assert_eq!(head.seq, 1);
 
-        for i in 0..50 {
-            append(&log, false, i);
-        }
-        assert!(matches!(
-            slow.next().await,
-            Some(Err(EventsError::OutOfRange {
-                asked: 1,
-                oldest: 42,
-                last: 51
-            }))
-        ));
-        assert!(slow.next().await.is_none());
-        stop.cancel();
-        drop(live);
+            for i in 0..50 {
+                append(&log, false, i);
+            }
+            assert!(matches!(
+                slow.next().await,
+                Some(Err(EventsError::OutOfRange {
+                    asked: 1,
+                    oldest: 42,
+                    last: 51
+                }))
+            ));
+            assert!(slow.next().await.is_none());
+            stop.cancel();
+        };
+        tokio::join!(told, heard);
     }
 }

@@ -300,6 +300,7 @@ pub async fn run(
         }
         mining.await;
     });
+    parts.spawn_endless("events", events.clone().run(stop.clone()));
     parts.spawn("pieces", piece_runner.run(stop.clone()));
     parts.spawn_endless(
         "unsealed_copies",
