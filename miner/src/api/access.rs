@@ -203,12 +203,18 @@ impl Access {
             Some(Shown::Certificate(peer)) => peer,
             Some(Shown::Nothing) | None => return Err(Refused::Nothing),
         };
+        if path != RENEW {
+            match self.authority.caller(&peer.certificate) {
+                // No spoke's.
+                Err(Refused::NotOurs) => {}
+                called => return called.map(Who::Spoke),
+            }
+        }
         match self.authority.presented(&peer.certificate) {
             Presented::Joining(caller) => Ok(Who::Joining(caller)),
             // Whether it may still be renewed is for the one who renews it.
             Presented::Spoke(caller) if path == RENEW => Ok(Who::Renewing(caller)),
-            Presented::Spoke(_) => self.authority.caller(&peer.certificate).map(Who::Spoke),
-            Presented::Other => Err(Refused::NotOurs),
+            Presented::Spoke(_) | Presented::Other => Err(Refused::NotOurs),
         }
     }
 
