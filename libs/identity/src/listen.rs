@@ -26,6 +26,9 @@ use crate::tls::HANDSHAKE_LIMIT;
 pub(crate) const HANDSHAKES: usize = 64;
 /// Wait after an error of the listener itself, such as too many open files.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// Rest after connections that were refused, once nobody waits any more: those that come meanwhile are
+/// taken together, so that a flood of them wakes the hub a hundred times a second and no more.
+const REST: Duration = Duration::from_millis(10);
 
 /// Who is at the other end of a connection. The handshake has verified that the certificate is of
 /// the authority, and that the peer has its key; whether it counts is to be asked at each call.
@@ -116,12 +119,23 @@ pub async fn accept(
     let room = Arc::new(Semaphore::new(HANDSHAKES));
     let rates = Rates::new(per_second);
     let mut handshakes = JoinSet::new();
+    let mut refused = false;
     loop {
         while handshakes.try_join_next().is_some() {}
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
             accepted = async {
                 let permit = room.clone().acquire_owned().await;
+                if std::mem::take(&mut refused) {
+                    tokio::select! {
+                        biased;
+                        waiting = listener.accept() => {
+                            refused = true;
+                            return (permit, waiting);
+                        }
+                        () = std::future::ready(()) => tokio::time::sleep(REST).await,
+                    }
+                }
                 (permit, listener.accept().await)
             } => accepted,
         };
@@ -137,6 +151,7 @@ pub async fn accept(
         };
         if !rates.allow(client(addr.ip()), Instant::now()) {
             metrics::counter!("lotus_hub_handshakes_refused_total").increment(1);
+            refused = true;
             continue;
         }
         let (tls, to) = (tls.clone(), to.clone());
