@@ -16,12 +16,13 @@ use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use lotus_e2e::{Failed, Net, NetConfig, secs};
-use lotus_identity::{Authority, Caller, Held, connect};
+use lotus_identity::{Authority, Caller, HUB_NAME, Held, connect};
 use lotus_tokens::{Perm, Tokens};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, BufReader};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
@@ -61,6 +62,10 @@ pub(super) struct Rig {
     authority: Authority,
     identities: PathBuf,
     peer: PathBuf,
+    /// Of clients of the Lotus API, which trust its certificate.
+    lotus: Arc<rustls::ClientConfig>,
+    /// That certificate and its key.
+    _pair: TempDir,
 }
 
 impl Rig {
@@ -74,6 +79,8 @@ impl Rig {
         };
         let more = ENV.map(|(k, v)| (k.to_owned(), v.to_owned()));
         cfg.hub_env.extend(BTreeMap::from(more));
+        let pair = tempfile::tempdir()?;
+        let lotus = https(pair.path(), &mut cfg.hub_env)?;
         let net = Net::start(&cfg).await?;
         net.ready(START).await?;
         let root = net.root().display().to_string();
@@ -105,6 +112,8 @@ impl Rig {
             authority: authority.map_err(|e| Failed::at("authority", e))?,
             identities: net.root().join("identities"),
             peer,
+            lotus,
+            _pair: pair,
             net,
         })
     }
@@ -200,7 +209,7 @@ impl Rig {
             .await
     }
 
-    /// Connections to the Lotus API of the hub itself, which has no TLS.
+    /// Connections to the Lotus API of the hub itself.
     pub(super) async fn lotus(&self, count: usize) -> Result<Vec<JsonRpc>, Failed> {
         let hub = self.net.root().join("miner");
         let addr = lotus_runtime::addr_file::read(&hub.join("run"), "lotus-api");
@@ -209,8 +218,7 @@ impl Rig {
         let mut all = Vec::with_capacity(count);
         for _ in 0..count {
             let tcp = TcpStream::connect(&addr).await?;
-            tcp.set_nodelay(true)?;
-            all.push(JsonRpc::over(tcp, token.clone()).await?);
+            all.push(JsonRpc::over(self.lotus.clone(), tcp, token.clone()).await?);
         }
         Ok(all)
     }
@@ -233,9 +241,7 @@ impl Peer {
     /// A connection, which is kept.
     pub(super) async fn connect(&self) -> Result<JsonRpc, Failed> {
         let tcp = TcpStream::connect(self.addr).await?;
-        tcp.set_nodelay(true)?;
-        let stream = connect(self.tls.clone(), tcp).await?;
-        JsonRpc::over(stream, self.token.clone()).await
+        JsonRpc::over(self.tls.clone(), tcp, self.token.clone()).await
     }
 
     pub(super) async fn connections(&self, count: usize) -> Result<Vec<JsonRpc>, Failed> {
@@ -269,10 +275,13 @@ struct Answer<T> {
 }
 
 impl JsonRpc {
-    async fn over<S>(stream: S, token: HeaderValue) -> Result<Self, Failed>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    async fn over(
+        tls: Arc<rustls::ClientConfig>,
+        tcp: TcpStream,
+        token: HeaderValue,
+    ) -> Result<Self, Failed> {
+        tcp.set_nodelay(true)?;
+        let stream = connect(tls, tcp).await?;
         let shaken = http1::handshake(TokioIo::new(stream)).await;
         let (peer, connection) = shaken.map_err(|e| Failed::at("json-rpc", e))?;
         let mut driver = JoinSet::new();
@@ -357,6 +366,34 @@ pub(super) async fn spoke(addr: SocketAddr, identity: &Path) -> Result<HubClient
     let trace = lotus_runtime::trace::client_interceptor;
     let spoke = HubClient::connect(&cfg, &service, "bench", trace).await;
     spoke.map_err(|e| Failed::at("hub", e))
+}
+
+/// Lets the Lotus API speak HTTPS, with a certificate that is made in this folder, and returns how
+/// clients connect that trust it.
+fn https(
+    dir: &Path,
+    env: &mut BTreeMap<String, String>,
+) -> Result<Arc<rustls::ClientConfig>, Failed> {
+    let failed = |e: &dyn std::fmt::Display| Failed::at("certificate", e);
+    let made = rcgen::generate_simple_self_signed([HUB_NAME.to_owned()]);
+    let made = made.map_err(|e| failed(&e))?;
+    for (name, pem) in [
+        ("cert", made.cert.pem()),
+        ("key", made.signing_key.serialize_pem()),
+    ] {
+        let path = dir.join(name);
+        std::fs::write(&path, pem)?;
+        let setting = format!("LOTUS_MINER__LOTUS_API__TLS_{}", name.to_uppercase());
+        env.insert(setting, path.display().to_string());
+    }
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(made.cert.der().clone()).map_err(|e| failed(&e))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|e| failed(&e))?;
+    let tls = tls.with_root_certificates(roots).with_no_client_auth();
+    Ok(Arc::new(tls))
 }
 
 /// Where the hub with this folder listens.
