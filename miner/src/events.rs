@@ -157,16 +157,13 @@ impl EventLog {
         Ok(seq)
     }
 
-    /// Wakes the subscribers whenever there is something new, and for the last time on `stop`.
+    /// Wakes the subscribers whenever there is something new, until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         let (mut last, mut head) = (self.inner.last.subscribe(), self.inner.head.subscribe());
         loop {
             // Both senders are in `self`, so `changed` cannot fail.
             tokio::select! {
-                () = stop.cancelled() => {
-                    self.inner.told.send_replace(());
-                    return;
-                }
+                () = stop.cancelled() => return,
                 _ = last.changed() => {}
                 _ = head.changed() => {}
             }
@@ -269,8 +266,8 @@ impl EventLog {
         *self.inner.last.borrow()
     }
 
-    /// Everything from event `from` on, then what comes, until `stop`, which is that of
-    /// [`EventLog::run`]. 0 starts at the oldest.
+    /// Everything from event `from` on, then what comes, until `stop`. 0 starts at the
+    /// oldest.
     pub fn subscribe(
         &self,
         from: u64,
@@ -359,9 +356,10 @@ impl Reader {
                     }));
                 }
             }
-            // `self.log` keeps the sender, so it cannot fail.
-            if self.told.changed().await.is_err() {
-                return None;
+            // `self.log` keeps the sender, so `changed` cannot fail.
+            tokio::select! {
+                () = self.stop.cancelled() => return None,
+                _ = self.told.changed() => {}
             }
         }
     }

@@ -216,6 +216,7 @@ impl Hub {
         let data = FdServer::bind(&repo.data_socket(), unsealed).unwrap();
         let mut tasks = JoinSet::new();
         tasks.spawn(data.run(stop.clone()));
+        tasks.spawn(events.clone().run(stop.clone()));
         tasks.spawn(unseal.run(stop.clone()));
         let end = stop.clone();
         tasks.spawn(async move { runner.run(end).await.unwrap() });
