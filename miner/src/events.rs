@@ -266,8 +266,7 @@ impl EventLog {
         *self.inner.last.borrow()
     }
 
-    /// Everything from event `from` on, then what comes, until `stop`. 0 starts at the
-    /// oldest.
+    /// Everything from event `from` on, then what comes, until `stop`. 0 starts at the oldest.
     pub fn subscribe(
         &self,
         from: u64,
